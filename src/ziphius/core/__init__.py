@@ -1,0 +1,1 @@
+"""Floor 0: configs, errors, files and assets; imports nothing of the package above it."""
