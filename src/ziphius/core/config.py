@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Base of all configs: frozen, no unknown keys, the docstring under a field is its help text."""
+    """Base of all configs: frozen, no unknown keys; a field's docstring is its help text."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -1,7 +1,8 @@
 """Errors that a user can cause. Each message says what is wrong, where, and what to do about it.
 
-All of them are `ValueError`s, so a caller that knows nothing of this package can still catch them; the
-command line prints their message alone, without a traceback. Broken invariants are `assert`s instead.
+All of them are `ValueError`s, so a caller that knows nothing of this package can still catch them;
+the command line prints their message alone, without a traceback. Broken invariants are `assert`s
+instead.
 """
 
 
@@ -14,7 +15,7 @@ class ConfigError(ZiphiusError):
 
 
 class CheckpointError(ZiphiusError):
-    """A model folder or file is missing, truncated, of the wrong shape, or lies about its content."""
+    """A model folder or file is missing, truncated, of the wrong shape, or not what it says."""
 
 
 class TokenizerError(ZiphiusError):
@@ -31,3 +32,11 @@ class AssetError(ZiphiusError):
 
 class MissingExtraError(ZiphiusError):
     """An optional dependency is needed: the message names the extra that installs it."""
+
+
+class DeviceError(ZiphiusError):
+    """A device or number type was asked for that this machine does not have."""
+
+
+class OutputError(ZiphiusError):
+    """A file or folder cannot be written: something is in the way, or no room, or no right."""

@@ -1,0 +1,1 @@
+"""Floor 7: one file per command; it parses options, calls down and prints."""

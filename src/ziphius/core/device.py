@@ -1,0 +1,54 @@
+"""Where a model computes and in which numbers: the words of the options become torch's objects."""
+
+import torch
+
+from ziphius.core.errors import DeviceError
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ... into a device that this machine has.
+
+    `auto` is the accelerator that torch sees, else the CPU.
+    """
+    available = available_devices()
+    if name == "auto":
+        _, *accelerators = available
+        return torch.device(accelerators[0] if accelerators else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(_unknown_device(name, available)) from error
+    if str(device) not in available and name not in {entry.split(":")[0] for entry in available}:
+        raise DeviceError(_unknown_device(name, available))
+    return device
+
+
+def available_devices() -> list[str]:
+    """List the CPU and then every accelerator, under the names that `resolve_device` takes."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    count = torch.accelerator.device_count()
+    return ["cpu", *(f"{accelerator.type}:{index}" for index in range(count))]
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn an option's word into a dtype; `auto` is float32 on a CPU and bfloat16 elsewhere.
+
+    CPUs keep float32 because their half-precision products are many times slower, not faster.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise DeviceError(f"Unknown dtype {name!r}. Known: auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _unknown_device(name: str, available: list[str]) -> str:
+    return f"No device {name!r} here. This machine has: auto, {', '.join(available)}."
