@@ -1,0 +1,78 @@
+"""From the words of a command line to the frozen config of a command, through tyro.
+
+The config is the only list of a command's options: names, types, defaults, ranges and help texts
+all come from its fields. What a field cannot say for itself is said here, once for all commands.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+from pydantic import ValidationError
+from tyro.constructors import (
+    MISSING_NONPROP,
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from ziphius.core.config import Config, explain
+
+AsJson = Annotated[bool, tyro.conf.arg(name="json")]
+"""Type of the field `as_json`, which is the option --json (pydantic keeps the name json)."""
+
+C = TypeVar("C", bound=Config)
+REGISTRY = ConstructorRegistry()
+
+
+def parse_options(
+    config_class: type[C], args: Sequence[str], *, prog: str, description: str | None
+) -> C:
+    """Read `args` into a config; on --help or an error print it and raise SystemExit (0 or 2)."""
+    return tyro.cli(
+        config_class,
+        prog=prog,
+        description=inspect.cleandoc(description or ""),
+        args=args,
+        # One flag per switch: --json without --no-json.
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=REGISTRY,
+    )
+
+
+@REGISTRY.struct_rule
+def _config_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Read configs as tyro does, but report what pydantic refuses in one line and not in five."""
+    if not (isinstance(info.type, type) and issubclass(info.type, Config)):
+        return None
+    hints = get_type_hints(info.type, include_extras=True)
+
+    def default(name: str) -> Any:
+        if isinstance(info.default, Config):
+            return getattr(info.default, name)
+        field = info.type.model_fields[name]
+        return (
+            MISSING_NONPROP if field.is_required() else field.get_default(call_default_factory=True)
+        )
+
+    fields = tuple(
+        StructFieldSpec(
+            name=name, type=hints[name], default=default(name), helptext=field.description
+        )
+        for name, field in info.type.model_fields.items()
+    )
+    return StructConstructorSpec(instantiate=_in_plain_words(info.type), fields=fields)
+
+
+def _in_plain_words(config_class: type[Config]) -> Callable[..., Config]:
+    @functools.wraps(config_class, updated=())
+    def instantiate(**values: Any) -> Config:
+        try:
+            return config_class(**values)
+        except ValidationError as error:
+            raise ValueError(explain(error)) from error
+
+    return instantiate
