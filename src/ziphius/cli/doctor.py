@@ -1,0 +1,132 @@
+"""`ziphius doctor`: what this machine has for the work, and how to get what is missing."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from ziphius.cli.options import AsJson
+from ziphius.core.assets import ASSETS, cache_folder, is_cached
+from ziphius.core.config import Config
+
+
+class DoctorConfig(Config):
+    """What `ziphius doctor` needs to know."""
+
+    as_json: AsJson = False
+    """Print the findings as one JSON document."""
+
+
+class Finding(NamedTuple):
+    """One line of the report; `remedy` is empty when nothing needs doing."""
+
+    part: str
+    found: str
+    remedy: str = ""
+
+
+def doctor(config: DoctorConfig) -> None:
+    """Report what this machine has, what is missing and how to get it.
+
+    Example:
+        ziphius doctor
+        ziphius doctor --json
+    """
+    findings = [*_machine(), *_torch(), *_storage(), *_extras()]
+    if config.as_json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+        return
+    table = Table("part", "found", "to do")
+    for finding in findings:
+        table.add_row(*finding)
+    Console().print(table)
+
+
+def _machine() -> list[Finding]:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    return [
+        Finding("python", f"{platform.python_version()} at {sys.executable}"),
+        Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+        Finding("memory", f"{memory / 2**30:.1f} GiB"),
+    ]
+
+
+def _torch() -> list[Finding]:
+    import torch
+
+    from ziphius.core.device import available_devices
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    capability = torch.backends.cpu.get_cpu_capability()
+    _, *accelerators = available_devices()
+    return [
+        Finding("torch", torch.__version__),
+        Finding("cpu", f"{cores} cores, {torch.get_num_threads()} torch threads, {capability}"),
+        *(Finding(name, _accelerator(name)) for name in accelerators),
+        *([] if accelerators else [Finding("accelerator", "none: everything runs on the CPU")]),
+    ]
+
+
+def _accelerator(name: str) -> str:
+    import torch
+
+    if not name.startswith("cuda"):
+        return "present"
+    properties = torch.cuda.get_device_properties(name)
+    return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+
+
+def _storage() -> list[Finding]:
+    folder = cache_folder()
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = f"{folder}, {shutil.disk_usage(present).free / 2**30:.1f} GiB free"
+    remedy = "" if os.access(present, os.W_OK) else "not writable: set ZIPHIUS_CACHE"
+    return [
+        Finding("cache folder", free, remedy),
+        *(
+            Finding(f"asset {name}", "fetched")
+            if is_cached(name)
+            else Finding(f"asset {name}", "not fetched", f"ziphius assets fetch {name}")
+            for name in ASSETS
+        ),
+    ]
+
+
+def _extras() -> list[Finding]:
+    """Read from the installed package's own metadata which extras are there."""
+    try:
+        requirements = importlib.metadata.requires("ziphius") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding("ziphius", "not installed, runs from its source", "make run")]
+    extras: dict[str, list[str]] = {}
+    for requirement in requirements:
+        # Such as: gguf; extra == "quant"
+        if match := re.fullmatch(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement):
+            extras.setdefault(match[2], []).append(match[1])
+    return [_extra(name, packages) for name, packages in extras.items() if name != "all"]
+
+
+def _extra(name: str, packages: list[str]) -> Finding:
+    missing = [package for package in packages if not _is_installed(package)]
+    if missing:
+        return Finding(f"[{name}]", f"lacks {', '.join(missing)}", f"pip install 'ziphius[{name}]'")
+    return Finding(f"[{name}]", ", ".join(packages))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

