@@ -217,12 +217,12 @@ class ModelConfig(Config):
         return scale
 
     @property
-    def cache_widths(self) -> tuple[int, int]:
-        """Numbers a layer caches per token: latent and shared rotated key, or keys and values."""
+    def cache_widths(self) -> tuple[int, ...]:
+        """Numbers a layer caches per token: one [latent | rotated key] row, or keys and values."""
         if self.attention == "mla":
             assert self.kv_lora_rank is not None
             assert self.qk_rope_head_dim is not None
-            return self.kv_lora_rank, self.qk_rope_head_dim
+            return (self.kv_lora_rank + self.qk_rope_head_dim,)
         width = self.num_key_value_heads * self.q_head_dim
         return width, width
 
@@ -311,10 +311,12 @@ class ModelConfig(Config):
             _refuse("first_k_dense_replace", self.first_k_dense_replace, rule)
 
     def _check_gate(self) -> None:
-        scoring = {"greedy": "softmax", "group_limited_greedy": "softmax", "noaux_tc": "sigmoid"}
-        if self.scoring_func != scoring.get(self.topk_method, self.scoring_func):
-            rule = f"topk_method {self.topk_method} needs {scoring[self.topk_method]}"
+        scoring = "sigmoid" if self.topk_method == "noaux_tc" else "softmax"
+        if self.scoring_func != scoring:
+            rule = f"topk_method {self.topk_method} needs {scoring}"
             _refuse("scoring_func", self.scoring_func, rule)
+        if self.topk_method == "topk":
+            self._no_effect("with topk_method topk, whose weights sum to 1", "norm_topk_prob")
         if self.n_routed_experts % self.n_group:
             rule = f"must divide n_routed_experts = {self.n_routed_experts}"
             _refuse("n_group", self.n_group, rule)

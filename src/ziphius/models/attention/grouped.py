@@ -1,0 +1,76 @@
+"""Grouped-query attention (arXiv 2305.13245) of the Llama and Qwen bases; MHA and MQA are its ends.
+
+Shapes: B sequences, T new tokens, S all tokens, D hidden_size, N query heads, G key-value heads,
+H head_dim.
+"""
+
+from torch import Tensor, nn
+
+from ziphius.models.config import ModelConfig
+from ziphius.models.context import ForwardContext
+from ziphius.models.layers import Linear, RMSNorm
+from ziphius.models.rope import rotate_halves
+from ziphius.ops.attention import attend
+
+
+class GroupedAttention(nn.Module):
+    """Attention in which N / G query heads share one key and value head.
+
+    Llama has no biases, Qwen2 has them on queries, keys and values, Qwen3 normalises each query and
+    key head instead.
+    """
+
+    def __init__(self, config: ModelConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.head_dim
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
+        self.scale = config.softmax_scale
+
+        query_width = config.num_attention_heads * config.head_dim
+        key_width = config.num_key_value_heads * config.head_dim
+        qkv_bias = config.qkv_bias or config.attention_bias
+        self.q_proj = Linear(config.hidden_size, query_width, bias=qkv_bias)
+        self.k_proj = Linear(config.hidden_size, key_width, bias=qkv_bias)
+        self.v_proj = Linear(config.hidden_size, key_width, bias=qkv_bias)
+        self.o_proj = Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        self.has_qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
+        """Attend from the T new tokens to all S tokens of each sequence.
+
+        Args:
+            x_BTD: normalised hidden states of the new tokens.
+            context: rotation and visibility; its cache, if any, receives the new keys and values.
+
+        Returns:
+            Hidden states [B, T, D], before the residual is added.
+        """
+        query_BTNH = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        key_BTGH = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        value_BSX = self.v_proj(x_BTD)
+        if self.has_qk_norm:
+            query_BTNH, key_BTGH = self.q_norm(query_BTNH), self.k_norm(key_BTGH)
+        query_BTNH = rotate_halves(query_BTNH, context.rope)
+        key_BSX = rotate_halves(key_BTGH, context.rope).flatten(-2)
+        if context.cache is not None:
+            key_BSX, value_BSX = context.cache.append(self.layer_idx, key_BSX, value_BSX)
+        out_BNTH = attend(
+            query_BTNH.transpose(1, 2),
+            self._heads(key_BSX),
+            self._heads(value_BSX),
+            mask_BTS=context.visible.mask_BTS,
+            is_causal=context.visible.is_causal,
+            scale=self.scale,
+        )
+        out_BTD: Tensor = self.o_proj(out_BNTH.transpose(1, 2).flatten(-2))
+        return out_BTD
+
+    def _heads(self, x_BSX: Tensor) -> Tensor:
+        """View cached rows as heads and repeat each for its group of queries; [B, N, S, H]."""
+        x_BGSH: Tensor = x_BSX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x_BGSH.repeat_interleave(self.heads_per_group, dim=1)

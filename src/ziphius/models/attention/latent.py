@@ -1,0 +1,146 @@
+"""Multi-head latent attention (MLA): DeepSeek-V2 report (arXiv 2405.04434), section 2.1.
+
+Two forms of the same function. The expanded one builds every head's keys and values from the
+latent and suits many queries (training, prefill). The absorbed one moves `kv_b_proj` into the query
+and the output, so that all heads share one key of C + R numbers, and suits few queries (decoding).
+
+Shapes: B sequences, T new tokens, S all tokens, D hidden_size, N heads, C kv_lora_rank,
+P qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim, Q q_lora_rank.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ziphius.models.config import ModelConfig
+from ziphius.models.context import ForwardContext
+from ziphius.models.layers import Linear, RMSNorm
+from ziphius.models.patterns import Visible
+from ziphius.models.rope import Rope, rotate_pairs
+from ziphius.ops.attention import attend
+
+# The published code fixes this, whatever rms_norm_eps says.
+LATENT_NORM_EPS = 1e-6
+
+
+class LatentAttention(nn.Module):
+    """Attention whose cache holds one latent per token, C + R numbers, for all heads.
+
+    Attribute names are those of the published checkpoints, so weights load without renaming.
+    """
+
+    def __init__(self, config: ModelConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.kv_lora_rank is not None
+        assert config.qk_nope_head_dim is not None
+        assert config.qk_rope_head_dim is not None
+        assert config.v_head_dim is not None
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.latent_width = config.kv_lora_rank
+        self.nope_width = config.qk_nope_head_dim
+        self.rope_width = config.qk_rope_head_dim
+        self.value_width = config.v_head_dim
+        self.scale = config.softmax_scale
+
+        query_width = self.num_heads * (self.nope_width + self.rope_width)
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(config.hidden_size, query_width)
+        else:
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = Linear(config.q_lora_rank, query_width)
+        self.has_query_latent = config.q_lora_rank is not None
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, self.latent_width + self.rope_width)
+        self.kv_a_layernorm = RMSNorm(self.latent_width, LATENT_NORM_EPS)
+        self.kv_b_proj = Linear(
+            self.latent_width, self.num_heads * (self.nope_width + self.value_width)
+        )
+        self.o_proj = Linear(self.num_heads * self.value_width, config.hidden_size)
+
+    def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
+        """Attend from the T new tokens to all S tokens of each sequence.
+
+        Args:
+            x_BTD: normalised hidden states of the new tokens.
+            context: rotation and visibility; its cache, if any, receives the new latents.
+
+        Returns:
+            Hidden states [B, T, D], before the residual is added.
+        """
+        query_BTNH = self._query(x_BTD, context.rope)
+        # One row per token, [latent | rotated key]: the cache holds it, the absorbed form reads it.
+        row_BTX = self._row(x_BTD, context.rope)
+        row_BSX = row_BTX
+        if context.cache is not None:
+            (row_BSX,) = context.cache.append(self.layer_idx, row_BTX)
+        absorb = context.cache is not None and self.absorbed_is_cheaper(
+            row_BTX.shape[1], row_BSX.shape[1]
+        )
+        form = self.absorbed if absorb else self.expanded
+        out_BTNV = form(query_BTNH, row_BSX, context.visible)
+        out_BTD: Tensor = self.o_proj(out_BTNV.flatten(-2))
+        return out_BTD
+
+    def absorbed_is_cheaper(self, new_tokens: int, all_tokens: int) -> bool:
+        """Compare the multiplications per head of the two forms."""
+        widths = self.latent_width * (self.nope_width + self.value_width)
+        expanded_score = 2 * (self.nope_width + self.rope_width)
+        absorbed_score = 2 * (self.latent_width + self.rope_width)
+        expanded = all_tokens * widths + new_tokens * all_tokens * expanded_score
+        return new_tokens * widths + new_tokens * all_tokens * absorbed_score < expanded
+
+    def expanded(self, query_BTNH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
+        """Attend with a key and a value per head, built from the latents; [B, T, N, V]."""
+        latent_BSC, k_rope_BSR = row_BSX.split((self.latent_width, self.rope_width), -1)
+        expanded_BSNX = self.kv_b_proj(latent_BSC).unflatten(-1, (self.num_heads, -1))
+        k_nope_BSNP, value_BSNV = expanded_BSNX.split((self.nope_width, self.value_width), -1)
+        k_rope_BSNR = k_rope_BSR.unsqueeze(2).expand(-1, -1, self.num_heads, -1)
+        key_BSNH = torch.cat((k_nope_BSNP, k_rope_BSNR), dim=-1)
+        out_BNTV = attend(
+            query_BTNH.transpose(1, 2),
+            key_BSNH.transpose(1, 2),
+            value_BSNV.transpose(1, 2),
+            mask_BTS=visible.mask_BTS,
+            is_causal=visible.is_causal,
+            scale=self.scale,
+        )
+        return out_BNTV.transpose(1, 2)
+
+    def absorbed(self, query_BTNH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
+        """Attend to the latents themselves, one key and value for all heads; [B, T, N, V].
+
+        q . (W_k c) = (q W_k) . c, and sum p (W_v c) = W_v (sum p c): no key or value is built.
+        """
+        weight_NXC = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
+        w_k_NPC, w_v_NVC = weight_NXC.split((self.nope_width, self.value_width), 1)
+        q_nope_BTNP, q_rope_BTNR = query_BTNH.split((self.nope_width, self.rope_width), -1)
+        q_latent_BTNC = torch.einsum("btnp,npc->btnc", q_nope_BTNP, w_k_NPC)
+        shared_BNSX = row_BSX.unsqueeze(1).expand(-1, self.num_heads, -1, -1)
+        out_BNTX = attend(
+            torch.cat((q_latent_BTNC, q_rope_BTNR), dim=-1).transpose(1, 2),
+            shared_BNSX,
+            # The whole row serves as the value, its last R columns are thrown away: no copy.
+            shared_BNSX,
+            mask_BTS=visible.mask_BTS,
+            is_causal=visible.is_causal,
+            scale=self.scale,
+        )
+        return torch.einsum("bntc,nvc->btnv", out_BNTX[..., : self.latent_width], w_v_NVC)
+
+    def _query(self, x_BTD: Tensor, rope: Rope) -> Tensor:
+        """Project to [B, T, N, P + R], through the query latent where there is one, and rotate."""
+        if self.has_query_latent:
+            flat_BTX = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        else:
+            flat_BTX = self.q_proj(x_BTD)
+        query_BTNH = flat_BTX.unflatten(-1, (self.num_heads, -1))
+        q_nope_BTNP, q_rope_BTNR = query_BTNH.split((self.nope_width, self.rope_width), -1)
+        return torch.cat((q_nope_BTNP, rotate_pairs(q_rope_BTNR, rope)), dim=-1)
+
+    def _row(self, x_BTD: Tensor, rope: Rope) -> Tensor:
+        """Project to what is cached, [B, T, C + R]: the normalised latent and the rotated key."""
+        latent_BTC, k_rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split(
+            (self.latent_width, self.rope_width), -1
+        )
+        k_rope_BTR = rotate_pairs(k_rope_BTR.unsqueeze(2), rope).squeeze(2)
+        return torch.cat((self.kv_a_layernorm(latent_BTC), k_rope_BTR), dim=-1)

@@ -1,0 +1,72 @@
+"""What every gate promises, and the record of one routing decision.
+
+Shapes: M tokens of a batch in one row, D hidden, E experts, K experts per token.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ziphius.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where the tokens of one expert layer went, and the scores that a balance loss needs.
+
+    `experts_MK` may hold the value E where capacity dropped the pair. `probs_ME` carries the gate's
+    gradient: the affinities of each token, summing to 1. `preferred_MK` are the experts a token
+    would take by affinity alone, which the balance losses count.
+    """
+
+    experts_MK: Tensor
+    weights_MK: Tensor
+    probs_ME: Tensor
+    preferred_MK: Tensor
+
+    def counts(self) -> Tensor:
+        """Count the tokens each expert received, [E], dropped pairs left out."""
+        num_experts = self.probs_ME.shape[1]
+        counts_E = torch.bincount(self.experts_MK.flatten(), minlength=num_experts + 1)
+        return counts_E[:num_experts]
+
+
+class Gate(nn.Module, ABC):
+    """Choose K of E experts for each token, and their weights.
+
+    Scores are computed in float32 whatever the model's dtype or autocast: near-ties decide routes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_experts = config.n_routed_experts
+        self.top_k = config.num_experts_per_tok
+        self.num_groups = config.n_group
+        self.top_groups = config.topk_group
+        self.normalise = config.norm_topk_prob
+        self.scaling = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+
+    def forward(self, x_MD: Tensor) -> Routing:
+        """Route the tokens."""
+        with torch.autocast(x_MD.device.type, enabled=False):
+            return self.route(F.linear(x_MD.float(), self.weight.float()))
+
+    @abstractmethod
+    def route(self, logits_ME: Tensor) -> Routing:
+        """Decide from the router's float32 logits."""
+
+
+def keep_best_groups(scores_ME: Tensor, group_scores_MG: Tensor, top_groups: int) -> Tensor:
+    """Set to -inf the scores of all experts outside the best groups.
+
+    -inf, not 0: with V3's bias a score may be negative, and a masked 0 would then win.
+    """
+    num_groups = group_scores_MG.shape[1]
+    best_MG = group_scores_MG.topk(top_groups, dim=-1).indices
+    outside_MG = torch.ones_like(group_scores_MG, dtype=torch.bool).scatter(1, best_MG, False)
+    outside_ME = outside_MG.repeat_interleave(scores_ME.shape[1] // num_groups, dim=1)
+    return scores_ME.masked_fill(outside_ME, float("-inf"))

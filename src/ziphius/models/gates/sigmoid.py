@@ -1,0 +1,58 @@
+"""V3's gate: sigmoid scores, balanced by a bias instead of a loss.
+
+Sources: DeepSeek-V3 report (arXiv 2412.19437), section 2.1.2; auxiliary-loss-free balancing
+(arXiv 2408.15664). The bias decides which experts are chosen, never how much they weigh.
+
+Shapes: M tokens, E experts, G groups, K experts per token.
+"""
+
+import torch
+from torch import Tensor
+
+from ziphius.models.config import ModelConfig
+from ziphius.models.gates.gate import Gate, Routing, keep_best_groups
+
+# A group (node) is judged by its best experts: K / topk_group = 2 of them in V3, fixed in its code.
+EXPERTS_PER_GROUP_SCORE = 2
+
+
+class BiasedSigmoidGate(Gate):
+    """Take the K best experts by sigmoid score plus bias within the best groups."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        # A buffer, moved by `update_bias` and not by a gradient; float32 in a bf16 model too,
+        # because steps of 0.001 vanish in bf16.
+        bias_E = torch.zeros(self.num_experts, dtype=torch.float32)
+        self.register_buffer("e_score_correction_bias", bias_E)
+
+    def route(self, logits_ME: Tensor) -> Routing:
+        """Decide from the router's float32 logits."""
+        scores_ME = logits_ME.sigmoid()
+        biased_ME = scores_ME.detach() + self.e_score_correction_bias
+        grouped_MGX = biased_ME.unflatten(1, (self.num_groups, -1))
+        group_scores_MG = grouped_MGX.topk(EXPERTS_PER_GROUP_SCORE, dim=-1).values.sum(dim=-1)
+        candidates_ME = keep_best_groups(biased_ME, group_scores_MG, self.top_groups)
+        experts_MK = candidates_ME.topk(self.top_k, dim=-1).indices
+
+        weights_MK = scores_ME.gather(1, experts_MK)
+        if self.normalise:
+            weights_MK = weights_MK / (weights_MK.sum(dim=-1, keepdim=True) + 1e-20)
+        return Routing(
+            experts_MK,
+            weights_MK * self.scaling,
+            probs_ME=scores_ME / scores_ME.sum(dim=-1, keepdim=True),
+            preferred_MK=scores_ME.topk(self.top_k, dim=-1).indices,
+        )
+
+    @torch.no_grad()
+    def update_bias(self, counts_E: Tensor, rate: float) -> None:
+        """Raise the bias of underloaded experts and lower that of overloaded ones, by `rate`.
+
+        Call it after the optimizer step with the counts of the whole global batch
+        (arXiv 2408.15664, algorithm 1); V3 uses 0.001, then 0 for the last 0.5T tokens.
+        """
+        counts_E = counts_E.to(self.e_score_correction_bias)
+        self.e_score_correction_bias += rate * (counts_E.mean() - counts_E).sign()

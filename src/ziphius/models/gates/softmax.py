@@ -1,0 +1,50 @@
+"""Softmax gates: V2's two, and the plain top-k gate that V3.1's articles describe.
+
+Sources: DeepSeek-V2 report (arXiv 2405.04434), section 2.2; DeepSeekMoE (arXiv 2401.06066). V2
+never renormalises the chosen weights and multiplies them by routed_scaling_factor; where
+norm_topk_prob is set, its published code divides by their sum and does not scale.
+
+Shapes: M tokens, E experts, G groups, K experts per token.
+"""
+
+from torch import Tensor
+
+from ziphius.models.gates.gate import Gate, Routing, keep_best_groups
+
+
+class GreedyGate(Gate):
+    """Take the K best experts by softmax score (V2-Lite)."""
+
+    def route(self, logits_ME: Tensor) -> Routing:
+        """Decide from the router's float32 logits."""
+        probs_ME = logits_ME.softmax(dim=-1)
+        experts_MK = self.candidates(probs_ME).topk(self.top_k, dim=-1).indices
+        weights_MK = probs_ME.gather(1, experts_MK)
+        if self.normalise:
+            weights_MK = weights_MK / (weights_MK.sum(dim=-1, keepdim=True) + 1e-20)
+        else:
+            weights_MK = weights_MK * self.scaling
+        return Routing(experts_MK, weights_MK, probs_ME, preferred_MK=experts_MK)
+
+    def candidates(self, probs_ME: Tensor) -> Tensor:
+        """Return the scores to choose by; all experts may be chosen."""
+        return probs_ME
+
+
+class GroupLimitedGate(GreedyGate):
+    """Take the K best experts within the best groups, a group as good as its best expert (V2)."""
+
+    def candidates(self, probs_ME: Tensor) -> Tensor:
+        """Leave only the experts of the best groups."""
+        best_MG = probs_ME.unflatten(1, (self.num_groups, -1)).amax(dim=-1)
+        return keep_best_groups(probs_ME, best_MG, self.top_groups)
+
+
+class TopKGate(Gate):
+    """Take the K best logits and softmax over those alone, so the weights sum to 1."""
+
+    def route(self, logits_ME: Tensor) -> Routing:
+        """Decide from the router's float32 logits."""
+        best_MK, experts_MK = logits_ME.topk(self.top_k, dim=-1)
+        weights_MK = best_MK.softmax(dim=-1) * self.scaling
+        return Routing(experts_MK, weights_MK, logits_ME.softmax(dim=-1), experts_MK)

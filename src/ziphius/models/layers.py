@@ -1,0 +1,57 @@
+"""The small layers every block is made of: projection, norm, gated feed-forward.
+
+Weights are left unfilled when built; `Model.initialize` or a checkpoint fills them, so nothing is
+drawn at random only to be overwritten.
+
+Shapes: D hidden_size, F width of the feed-forward layer.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A projection without bias by default, and without an initial draw."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+
+    def reset_parameters(self) -> None:
+        """Leave the weights unfilled."""
+
+
+class Embedding(nn.Embedding):
+    """A token embedding without an initial draw."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights unfilled."""
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, in float32, then scale (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        """Normalise the last dimension; the result has the input's dtype."""
+        normed_D = F.rms_norm(x_D.float(), self.weight.shape, eps=self.eps)
+        return normed_D.to(x_D.dtype) * self.weight.to(x_D.dtype)
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward layer down(silu(gate x) * up x): SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        """Apply the layer to the last dimension."""
+        out_D: Tensor = self.down_proj(F.silu(self.gate_proj(x_D)) * self.up_proj(x_D))
+        return out_D

@@ -1,0 +1,85 @@
+"""Summed cross entropies of a model over a batch; dividing by the global count is the trainer's.
+
+Shapes: B sequences, T tokens, D hidden_size, W vocabulary, X positions that count.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ziphius.models.model import Model, Output
+from ziphius.ops.logprobs import token_logprobs
+from ziphius.ops.targets import targets_ahead
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A summed loss and the number of tokens it sums over."""
+
+    loss_sum: Tensor
+    tokens: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the loss per token of this batch."""
+        return self.loss_sum / self.tokens.clamp(min=1)
+
+
+def next_token_loss(
+    model: Model,
+    output: Output,
+    ids_BT: Tensor,
+    *,
+    documents_BT: Tensor | None = None,
+    counted_BT: Tensor | None = None,
+) -> TokenLoss:
+    """Return the cross entropy of the next token, within documents, where `counted_BT` is true."""
+    targets_BT, counts_BT = targets_ahead(
+        ids_BT, 1, documents_BT=documents_BT, counted_BT=counted_BT
+    )
+    return _cross_entropy(model, output.hidden_BTD, targets_BT, counts_BT)
+
+
+def further_token_losses(
+    model: Model,
+    output: Output,
+    ids_BT: Tensor,
+    *,
+    documents_BT: Tensor | None = None,
+    counted_BT: Tensor | None = None,
+    detach_trunk: bool = False,
+) -> list[TokenLoss]:
+    """Return the cross entropy of each MTP depth (V3 report, equations 24-25).
+
+    The loss of a run is the main one plus lambda / depths times the sum of these, each divided by
+    its own count of tokens.
+
+    Args:
+        model: with MTP layers.
+        output: of the forward pass over `ids_BT`, without a cache.
+        ids_BT: the tokens of that pass.
+        documents_BT: document of each token of a packed row.
+        counted_BT: bool, tokens to be learned.
+        detach_trunk: train the MTP layers alone and leave the trunk's gradient untouched.
+    """
+    losses = []
+    for depth, hidden_BTD in enumerate(model.predict_further(output, ids_BT, detach_trunk), 1):
+        targets_BT, counts_BT = targets_ahead(
+            ids_BT, 1 + depth, documents_BT=documents_BT, counted_BT=counted_BT
+        )
+        losses.append(_cross_entropy(model, hidden_BTD, targets_BT, counts_BT))
+    return losses
+
+
+def _cross_entropy(
+    model: Model, hidden_BTD: Tensor, targets_BT: Tensor, counts_BT: Tensor
+) -> TokenLoss:
+    logits_XW = model.logits(hidden_BTD[counts_BT])
+    logprobs_X = token_logprobs(logits_XW, targets_BT[counts_BT])
+    return TokenLoss(-logprobs_X.sum(), counts_BT.sum())
+
+
+def further_loss_mean(losses: list[TokenLoss]) -> Tensor:
+    """Average the depths' losses per token: what lambda multiplies."""
+    return torch.stack([loss.mean for loss in losses]).mean()

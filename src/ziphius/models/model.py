@@ -1,0 +1,179 @@
+"""The model: embedding, decoder layers, final norm, MTP layers, head.
+
+One class for all of the family; `ModelConfig` decides every part. Parameter names are those of the
+published checkpoints, save that the routed experts of a layer are stacked.
+
+Shapes: B sequences, T new tokens, D hidden_size, W vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ziphius.models.block import Block
+from ziphius.models.cache import Cache
+from ziphius.models.config import ModelConfig
+from ziphius.models.context import ForwardContext
+from ziphius.models.gates import Routing
+from ziphius.models.heads import HEADS
+from ziphius.models.layers import Embedding, RMSNorm
+from ziphius.models.mtp import PredictionLayer
+from ziphius.models.patterns import Tokens, build_pattern, document_positions, look
+from ziphius.models.rope import build_rope
+from ziphius.ops.targets import shift_left
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass leaves: hidden states after the final norm, and its context."""
+
+    hidden_BTD: Tensor
+    context: ForwardContext
+
+    @property
+    def routings(self) -> dict[int, Routing]:
+        """Return the routing of every expert layer that ran, by layer index."""
+        return self.context.routings
+
+
+class Trunk(nn.Module):
+    """Embedding, layers and final norm. The layers past num_hidden_layers are the MTP ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_hidden_layers = config.num_hidden_layers
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        blocks = [Block(config, idx) for idx in range(config.num_hidden_layers)]
+        further = [
+            PredictionLayer(config, config.num_hidden_layers + depth)
+            for depth in range(config.num_nextn_predict_layers)
+        ]
+        self.layers = nn.ModuleList([*blocks, *further])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids_BT: Tensor, context: ForwardContext) -> Tensor:
+        """Return the hidden states [B, T, D] after the final norm."""
+        hidden_BTD = self.embed_tokens(input_ids_BT)
+        for layer in self.layers[: self.num_hidden_layers]:
+            hidden_BTD = layer(hidden_BTD, context)
+        normed_BTD: Tensor = self.norm(hidden_BTD)
+        return normed_BTD
+
+    @property
+    def prediction_layers(self) -> list[PredictionLayer]:
+        """Return the MTP layers, by depth."""
+        layers = self.layers[self.num_hidden_layers :]
+        return [layer for layer in layers if isinstance(layer, PredictionLayer)]
+
+
+class Model(nn.Module):
+    """Any member of the family. Built empty: call `initialize`, or load a checkpoint.
+
+    Example:
+        model = Model(get_preset("v3-tiny"))
+        model.initialize(seed=0)
+        logits_BTW = model.logits(model(input_ids_BT).hidden_BTD)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pattern = build_pattern(config)
+        self.model = Trunk(config)
+        head = HEADS[config.head](config)
+        self.head_attribute = head.attribute
+        self.add_module(head.attribute, head)
+        self.tie_weights()
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Run the trunk over new tokens.
+
+        Args:
+            input_ids_BT: token ids.
+            positions_BT: positions; by default they go on from the cache, or count from 0, anew in
+                every document.
+            documents_BT: document of each token of a packed row (runs of equal numbers); documents
+                never see each other. Not together with a cache.
+            cache: earlier tokens; receives the new ones.
+        """
+        if positions_BT is None:
+            positions_BT = self._default_positions(input_ids_BT, documents_BT, cache)
+        held = [0] * input_ids_BT.shape[0] if cache is None else cache.lengths_B.tolist()
+        visible = look(self.pattern, Tokens(positions_BT, documents_BT), held)
+        context = ForwardContext(build_rope(self.config, positions_BT), visible, cache)
+        hidden_BTD = self.model(input_ids_BT, context)
+        if cache is not None:
+            cache.advance(input_ids_BT.shape[1])
+        return Output(hidden_BTD, context)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Apply the head to hidden states [..., D]; for the language model logits [..., W]."""
+        logits_BTW: Tensor = self.head(hidden_BTD)
+        return logits_BTW
+
+    def predict_further(
+        self, output: Output, input_ids_BT: Tensor, detach_trunk: bool = False
+    ) -> list[Tensor]:
+        """Return the hidden states [B, T, D] of each MTP depth, for a pass without a cache.
+
+        Depth k at position i sees the tokens up to i + k and predicts token i + k + 1. The last k
+        positions of a row or document have no such token: `ops.targets.targets_ahead` leaves them
+        out, and causality keeps them from reaching any position that counts.
+        """
+        assert output.context.cache is None, "drafting from a cache is the engine's work"
+        hidden_BTD = output.hidden_BTD.detach() if detach_trunk else output.hidden_BTD
+        states = []
+        for depth, layer in enumerate(self.model.prediction_layers, 1):
+            embedded_BTD = self.model.embed_tokens(shift_left(input_ids_BT, depth))
+            if detach_trunk:
+                embedded_BTD = embedded_BTD.detach()
+            hidden_BTD = layer.predict(hidden_BTD, embedded_BTD, output.context)
+            states.append(hidden_BTD)
+        return states
+
+    @property
+    def head(self) -> nn.Module:
+        """Return the module on the trunk, under whatever name checkpoints give it."""
+        return self.get_submodule(self.head_attribute)
+
+    def tie_weights(self) -> None:
+        """Make the head share the embedding where the config ties them; again after `to_empty`."""
+        if self.config.tie_word_embeddings:
+            self.head.weight = self.model.embed_tokens.weight
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Fill all weights: matrices from N(0, initializer_range), norms 1, biases 0.
+
+        The draw depends on the seed and the architecture alone, not on the global generator.
+        """
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                continue
+            drawn = torch.empty(parameter.shape, dtype=torch.float32)
+            drawn.normal_(0.0, self.config.initializer_range, generator=generator)
+            parameter.copy_(drawn)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            elif isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+
+    def _default_positions(
+        self, input_ids_BT: Tensor, documents_BT: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        new_tokens = input_ids_BT.shape[1]
+        if cache is not None:
+            return cache.next_positions(new_tokens).to(input_ids_BT.device)
+        if documents_BT is not None:
+            return document_positions(documents_BT)
+        return torch.arange(new_tokens, device=input_ids_BT.device).expand_as(input_ids_BT)

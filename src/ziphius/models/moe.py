@@ -1,0 +1,61 @@
+"""DeepSeekMoE (arXiv 2401.06066): shared experts for all tokens, a gate, and routed experts.
+
+Shapes: B sequences, T tokens, M = B * T, D hidden, E experts, K experts per token, F expert width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ziphius.models.capacity import drop_overflow
+from ziphius.models.config import ModelConfig
+from ziphius.models.context import ForwardContext
+from ziphius.models.gates import GATES, Routing
+from ziphius.models.layers import FeedForward
+from ziphius.ops.experts import routed_experts
+
+
+class RoutedExperts(nn.Module):
+    """The weights of all routed experts, stacked; on disk they are files' entries one by one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        experts, hidden, width = (
+            config.n_routed_experts,
+            config.hidden_size,
+            config.moe_intermediate_size,
+        )
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def forward(self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor) -> Tensor:
+        """Add up each token's experts by weight, [M, D]."""
+        return routed_experts(x_MD, experts_MK, weights_MK, self.gate_up_proj, self.down_proj)
+
+
+class MixtureOfExperts(nn.Module):
+    """The feed-forward part of an expert layer."""
+
+    def __init__(self, config: ModelConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_groups = config.n_group
+        self.capacity_factor = config.capacity_factor
+        self.gate = GATES[config.topk_method](config)
+        self.experts = RoutedExperts(config)
+        self.shared_experts = None
+        if config.n_shared_experts:
+            # Several shared experts are one wider layer: the same function, one product.
+            width = config.n_shared_experts * config.moe_intermediate_size
+            self.shared_experts = FeedForward(config.hidden_size, width)
+
+    def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
+        """Route, compute, add; the routing is left in the context under this layer's index."""
+        x_MD = x_BTD.flatten(0, 1)
+        routing: Routing = self.gate(x_MD)
+        if self.training and self.capacity_factor is not None:
+            routing = drop_overflow(routing, self.num_groups, self.capacity_factor, x_BTD.shape[1])
+        context.routings[self.layer_idx] = routing
+        out_MD: Tensor = self.experts(x_MD, routing.experts_MK, routing.weights_MK)
+        if self.shared_experts is not None:
+            out_MD = out_MD + self.shared_experts(x_MD)
+        return out_MD.view_as(x_BTD)

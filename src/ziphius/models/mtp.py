@@ -1,0 +1,69 @@
+"""Multi-token prediction (MTP): DeepSeek-V3 report (arXiv 2412.19437), section 2.2.
+
+Depth k adds one layer that predicts the token k + 1 places ahead, from the hidden state of depth
+k - 1 and the embedding of the token k places ahead. Embedding and head are the main model's.
+
+Two points the paper leaves open, settled as the published weights need them: the projection's input
+is [embedding, hidden] (the paper writes the other order), and the incoming hidden state is the one
+after the final norm (of the trunk, then of each depth).
+
+Shapes: B sequences, T tokens, D hidden_size.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ziphius.core.config import Config
+from ziphius.models.block import Block
+from ziphius.models.config import ModelConfig
+from ziphius.models.context import ForwardContext
+from ziphius.models.layers import Linear, RMSNorm
+
+
+class SharedHead(nn.Module):
+    """The norm before the shared output head; on disk a copy of the head stands beside it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class PredictionLayer(Block):
+    """One depth: a decoder layer behind the projection that joins embedding and hidden state."""
+
+    def __init__(self, config: ModelConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
+        self.shared_head = SharedHead(config)
+
+    def predict(self, hidden_BTD: Tensor, embedded_BTD: Tensor, context: ForwardContext) -> Tensor:
+        """Return this depth's hidden state, ready for the head and for the next depth.
+
+        Args:
+            hidden_BTD: normalised hidden states of the depth before (the trunk for the first).
+            embedded_BTD: embeddings of the tokens k places ahead of each position.
+            context: of the forward pass; positions stay those of `hidden_BTD`, unshifted.
+        """
+        joined_BTX = torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1)
+        out_BTD: Tensor = self.shared_head.norm(self(self.eh_proj(joined_BTX), context))
+        return out_BTD
+
+
+class LambdaSchedule(Config):
+    """Weight of the MTP loss over a run; V3: 0.3 for the first 10T of 14.8T tokens, then 0.1."""
+
+    early: Annotated[float, Field(ge=0)] = 0.3
+    """Weight up to the switch."""
+    late: Annotated[float, Field(ge=0)] = 0.1
+    """Weight after the switch."""
+    switch: Annotated[float, Field(ge=0, le=1)] = 10.0 / 14.8
+    """Share of the run at which the weight changes."""
+
+    def weight(self, progress: float) -> float:
+        """Return the weight at `progress`, the share of the run done (0 to 1)."""
+        return self.early if progress < self.switch else self.late

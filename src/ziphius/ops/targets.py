@@ -1,0 +1,39 @@
+"""Which token each position has to predict, and which positions count.
+
+Shapes: B sequences, T tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+def shift_left(ids_BT: Tensor, places: int) -> Tensor:
+    """Return the token `places` ahead of each position; the last places are filled with 0."""
+    shifted_BT = torch.zeros_like(ids_BT)
+    if places < ids_BT.shape[1]:
+        shifted_BT[:, : ids_BT.shape[1] - places] = ids_BT[:, places:]
+    return shifted_BT
+
+
+def targets_ahead(
+    ids_BT: Tensor,
+    places: int,
+    *,
+    documents_BT: Tensor | None = None,
+    counted_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the targets `places` ahead, and the bool mask of positions that count.
+
+    Args:
+        ids_BT: tokens.
+        places: 1 for the next token, 1 + k for depth k of multi-token prediction.
+        documents_BT: document of each token; a target in another document does not count.
+        counted_BT: bool, true where a token is one to be learned (a completion); all without it.
+    """
+    length = ids_BT.shape[1]
+    counts_BT = torch.arange(length, device=ids_BT.device).expand_as(ids_BT) < length - places
+    if documents_BT is not None:
+        counts_BT = counts_BT & (shift_left(documents_BT, places) == documents_BT)
+    if counted_BT is not None:
+        counts_BT = counts_BT & shift_left(counted_BT, places)
+    return shift_left(ids_BT, places), counts_BT
