@@ -317,6 +317,10 @@ class ModelConfig(Config):
             _refuse("scoring_func", self.scoring_func, rule)
         if self.topk_method == "topk":
             self._no_effect("with topk_method topk, whose weights sum to 1", "norm_topk_prob")
+        elif self.topk_method != "noaux_tc" and self.norm_topk_prob:
+            # V2's published code divides by the sum or multiplies by the factor, never both.
+            reason = f"with topk_method {self.topk_method} and norm_topk_prob"
+            self._no_effect(reason, "routed_scaling_factor")
         if self.n_routed_experts % self.n_group:
             rule = f"must divide n_routed_experts = {self.n_routed_experts}"
             _refuse("n_group", self.n_group, rule)

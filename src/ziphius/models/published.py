@@ -1,0 +1,361 @@
+"""config.json of Hugging Face checkpoints, in and out: DeepSeek-V2 and V3, Llama, Qwen2 and Qwen3.
+
+`FAMILIES` says per `model_type` which of our fields the file carries, what a missing key means (as
+in transformers 5.23), and what the family implies without saying so. The rules for all of them:
+
+1. Keys this code does not know are kept in `ModelConfig.other` and written back unchanged.
+2. `quantization_config`, `torch_dtype` and `dtype` describe stored weights: they are readable in
+   `other`, and `to_published` leaves them out, because only the writer of the weights knows them.
+3. `auto_map` points at code to run; it is dropped, as are values that follow from other keys.
+4. Our own fields that differ from what the family implies are kept under the key "ziphius". Another
+   program ignores that key, and so computes a different model.
+"""
+
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from ziphius.core.errors import CheckpointError
+from ziphius.models.config import ModelConfig
+
+MAX_FILE_BYTES = 1024 * 1024
+
+_COMMON_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "initializer_range",
+    "hidden_act",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+_LATENT_KEYS = (
+    "attention_bias",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+)
+_EXPERT_KEYS = (
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "first_k_dense_replace",
+    "moe_layer_freq",
+    "topk_method",
+    "scoring_func",
+    "n_group",
+    "topk_group",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "aux_loss_alpha",
+    "seq_aux",
+)
+
+# Keys of which this code runs one value; another one would silently be a different model.
+_ONLY: dict[str, Any] = {
+    "attention_dropout": 0,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1,
+    "rope_interleave": True,
+    "use_sliding_window": False,
+}
+_ONLY_ROPE: dict[str, Any] = {"partial_rotary_factor": 1, "truncate": True}
+_ROPE_KINDS = ("default", "yarn", "linear", "llama3")
+_DERIVED = ("architectures", "auto_map", "qk_head_dim", "layer_types")
+_WRITTEN_WITH_THE_WEIGHTS = ("quantization_config", "torch_dtype", "dtype")
+_ROPE_KEYS = ("rope_theta", "rope_scaling")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the config.json of one `model_type` says, and what it leaves unsaid."""
+
+    architecture: str
+    keys: tuple[str, ...]
+    implied: Mapping[str, Any]
+    missing: Mapping[str, Any] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {
+    "deepseek_v2": Family(
+        architecture="DeepseekV2ForCausalLM",
+        keys=(*_COMMON_KEYS, *_LATENT_KEYS, *_EXPERT_KEYS),
+        implied={"attention": "mla"},
+        missing={"max_position_embeddings": 2048},
+        # Absent, they mean 1536 and 64 in transformers; null means none. Too far apart to guess.
+        required=("q_lora_rank", "n_routed_experts"),
+        aliases={"num_experts": "n_routed_experts"},
+    ),
+    "deepseek_v3": Family(
+        architecture="DeepseekV3ForCausalLM",
+        keys=(*_COMMON_KEYS, *_LATENT_KEYS, *_EXPERT_KEYS, "num_nextn_predict_layers"),
+        implied={"attention": "mla"},
+        missing={
+            "max_position_embeddings": 4096,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "n_group": 8,
+            "topk_group": 4,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "first_k_dense_replace": 3,
+        },
+        required=("q_lora_rank", "n_routed_experts"),
+        aliases={
+            "num_local_experts": "n_routed_experts",
+            "num_mtp_layers": "num_nextn_predict_layers",
+        },
+    ),
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        keys=(*_COMMON_KEYS, "head_dim", "attention_bias"),
+        implied={"attention": "gqa"},
+        missing={"max_position_embeddings": 2048},
+    ),
+    "qwen2": Family(
+        architecture="Qwen2ForCausalLM",
+        keys=(*_COMMON_KEYS, "head_dim"),
+        implied={"attention": "gqa", "qkv_bias": True},
+        missing={"max_position_embeddings": 32768},
+    ),
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        keys=(*_COMMON_KEYS, "head_dim", "attention_bias"),
+        implied={"attention": "gqa", "qk_norm": True},
+        missing={"max_position_embeddings": 32768, "head_dim": 128},
+    ),
+}
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read the config of a model folder, or a config.json itself, checking every value in it.
+
+    Raises:
+        CheckpointError: the file is missing, not a JSON object, too large, of an unknown
+            architecture, or says something that cannot be; the message names file and key.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return from_published(_read_object(file))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def from_published(data: dict[str, Any]) -> ModelConfig:
+    """Translate the content of a config.json; types are taken strictly ("3" is not 3)."""
+    family = _find_family(data)
+    left = {key: value for key, value in data.items() if key not in _DERIVED}
+    _refuse_unsupported(data)
+    fields = {"model_type": left.pop("model_type"), **family.implied}
+    fields |= _take_keys(left, family)
+    fields |= _take_rope(left)
+    fields |= _take_own(left, family)
+    fields["other"] = left
+    try:
+        text = json.dumps(fields, allow_nan=False)
+    except ValueError as error:
+        raise CheckpointError("holds a number that is not finite") from error
+    try:
+        return ModelConfig.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(_explain(error)) from error
+
+
+def to_published(config: ModelConfig) -> dict[str, Any]:
+    """Return the content of config.json, without the keys that describe stored weights (rule 2)."""
+    family = FAMILIES[config.model_type]
+    values = config.model_dump(mode="json", exclude={"other", "model_type"})
+    kept = {k: v for k, v in config.other.items() if k not in _WRITTEN_WITH_THE_WEIGHTS}
+    written = kept | {"architectures": [family.architecture], "model_type": config.model_type}
+    written |= {key: values.pop(key) for key in family.keys}
+    written["rope_theta"] = values.pop("rope_theta")
+    written["rope_scaling"] = _published_scaling(values.pop("rope_scaling"))
+    if family.implied["attention"] == "mla" and not config.n_routed_experts:
+        # The published code finds the dense layers by this key alone.
+        written["first_k_dense_replace"] = config.num_hidden_layers
+    own = {key: value for key, value in values.items() if value != _implied(family, key)}
+    return written | ({"ziphius": own} if own else {})
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        info = file.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise CheckpointError("is not a regular file")
+        if info.st_size > MAX_FILE_BYTES:
+            raise CheckpointError(
+                f"has {info.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+            )
+        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise CheckpointError("no such file; a model folder needs a config.json") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}") from error
+    except CheckpointError:
+        raise
+    except RecursionError as error:
+        raise CheckpointError("is nested too deeply to be a config") from error
+    except ValueError as error:
+        raise CheckpointError(f"is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"holds a JSON {type(data).__name__}, not an object")
+    return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise CheckpointError(f"holds {name}, which is not JSON")
+
+
+def _find_family(data: dict[str, Any]) -> Family:
+    model_type = data.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"model_type {model_type!r} is not known; known are {known}")
+    architectures = data.get("architectures")
+    if architectures not in (None, [], [family.architecture]):
+        known = ", ".join(entry.architecture for entry in FAMILIES.values())
+        raise CheckpointError(
+            f"architectures {architectures!r} does not fit model_type {model_type!r}, "
+            f"which needs {family.architecture!r}; known are {known}"
+        )
+    return family
+
+
+def _refuse_unsupported(data: dict[str, Any]) -> None:
+    for key, only in _ONLY.items():
+        if data.get(key) is not None and data[key] != only:
+            raise CheckpointError(f"{key} = {data[key]!r} is not supported, only {only!r}")
+    layer_types = data.get("layer_types") or ["full_attention"]
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise CheckpointError("layer_types other than 'full_attention' are not supported")
+
+
+def _take_keys(left: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Move what the family publishes out of `left`; a null is a missing key."""
+    for alias, key in family.aliases.items():
+        value = left.pop(alias, None)
+        if value is not None and left.setdefault(key, value) != value:
+            raise CheckpointError(f"{alias} = {value!r} and {key} = {left[key]!r} disagree")
+    absent = [key for key in family.required if key not in left]
+    if absent:
+        raise CheckpointError(f"{absent[0]} is missing; give a number, or null for none")
+    if family.implied["attention"] == "mla":
+        left.pop("head_dim", None)  # transformers writes the rotated width here
+    given = {key: left.pop(key, None) for key in family.keys}
+    fields: dict[str, Any] = dict(family.missing)
+    fields |= {key: value for key, value in given.items() if value is not None}
+    if "n_routed_experts" in family.keys and not fields.get("n_routed_experts"):
+        fields = {key: value for key, value in fields.items() if key not in _EXPERT_KEYS}
+    fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+    if "head_dim" in family.keys and "head_dim" not in fields:
+        fields["head_dim"] = _head_share(fields)
+    return fields
+
+
+def _head_share(fields: dict[str, Any]) -> int:
+    """Return hidden_size / num_attention_heads, which a missing head_dim stands for."""
+    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
+        raise CheckpointError(
+            f"head_dim is missing, and hidden_size = {width!r} divided by "
+            f"num_attention_heads = {heads!r} does not give it"
+        )
+    return width // heads
+
+
+def _take_rope(left: dict[str, Any]) -> dict[str, Any]:
+    """Fold `rope_theta` with `rope_scaling`, or transformers 5's `rope_parameters`, into ours."""
+    theta = left.pop("rope_theta", None)
+    scaling = _fold_scaling("rope_scaling", left.pop("rope_scaling", None))
+    parameters = left.pop("rope_parameters", None)
+    if parameters is not None:
+        folded = _fold_scaling("rope_parameters", parameters)
+        if scaling is not None and folded != scaling:
+            raise CheckpointError("rope_scaling and rope_parameters disagree")
+        scaling = folded
+        inner = parameters.get("rope_theta")
+        if theta is not None and inner is not None and inner != theta:
+            raise CheckpointError(
+                f"rope_theta = {theta!r} and {inner!r} in rope_parameters disagree"
+            )
+        theta = inner if theta is None else theta
+    fields = {"rope_theta": theta, "rope_scaling": scaling}
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _fold_scaling(key: str, data: object) -> dict[str, Any] | None:
+    """Bring one of the published spellings into the form of `RopeScaling`."""
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{key} is {data!r}, not an object")
+    scaling = {name: value for name, value in data.items() if value is not None}
+    for name, only in {"rope_theta": scaling.get("rope_theta"), **_ONLY_ROPE}.items():
+        if scaling.pop(name, only) != only:
+            raise CheckpointError(f"{key}.{name} = {data[name]!r} is not supported, only {only!r}")
+    kinds = [scaling.pop(name) for name in ("type", "rope_type") if name in scaling]
+    kind = kinds[0] if kinds else None
+    if any(other != kind for other in kinds) or kind not in _ROPE_KINDS:
+        raise CheckpointError(f"{key} has type {kinds!r}; known are {', '.join(_ROPE_KINDS)}")
+    if kind == "default":
+        if scaling:
+            raise CheckpointError(f"{key} of type default has {', '.join(scaling)}")
+        return None
+    if scaling.get("mscale", 1) == 1 and not scaling.get("mscale_all_dim"):
+        # The published default, mscale 1 and mscale_all_dim 0, is what naming neither means.
+        scaling = {k: v for k, v in scaling.items() if k not in ("mscale", "mscale_all_dim")}
+    return {"type": kind, **scaling}
+
+
+def _published_scaling(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    written = {key: value for key, value in scaling.items() if value is not None}
+    if written["type"] == "llama3":
+        # The only kind that is younger than the key's second name.
+        written["rope_type"] = written.pop("type")
+    return written
+
+
+def _take_own(left: dict[str, Any], family: Family) -> dict[str, Any]:
+    own = left.pop("ziphius", None) or {}
+    if not isinstance(own, dict):
+        raise CheckpointError(f"ziphius is {own!r}, not an object")
+    for key in own:
+        if key not in ModelConfig.model_fields or key in (*family.keys, *_ROPE_KEYS, "other"):
+            raise CheckpointError(f"ziphius.{key} is not a setting that is kept there")
+    return own
+
+
+def _implied(family: Family, key: str) -> Any:
+    default = ModelConfig.model_fields[key].default
+    return family.implied.get(key, default)
+
+
+def _explain(error: ValidationError) -> str:
+    """Name every wrong key with its value, in one line."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(step) for step in item["loc"])
+        message = item["msg"].removeprefix("Value error, ").rstrip(".")
+        value = "" if item["type"] in ("missing", "value_error") else f" = {item['input']!r:.80}"
+        parts.append(f"{where}{value}: {message}" if where else message)
+    return "; ".join(parts)
