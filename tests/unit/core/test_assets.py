@@ -1,0 +1,193 @@
+"""The wheels here are made by hand and found by the real pip in a folder: no network, no mock."""
+
+import errno
+import hashlib
+import os
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ziphius.core import assets
+from ziphius.core.assets import ASSETS, Asset, asset_path, fetch, is_cached, verify
+from ziphius.core.errors import AssetError
+
+CONTENT = b"whales " * 1_000
+IMPORTED = "raise SystemExit('the code of the package must not run')"
+
+
+@pytest.fixture(autouse=True)
+def _only_wheels_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "wheels").mkdir()
+
+
+@pytest.fixture
+def whales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
+    """An asset that can be fetched."""
+    make_wheel(tmp_path / "wheels", CONTENT)
+    asset = Asset(
+        package="whale-data",
+        version="1.0",
+        member="whale_data/whales.txt",
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        size_bytes=len(CONTENT),
+        licence="MIT",
+        what_for="tests",
+    )
+    monkeypatch.setitem(ASSETS, "whales", asset)
+    return asset
+
+
+def make_wheel(folder: Path, content: bytes) -> Path:
+    path = folder / "whale_data-1.0-py3-none-any.whl"
+    info = "whale_data-1.0.dist-info"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("whale_data/whales.txt", content)
+        wheel.writestr("whale_data/__init__.py", IMPORTED)
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: whale-data\nVersion: 1.0\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.usefixtures("whales")
+def test_fetch_takes_out_the_one_member(tmp_path: Path) -> None:
+    assert not is_cached("whales")
+    path = fetch("whales")
+    assert path == asset_path("whales")
+    assert path.read_bytes() == CONTENT
+    assert is_cached("whales")
+    assert verify("whales")
+    assert files_below(tmp_path / "cache") == ["whales.txt"]
+
+
+@pytest.mark.usefixtures("whales")
+def test_fetch_uses_the_cache(tmp_path: Path) -> None:
+    path = fetch("whales")
+    (tmp_path / "wheels" / "whale_data-1.0-py3-none-any.whl").unlink()
+    assert fetch("whales") == path
+
+
+@pytest.mark.usefixtures("whales")
+@pytest.mark.parametrize("damage", [b"shorter", CONTENT[::-1]])
+def test_fetch_mends_a_damaged_cache(damage: bytes) -> None:
+    path = fetch("whales")
+    path.write_bytes(damage)
+    assert not verify("whales")
+    assert fetch("whales").read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("whales")
+def test_fetches_at_once_do_not_collide(tmp_path: Path) -> None:
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(fetch("whales"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.read_bytes() for path in found] == [CONTENT] * 3
+    assert files_below(tmp_path / "cache") == ["whales.txt"]
+
+
+def other_content(wheel: Path) -> None:
+    make_wheel(wheel.parent, CONTENT[::-1])
+
+
+def larger_content(wheel: Path) -> None:
+    make_wheel(wheel.parent, CONTENT + b"\0" * 10_000_000)
+
+
+def no_member(wheel: Path) -> None:
+    content = wheel.read_bytes().replace(b"whales.txt", b"whalez.txt")
+    wheel.write_bytes(content)
+
+
+def damaged_member(wheel: Path) -> None:
+    content = bytearray(wheel.read_bytes())
+    content[60:64] = b"\xff\xff\xff\xff"
+    wheel.write_bytes(content)
+
+
+def no_wheel(wheel: Path) -> None:
+    wheel.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (other_content, r"whales is not the recorded file: .*expected .*Nothing was kept"),
+        (larger_content, r"whales is not the recorded file"),
+        (no_member, r"whale_data-1.0-py3-none-any.whl has no member whale_data/whales.txt"),
+        (damaged_member, r"whale_data-1.0-py3-none-any.whl is damaged \(whales\)"),
+        (
+            no_wheel,
+            r"pip could not download whale-data==1.0 \(.*\)\. When .* ziphius assets fetch whales",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("whales")
+def test_a_bad_wheel_is_one_clear_error_and_leaves_nothing(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(tmp_path / "wheels" / "whale_data-1.0-py3-none-any.whl")
+    with pytest.raises(AssetError, match=message):
+        fetch("whales")
+    assert files_below(tmp_path / "cache") == []
+
+
+@pytest.mark.usefixtures("whales")
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(assets.os, "fsync", fsync)
+    with pytest.raises(AssetError, match=r"No space left on device\. Set ZIPHIUS_CACHE"):
+        fetch("whales")
+    assert files_below(tmp_path / "cache") == []
+
+
+@pytest.mark.usefixtures("whales")
+def test_a_cache_that_cannot_be_made_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(AssetError, match=r"Not a directory\. Set ZIPHIUS_CACHE"):
+        fetch("whales")
+
+
+def test_an_unknown_asset_is_named_with_the_known_ones() -> None:
+    with pytest.raises(AssetError, match=r"no asset 'whale'\. Known: .*smollm2-135m-instruct"):
+        fetch("whale")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"ZIPHIUS_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"ZIPHIUS_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/ziphius"),
+        ({"ZIPHIUS_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/ziphius"),
+    ],
+)
+def test_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert assets.cache_folder() == Path(expected)
