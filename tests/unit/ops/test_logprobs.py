@@ -1,0 +1,51 @@
+"""`ops/logprobs.py` against torch's log_softmax, values and gradients."""
+
+import pytest
+import torch
+
+from ziphius.ops.logprobs import token_logprobs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 11)])
+def test_equals_log_softmax_in_fp32(dtype, shape):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).mul(20).to(dtype)
+    ids = torch.randint(shape[-1], shape[:-1], generator=generator)
+    expected = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    actual = token_logprobs(logits, ids)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_temperature_divides_the_logits_one_for_all_or_one_per_row():
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([0, 3, 8, 3])
+    expected = (logits / 0.5).log_softmax(-1)[torch.arange(4), ids]
+    torch.testing.assert_close(token_logprobs(logits, ids, temperature=0.5), expected)
+    rows = torch.tensor([0.5, 1.0, 2.0, 0.7])
+    expected = (logits / rows[:, None]).log_softmax(-1)[torch.arange(4), ids]
+    torch.testing.assert_close(token_logprobs(logits, ids, temperature=rows), expected)
+
+
+def test_gradient_equals_that_of_log_softmax():
+    logits = torch.randn(3, 6, dtype=torch.float32, generator=torch.Generator().manual_seed(2))
+    ids = torch.tensor([5, 0, 2])
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    (token_logprobs(ours, ids, temperature=0.7) * weights).sum().backward()
+    log_probs = (theirs / 0.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    (log_probs * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=0)
+
+
+def test_huge_and_masked_logits_stay_finite():
+    logits = torch.tensor([[1e30, 0.0, -torch.inf], [3.0, 3.0, -torch.inf]])
+    actual = token_logprobs(logits, torch.tensor([0, 1]))
+    torch.testing.assert_close(actual, torch.tensor([0.0, -0.6931472]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_refuses_a_temperature_without_meaning(temperature):
+    with pytest.raises(ValueError, match="temperature is"):
+        token_logprobs(torch.zeros(1, 2), torch.tensor([0]), temperature=temperature)
