@@ -1,0 +1,65 @@
+"""Weights in and out: Hugging Face safetensors folders (FP8 blocks included) and GGUF files.
+
+`load` and `save` are the only two ways. Nothing here runs code of a checkpoint: safetensors, JSON
+and GGUF are data, `auto_map` is ignored, and other formats are refused.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ziphius.core.errors import ConfigError
+from ziphius.models.config import ModelConfig
+from ziphius.models.model import Model
+from ziphius.models.weights.folder import load_folder, read_folder_config
+from ziphius.models.weights.gguf_file import load_gguf, read_gguf_config
+from ziphius.models.weights.saving import SavesFiles, WeightFormat, save
+
+__all__ = ["SavesFiles", "WeightFormat", "load", "read_model_config", "save"]
+
+LOADABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load(
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    drop_mtp: bool = False,
+    check_finite: bool = False,
+) -> Model:
+    """Read a model, in evaluation mode; the peak of memory is the model and one file or less.
+
+    All checks of names, shapes, types and sizes come before any memory is taken, and a
+    `CheckpointError` names the file and the tensor.
+
+    Args:
+        path: a folder with config.json and safetensors, or a .gguf file.
+        dtype: of the weights; the router bias stays float32. None is the narrowest type that holds
+            every stored weight exactly: bfloat16 for FP8 folders; float32 for GGUF, and on a CPU
+            also for float16 folders, because CPUs multiply float16 14 to 250 times slower.
+        device: where the weights go.
+        drop_mtp: leave out the layers that predict further tokens. Without it, a folder that holds
+            such layers and a config that does not, or the other way round, is an error.
+        check_finite: also look through every weight for NaN and infinity.
+    """
+    path = Path(path)
+    if dtype is not None and dtype not in LOADABLE_DTYPES:
+        known = ", ".join(str(known) for known in LOADABLE_DTYPES)
+        raise ConfigError(f"dtype = {dtype}: weights can be loaded as {known}.")
+    device = torch.device(device)
+    if not _is_gguf(path):
+        return load_folder(path, dtype=dtype, device=device, drop_mtp=drop_mtp, finite=check_finite)
+    if drop_mtp:
+        raise ConfigError(f"drop_mtp has no effect: {path} is a GGUF file without such layers.")
+    return load_gguf(path, dtype=dtype or torch.float32, device=device, finite=check_finite)
+
+
+def read_model_config(path: Path | str) -> ModelConfig:
+    """Read what a model folder or a .gguf file says about its architecture, not its weights."""
+    path = Path(path)
+    return read_gguf_config(path) if _is_gguf(path) else read_folder_config(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf" and not path.is_dir()

@@ -1,0 +1,63 @@
+"""A model under construction: built without memory, then filled tensor by tensor.
+
+The peak of memory is the model and the tensor in hand, because a parameter gets its memory when its
+first part arrives, and parts are copied to their place at once.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ziphius.core.errors import CheckpointError
+from ziphius.models.config import ModelConfig
+from ziphius.models.model import Model
+from ziphius.models.weights.names import Slot, file_slots, model_tensors
+
+
+class Assembly:
+    """Fill an empty model and hand it over when nothing is missing.
+
+    Parameters take the one dtype that is asked for; buffers (the router bias) keep their own,
+    float32. The finished model is in evaluation mode.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        with torch.device("meta"):
+            self.model = Model(config)
+        self._filled: dict[str, Tensor] = {}
+
+    def count_numbers(self) -> int:
+        """Count the parameters of the model, tied ones once, without the buffers."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def slots(self) -> dict[str, Slot]:
+        """Map every file tensor the model is made of to its place."""
+        return file_slots(self.model)
+
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Reserve the memory of all tensors; pages are first used when they are filled."""
+        for name, empty in model_tensors(self.model).items():
+            own = dtype if isinstance(empty, nn.Parameter) else empty.dtype
+            self._filled[name] = torch.empty(empty.shape, dtype=own, device=device)
+
+    def place(self, slot: Slot) -> Tensor:
+        """View the memory that one file tensor goes to."""
+        return slot.of(self._filled[slot.name])
+
+    def finish(self) -> Model:
+        """Put the filled tensors into the model. The assembly is used up."""
+        for name, tensor in self._filled.items():
+            owner, _, attribute = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            is_parameter = attribute in module._parameters
+            setattr(module, attribute, nn.Parameter(tensor) if is_parameter else tensor)
+        self._filled.clear()
+        self.model.tie_weights()
+        assert not any(tensor.is_meta for tensor in model_tensors(self.model).values())
+        return self.model.eval()
+
+
+def check_finite(name: str, tensor: Tensor, source: object) -> None:
+    """Raise if a tensor holds NaN or infinity, which no trained weight should."""
+    # aminmax lets NaN through and needs no memory, unlike isfinite.
+    if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        raise CheckpointError(f"{source} holds NaN or infinity in {name}.")

@@ -1,0 +1,155 @@
+"""Reading a Hugging Face folder: config.json and safetensors, FP8 blocks included.
+
+Everything that can be wrong is looked for in the headers first; only then is memory taken and data
+read, one tensor at a time. Weights stay as the file names them (`names.py`).
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.models.config import ModelConfig
+from ziphius.models.model import Model
+from ziphius.models.published import read_config
+from ziphius.models.weights import names
+from ziphius.models.weights.assembly import Assembly, check_finite
+from ziphius.models.weights.fp8 import BLOCK, dequantize
+from ziphius.models.weights.matching import FP8, Plan, check_size, match
+from ziphius.models.weights.names import SCALE_SUFFIX
+from ziphius.models.weights.paths import file_inside
+from ziphius.models.weights.shards import Stored, stored_tensors
+
+# They describe the stored numbers, which a loaded model no longer has; `saving.py` writes its own.
+_STORAGE_KEYS = ("quantization_config", "torch_dtype", "dtype")
+
+
+def read_folder_config(folder: Path) -> ModelConfig:
+    """Read config.json, without what it says about the stored numbers of the weights."""
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist: no such model folder.")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is neither a model folder nor a .gguf file.")
+    file_inside(folder, "config.json")
+    config = read_config(folder)
+    quantization = config.other.get("quantization_config")
+    if quantization is not None:
+        _check_quantization(folder / "config.json", quantization)
+    kept = {key: value for key, value in config.other.items() if key not in _STORAGE_KEYS}
+    return _changed(config, other=kept)
+
+
+def load_folder(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    drop_mtp: bool,
+    finite: bool,
+) -> Model:
+    """Check a model folder from end to end, then read it; see `weights.load`."""
+    config = read_folder_config(folder)
+    stored = stored_tensors(folder)
+    if drop_mtp:
+        config, stored = _without_mtp(folder, config, stored)
+    assembly = Assembly(config)
+    check_size(folder, assembly.count_numbers(), stored)
+    plan = match(folder, config, assembly.slots(), stored)
+    assembly.allocate(dtype or plan.common_dtype(device), device)
+    with ExitStack() as files:
+        _fill(assembly, plan, _Reader(plan.stored, files), finite)
+    return assembly.finish()
+
+
+def _fill(assembly: Assembly, plan: Plan, reader: "_Reader", finite: bool) -> None:
+    # In the order of the files, so that each is opened once.
+    for name, slot in sorted(plan.slots.items(), key=lambda item: plan.stored[item[0]].file):
+        place = assembly.place(slot)
+        place.copy_(reader.read(name, place.dtype, place.device))
+        if finite:
+            check_finite(name, place, plan.stored[name].file)
+    for copy, original in plan.copies.items():
+        place = assembly.place(plan.slots[original])
+        repeated = reader.read(copy, place.dtype, place.device).to(place.dtype)
+        if not torch.equal(repeated, place):
+            file = plan.stored[copy].file
+            _refuse(file, f"holds {copy}, which should equal {original} and differs")
+
+
+class _Reader:
+    """Read tensors of several files with one file open at a time, besides a scale elsewhere."""
+
+    def __init__(self, stored: dict[str, Stored], files: ExitStack) -> None:
+        self._stored = stored
+        self._files = files
+        self._open: tuple[Path, Any] | None = None
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Read a tensor onto a device; FP8 blocks are multiplied out into `dtype`."""
+        tensor = self._get(name).to(device)
+        if self._stored[name].dtype != FP8:
+            return tensor
+        return dequantize(tensor, self._get(name + SCALE_SUFFIX).to(device), dtype)
+
+    def _get(self, name: str) -> Tensor:
+        file = self._stored[name].file
+        if name.endswith(SCALE_SUFFIX) and self._open is not None and self._open[0] != file:
+            # A scale in another file than its weight, as at the borders of R1's files.
+            with safe_open(file, framework="pt") as elsewhere:
+                scale: Tensor = elsewhere.get_tensor(name)
+                return scale.clone()
+        if self._open is None or self._open[0] != file:
+            # The file before must be closed first: it is mapped, and its pages count as memory.
+            self._open = None
+            self._files.close()
+            self._open = file, self._files.enter_context(safe_open(file, framework="pt"))
+        tensor: Tensor = self._open[1].get_tensor(name)
+        return tensor
+
+
+def _check_quantization(file: Path, quantization: object) -> None:
+    """Accept the one quantization this code reads; how each tensor is stored the files say."""
+    match quantization:
+        case {"quant_method": "fp8", **rest}:
+            block = rest.get("weight_block_size", [BLOCK, BLOCK])
+            number_format = rest.get("fmt", "e4m3")
+            if block != [BLOCK, BLOCK] or number_format != "e4m3":
+                _refuse(
+                    file,
+                    f"describes FP8 weights as {number_format!r} in blocks {block!r}; "
+                    f"only e4m3 in [{BLOCK}, {BLOCK}] is known",
+                )
+        case {"quant_method": str(method)}:
+            _refuse(file, f"says the weights are quantized with {method!r}; only fp8 is known")
+        case _:
+            _refuse(file, "has a quantization_config without a quant_method")
+
+
+def _without_mtp(
+    folder: Path, config: ModelConfig, stored: dict[str, Stored]
+) -> tuple[ModelConfig, dict[str, Stored]]:
+    """Take the layers that predict further tokens out of the config and of the list of tensors."""
+    first = config.num_hidden_layers
+    last = first + (config.num_nextn_predict_layers or 1)
+    kept = {
+        name: entry
+        for name, entry in stored.items()
+        if (layer := names.layer_of(name)) is None or not first <= layer < last
+    }
+    if not config.num_nextn_predict_layers and len(kept) == len(stored):
+        raise ConfigError(
+            f"drop_mtp has no effect: {folder} has no layers that predict further tokens."
+        )
+    return _changed(config, num_nextn_predict_layers=0), kept
+
+
+def _changed(config: ModelConfig, **changes: object) -> ModelConfig:
+    return ModelConfig.model_validate(config.model_dump() | changes)
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise CheckpointError(f"{path} {reason}.")

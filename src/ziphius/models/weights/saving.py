@@ -1,0 +1,176 @@
+"""Writing a model as a Hugging Face folder that transformers, vLLM and this package load.
+
+Layout: config.json, and model.safetensors or, above `max_shard_bytes`, numbered files and an index.
+Experts are written one by one, layers that predict further tokens with their copies of embedding
+and head, the router bias in float32. The folder appears whole or not at all.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ziphius.core.errors import CheckpointError, ConfigError, OutputError
+from ziphius.core.files import new_folder, write_file
+from ziphius.models.model import Model
+from ziphius.models.published import to_published
+from ziphius.models.weights.fp8 import BLOCK, ScaleFormat, quantize, scale_shape
+from ziphius.models.weights.names import (
+    HEAD,
+    SCALE_SUFFIX,
+    file_copies,
+    file_slots,
+    is_projection,
+    model_tensors,
+)
+from ziphius.models.weights.shards import INDEX_FILE, WEIGHTS_FILE
+
+WeightFormat = Literal["bfloat16", "float32", "fp8", "fp8-ue8m0"]
+
+SCALE_FORMATS: dict[str, ScaleFormat] = {"fp8": "float", "fp8-ue8m0": "ue8m0"}
+"""Weight formats that quantize the projections, and how they round scales."""
+
+
+class SavesFiles(Protocol):
+    """Anything that belongs into a model folder and can write itself there: a tokenizer."""
+
+    def save(self, folder: Path) -> None:
+        """Write files into an existing folder."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one weight becomes on disk: itself, or its FP8 numbers and scales together."""
+
+    size_bytes: int
+    make: Callable[[], dict[str, Tensor]]
+
+
+def save(
+    model: Model,
+    folder: Path,
+    tokenizer: SavesFiles | None = None,
+    *,
+    weight_format: WeightFormat = "bfloat16",
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a model to a new folder; beside the model only one file's tensors are in memory.
+
+    Args:
+        model: on any device, weights in any floating dtype.
+        folder: must not exist or be empty.
+        tokenizer: writes its files into the same folder.
+        weight_format: `fp8` and `fp8-ue8m0` quantize the projections of attention and feed-forward
+            layers in blocks as V3 and V3.1 are published; everything else is bfloat16 then.
+        max_shard_bytes: largest size of a weight file; a larger weight has a file of its own.
+    """
+    if max_shard_bytes < 1:
+        raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: must be 1 or more.")
+    shards = _shards(list(_pieces(model, weight_format)), max_shard_bytes)
+    with new_folder(folder) as temporary:
+        config_file = temporary / "config.json"
+        write_file(config_file, _as_json(_published_config(model, weight_format)))
+        weight_map: dict[str, str] = {}
+        total_bytes = 0
+        for index, pieces in enumerate(shards, 1):
+            name = WEIGHTS_FILE
+            if len(shards) > 1:
+                name = f"model-{index:05}-of-{len(shards):05}.safetensors"
+            tensors = {name: tensor for piece in pieces for name, tensor in piece.make().items()}
+            weight_map |= dict.fromkeys(tensors, name)
+            total_bytes += sum(piece.size_bytes for piece in pieces)
+            _write_tensors(tensors, temporary / name)
+            # safetensors makes files that only their owner reads.
+            shutil.copymode(config_file, temporary / name)
+            del tensors
+        if len(shards) > 1:
+            index_text = _as_json(
+                {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+            )
+            write_file(temporary / INDEX_FILE, index_text)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+
+
+def _pieces(model: Model, weight_format: WeightFormat) -> Iterator[Piece]:
+    """Yield all weights in the order of the layers, copies included."""
+    tensors = model_tensors(model)
+    slots = file_slots(model)
+    copies = {copy: name for copy, name in file_copies(model.config).items() if copy != HEAD}
+    for name, original in {**dict.fromkeys(slots), **copies}.items():
+        slot = slots[original or name]
+        source = tensors[slot.name]
+        part = slot.of(source)
+        if weight_format in SCALE_FORMATS and is_projection(name):
+            yield _fp8_piece(name, part, SCALE_FORMATS[weight_format])
+        else:
+            is_bias = not isinstance(source, nn.Parameter)
+            wide = is_bias or weight_format == "float32"
+            yield _plain_piece(name, part, torch.float32 if wide else torch.bfloat16)
+
+
+def _plain_piece(name: str, tensor: Tensor, dtype: torch.dtype) -> Piece:
+    # clone: safetensors refuses two names for one memory, which copies would be.
+    def make() -> dict[str, Tensor]:
+        return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous()}
+
+    return Piece(tensor.numel() * dtype.itemsize, make)
+
+
+def _fp8_piece(name: str, tensor: Tensor, scale_format: ScaleFormat) -> Piece:
+    rows, columns = tensor.shape
+    down, across = scale_shape(rows, columns)
+
+    def make() -> dict[str, Tensor]:
+        numbers, scales = quantize(tensor.detach(), scale_format)
+        if not scales.isfinite().all():
+            raise CheckpointError(f"{name} holds NaN or infinity, which FP8 blocks cannot store.")
+        return {name: numbers.cpu(), name + SCALE_SUFFIX: scales.cpu()}
+
+    return Piece(rows * columns + 4 * down * across, make)
+
+
+def _shards(pieces: list[Piece], max_shard_bytes: int) -> list[list[Piece]]:
+    """Distribute weights over files in their order, each file as full as the limit allows."""
+    shards: list[list[Piece]] = [[]]
+    filled = 0
+    for piece in pieces:
+        if shards[-1] and filled + piece.size_bytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(piece)
+        filled += piece.size_bytes
+    return shards
+
+
+def _published_config(model: Model, weight_format: WeightFormat) -> dict[str, Any]:
+    data = to_published(model.config)
+    data["torch_dtype"] = "float32" if weight_format == "float32" else "bfloat16"
+    if weight_format in SCALE_FORMATS:
+        data["quantization_config"] = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [BLOCK, BLOCK],
+        }
+        if weight_format == "fp8-ue8m0":
+            data["quantization_config"]["scale_fmt"] = "ue8m0"
+    return data
+
+
+def _write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"Cannot write {file}: {error}.") from error
+
+
+def _as_json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"

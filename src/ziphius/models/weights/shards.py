@@ -1,0 +1,184 @@
+"""What the safetensors files of a folder say about themselves, checked before a tensor is read.
+
+The format (https://github.com/huggingface/safetensors): 8 bytes with the length of a header, the
+header as JSON {name: {dtype, shape, data_offsets}}, then the data without a gap. Several files are
+held together by `model.safetensors.index.json`, whose `weight_map` names the file of every tensor.
+"""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ziphius.core.errors import CheckpointError
+from ziphius.models.weights.paths import file_inside
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+LARGEST_HEADER_BYTES = 64 * 2**20
+LARGEST_TENSOR_COUNT = 1_000_000
+LARGEST_RANK = 8
+
+DTYPE_BYTES: dict[str, int] = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E8M0": 1}
+"""Types that weights and scales may be stored in, and the bytes of a number."""
+
+# Formats that can run code while they are opened. They are named here to be refused.
+_UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor as the header of its file describes it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Read the headers of all weight files of a folder and merge them, each name once."""
+    weight_map = _weight_map(folder)
+    names = sorted(set(weight_map.values())) if weight_map is not None else [WEIGHTS_FILE]
+    stored: dict[str, Stored] = {}
+    for name in names:
+        for tensor, entry in read_header(file_inside(folder, name)).items():
+            if tensor in stored:
+                _refuse(entry.file, f"holds {tensor}, which {stored[tensor].file.name} holds too")
+            stored[tensor] = entry
+    if weight_map is not None:
+        _check_index(folder / INDEX_FILE, weight_map, stored)
+    return stored
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Read the header of one safetensors file and hold it to the size of the file."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            _refuse(file, f"is no safetensors file: it has {size} bytes and no header")
+        length = int.from_bytes(prefix, "little")
+        if length > min(size - 8, LARGEST_HEADER_BYTES):
+            _refuse(file, f"claims a header of {length} bytes; it is truncated or damaged")
+        header = _parse(file, stream.read(length))
+    if len(header) > LARGEST_TENSOR_COUNT:
+        _refuse(file, f"lists {len(header)} tensors; more than {LARGEST_TENSOR_COUNT} is no model")
+    spans = [(*_span(file, name, entry), name) for name, entry in header.items()]
+    _check_spans(file, spans, data_bytes=size - 8 - length)
+    return {
+        name: Stored(file, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()
+    }
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """Read which file holds which tensor; None for a folder with one weight file."""
+    has_index, has_single = (folder / INDEX_FILE).exists(), (folder / WEIGHTS_FILE).exists()
+    if has_index and has_single:
+        _refuse(folder, f"holds both {WEIGHTS_FILE} and {INDEX_FILE}; remove the stale one")
+    if not has_index:
+        if not has_single and not (folder / WEIGHTS_FILE).is_symlink():
+            _refuse_without_weights(folder)
+        return None
+    index = file_inside(folder, INDEX_FILE)
+    if index.stat().st_size > LARGEST_HEADER_BYTES:
+        _refuse(index, f"has {index.stat().st_size} bytes, too many for an index")
+    weight_map = _json(index, index.read_bytes()).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        _refuse(index, "has no weight_map from tensor names to file names")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            _refuse(index, f"puts {tensor} into {name!r}, which is no .safetensors file")
+    return weight_map
+
+
+def _refuse_without_weights(folder: Path) -> NoReturn:
+    names = sorted(path.name for path in folder.iterdir())
+    unsafe = [name for name in names if name.endswith(_UNSAFE_SUFFIXES)]
+    if any(name.endswith(".safetensors") for name in names):
+        _refuse(folder, f"holds safetensors files but neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    if any(name.endswith(".gguf") for name in names):
+        _refuse(folder, "holds no safetensors but a GGUF file: give the path of that file")
+    if unsafe:
+        _refuse(
+            folder,
+            f"holds its weights only as {unsafe[0]}, a format that can run code when it is opened "
+            "and is never read here; convert it to safetensors with the program that wrote it",
+        )
+    _refuse(folder, f"holds no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+
+
+def _check_index(index: Path, weight_map: dict[str, str], stored: dict[str, Stored]) -> None:
+    for tensor, name in weight_map.items():
+        if tensor not in stored or stored[tensor].file.name != name:
+            _refuse(index, f"puts {tensor} into {name}, which does not hold it")
+    for tensor, entry in stored.items():
+        if tensor not in weight_map:
+            _refuse(index, f"does not list {tensor}, which {entry.file.name} holds")
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    header = _json(file, text)
+    header.pop("__metadata__", None)
+    return header
+
+
+def _json(file: Path, text: bytes) -> dict[str, Any]:
+    """Parse a JSON object strictly: each key once, no endless nesting."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            _refuse(file, f"lists {twice} twice")
+        return found
+
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=unique)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        _refuse(file, f"has a header that is no JSON ({error})")
+    if not isinstance(value, dict):
+        _refuse(file, "has a header that is no JSON object")
+    return value
+
+
+def _span(file: Path, name: str, entry: object) -> tuple[int, int]:
+    """Check the entry of one tensor and return where its data begins and ends."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+            pass
+        case _:
+            _refuse(file, f"has no dtype, shape and data_offsets for {name}")
+    if dtype not in DTYPE_BYTES:
+        known = ", ".join(DTYPE_BYTES)
+        _refuse(file, f"stores {name} as {dtype}; weights may be {known}")
+    numbers = [*shape, begin, end]
+    if len(shape) > LARGEST_RANK or not all(
+        type(number) is int and 0 <= number < 2**63 for number in numbers
+    ):
+        _refuse(file, f"gives {name} an impossible shape or place: {shape!s:.60}")
+    if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+        _refuse(file, f"gives {name} {end - begin} bytes, which do not hold {dtype} {shape}")
+    return begin, end
+
+
+def _check_spans(file: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
+    """Let tensors cover the data exactly: no gap, no overlap, no byte missing or left over."""
+    spans = sorted(spans)
+    for (_, end, name), (begin, _, following) in pairwise([(0, 0, "the header"), *spans]):
+        if begin != end:
+            _refuse(file, f"has a gap or an overlap between {name} and {following}")
+    end, last = (spans[-1][1], spans[-1][2]) if spans else (0, "the header")
+    if end > data_bytes:
+        _refuse(file, f"is truncated: {last} ends at {end} of only {data_bytes} data bytes")
+    if end < data_bytes:
+        _refuse(file, f"has {data_bytes - end} bytes after {last}, which no tensor uses")
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise CheckpointError(f"{path} {reason}.")
