@@ -18,7 +18,9 @@ class AssetsConfig(Config):
 
     action: tyro.conf.Positional[Literal["list", "fetch", "verify"]] = "list"
     """List all assets, fetch some, or verify the hashes of fetched ones."""
-    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME...")] = ()
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")
+    ] = ()
     """Assets to fetch or verify; without names, verify looks at every fetched one."""
     all: bool = False
     """Fetch every asset."""

@@ -1,0 +1,63 @@
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ziphius.cli.main import main
+from ziphius.core import device
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, tuple[str, str]]]:
+    def run() -> dict[str, tuple[str, str]]:
+        assert main(["doctor", "--json"]) == 0
+        findings = json.loads(capsys.readouterr().out)
+        return {f["part"]: (f["found"], f["remedy"]) for f in findings}
+
+    return run
+
+
+Report = Callable[[], dict[str, tuple[str, str]]]
+
+
+def test_it_says_what_is_here(report: Report) -> None:
+    found = report()
+    assert found["torch"] == (torch.__version__, "")
+    assert f"{torch.get_num_threads()} torch threads" in found["cpu"][0]
+    assert 0.1 < float(found["memory"][0].removesuffix(" GiB")) < 1e5
+
+
+def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "cache folder" in capsys.readouterr().out
+
+
+def test_a_missing_asset_names_the_command(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "not" / "there"))
+    found = report()
+    assert str(tmp_path / "not" / "there") in found["cache folder"][0]
+    assert found["asset smollm2-135m-instruct"] == (
+        "not fetched",
+        "ziphius assets fetch smollm2-135m-instruct",
+    )
+
+
+def test_a_missing_extra_names_the_command(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = ["torch", 'pytest; extra == "dev"', 'no-such-x>=2,<3; extra == "quant"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: requirements)
+    found = report()
+    assert found["[dev]"] == ("pytest", "")
+    assert found["[quant]"] == ("lacks no-such-x", "pip install 'ziphius[quant]'")
+
+
+def test_accelerators_are_listed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "accelerator" in report() or torch.accelerator.is_available()
+    monkeypatch.setattr(device, "available_devices", lambda: ["cpu", "mps:0"])
+    found = report()
+    assert found["mps:0"] == ("present", "")
+    assert "accelerator" not in found
