@@ -6,6 +6,9 @@ Sources: DeepSeek-V3 report (arXiv 2412.19437), section 2.1.2; auxiliary-loss-fr
 Shapes: M tokens, E experts, G groups, K experts per token.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -27,6 +30,15 @@ class BiasedSigmoidGate(Gate):
         # because steps of 0.001 vanish in bf16.
         bias_E = torch.zeros(self.num_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", bias_E)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let `to` and its like move the bias but not round it."""
+        exact_E = self.e_score_correction_bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved_E = self.e_score_correction_bias
+        if moved_E.dtype != torch.float32:
+            self.e_score_correction_bias = exact_E.to(moved_E.device)
+        return self
 
     def route(self, logits_ME: Tensor) -> Routing:
         """Decide from the router's float32 logits."""
