@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from ziphius.core.config import explain
 from ziphius.core.errors import CheckpointError
 from ziphius.models.config import ModelConfig
 
@@ -175,7 +176,7 @@ def from_published(data: dict[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise CheckpointError(_explain(error)) from error
+        raise CheckpointError(explain(error)) from error
 
 
 def to_published(config: ModelConfig) -> dict[str, Any]:
@@ -348,14 +349,3 @@ def _take_own(left: dict[str, Any], family: Family) -> dict[str, Any]:
 def _implied(family: Family, key: str) -> Any:
     default = ModelConfig.model_fields[key].default
     return family.implied.get(key, default)
-
-
-def _explain(error: ValidationError) -> str:
-    """Name every wrong key with its value, in one line."""
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(step) for step in item["loc"])
-        message = item["msg"].removeprefix("Value error, ").rstrip(".")
-        value = "" if item["type"] in ("missing", "value_error") else f" = {item['input']!r:.80}"
-        parts.append(f"{where}{value}: {message}" if where else message)
-    return "; ".join(parts)
