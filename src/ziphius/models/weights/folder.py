@@ -34,6 +34,8 @@ def read_folder_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{folder} does not exist: no such model folder.")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is neither a model folder nor a .gguf file.")
+    if not any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is empty: a model folder has config.json and safetensors.")
     file_inside(folder, "config.json")
     config = read_config(folder)
     quantization = config.other.get("quantization_config")

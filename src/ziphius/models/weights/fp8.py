@@ -8,7 +8,7 @@ the lower and right edges may be smaller, so scales are [ceil(R / 128), ceil(C /
 Where this departs from the published kernels:
     1. Float scales are rounded up to 20 significant bits (by less than one part in 500,000). A q
        has 4, so q * scale is exact in float32, and a weight that was read from FP8 and is written
-       again gives the same bytes.
+       again keeps its values exactly, as it does with power-of-two scales.
 """
 
 from typing import Literal

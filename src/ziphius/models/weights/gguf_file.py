@@ -96,13 +96,16 @@ def _read(file: Path) -> tuple[GgufHeader, ModelConfig]:
 
 def _check_data(header: GgufHeader) -> None:
     """Let tensors lie one behind the other in the file, in formats that can be decoded."""
+    entries = sorted(header.tensors.values(), key=lambda entry: entry.offset)
+    for entry in entries:
+        if entry.offset + _size_bytes(header, entry) > header.size_bytes:
+            place = f"{entry.name} begins at {entry.offset} of {header.size_bytes} bytes"
+            _refuse(header, f"is truncated: {place} and does not end in it")
     end, last = header.data_begin, "the header"
-    for entry in sorted(header.tensors.values(), key=lambda entry: entry.offset):
+    for entry in entries:
         if not 0 <= entry.offset - end < header.alignment:
             _refuse(header, f"has a gap or an overlap between {last} and {entry.name}")
         end, last = entry.offset + _size_bytes(header, entry), entry.name
-        if end > header.size_bytes:
-            _refuse(header, f"is truncated: {last} ends at {end} of {header.size_bytes} bytes")
     if header.size_bytes - end >= header.alignment:
         _refuse(header, f"has {header.size_bytes - end} bytes after {last}, which no tensor uses")
 

@@ -19,8 +19,8 @@ from ziphius.models.weights.paths import file_inside
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-LARGEST_HEADER_BYTES = 64 * 2**20
-LARGEST_TENSOR_COUNT = 1_000_000
+LARGEST_HEADER_BYTES = 32 * 2**20
+LARGEST_TENSOR_COUNT = 200_000  # R1 has 92,000
 LARGEST_RANK = 8
 
 DTYPE_BYTES: dict[str, int] = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E8M0": 1}

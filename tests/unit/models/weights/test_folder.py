@@ -1,0 +1,257 @@
+"""Reading folders: every layout that is published, and the choices a reader makes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import build, grouped_config, random_ids
+from tests.unit.models.weights.files import change_json, change_tensors, rounded, v3_config
+from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.models.weights import load, read_model_config, save
+
+BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
+
+
+@pytest.fixture
+def model():
+    return rounded(build(v3_config()))
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    save(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def assert_equal_models(actual, expected):
+    assert actual.config == expected.config
+    states = actual.state_dict(), expected.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[1].items():
+        assert torch.equal(states[0][name].float(), tensor.float()), name
+
+
+def test_a_loaded_model_computes_the_same_and_is_in_evaluation_mode(model, folder):
+    loaded = load(folder, dtype=torch.float32)
+    ids_BT = random_ids(2, 7, 61)
+    assert torch.equal(
+        loaded.logits(loaded(ids_BT).hidden_BTD), model.logits(model(ids_BT).hidden_BTD)
+    )
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_dtype_none_keeps_what_is_stored_and_the_router_bias_in_float32(model, folder):
+    loaded = load(folder)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.state_dict()[BIAS].dtype == torch.float32
+    assert torch.equal(loaded.state_dict()[BIAS], model.state_dict()[BIAS])
+    assert_equal_models(loaded, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_take_the_dtype_asked_for(folder, dtype):
+    loaded = load(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert loaded.state_dict()[BIAS].dtype == torch.float32
+
+
+def test_other_dtypes_are_refused(folder):
+    with pytest.raises(ConfigError, match=r"int64.*float32"):
+        load(folder, dtype=torch.int64)
+
+
+def in_dtypes(*dtypes):
+    def change(tensors):
+        for index, (name, tensor) in enumerate(sorted(tensors.items())):
+            tensors[name] = tensor.to(dtypes[index % len(dtypes)])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        # float16 is slow on CPUs; the others are the narrowest type that holds all.
+        ((torch.float16,), torch.float32),
+        ((torch.bfloat16, torch.float16), torch.float32),
+        ((torch.bfloat16, torch.float32), torch.float32),
+        ((torch.bfloat16,), torch.bfloat16),
+    ],
+)
+def test_dtype_none_loses_nothing(folder, stored, expected):
+    change_tensors(folder / "model.safetensors", in_dtypes(*stored))
+    assert {parameter.dtype for parameter in load(folder).parameters()} == {expected}
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    model = build(grouped_config(tie_word_embeddings=True))
+    save(model, tmp_path / "model", weight_format="float32")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert "lm_head.weight" not in stored
+    loaded = load(tmp_path / "model")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert_equal_models(loaded, model)
+
+
+def test_a_written_copy_of_the_tied_head_must_equal_the_embedding(tmp_path):
+    model = build(grouped_config(tie_word_embeddings=True))
+    folder = tmp_path / "model"
+    save(model, folder, weight_format="float32")
+
+    def copy_head(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    def bend_head(tensors):
+        tensors["lm_head.weight"][3, 5] += 1
+
+    change_tensors(folder / "model.safetensors", copy_head)
+    assert_equal_models(load(folder), model)
+    change_tensors(folder / "model.safetensors", bend_head)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors holds lm_head\.weight.*differs"):
+        load(folder)
+
+
+COPIES = ["model.layers.2.embed_tokens.weight", "model.layers.2.shared_head.head.weight"]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_a_prediction_layer_may_be_left_out_but_not_differ(model, folder, name):
+    file = folder / "model.safetensors"
+
+    def bend(tensors):
+        tensors[name][0, 0] += 1
+
+    change_tensors(file, bend)
+    with pytest.raises(CheckpointError, match=name):
+        load(folder)
+    change_tensors(file, lambda tensors: tensors.pop(name))
+    assert_equal_models(load(folder), model)
+
+
+def without_prediction_layer(tensors):
+    for name in [name for name in tensors if name.startswith("model.layers.2.")]:
+        del tensors[name]
+
+
+def test_prediction_layers_are_never_dropped_silently(folder):
+    change_json(folder / "config.json", num_nextn_predict_layers=0)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.2\..*drop_mtp=True \(--drop-mtp\)"):
+        load(folder)
+    loaded = load(folder, drop_mtp=True)
+    assert len(loaded.model.layers) == 2
+    assert loaded.config.num_nextn_predict_layers == 0
+
+
+def test_missing_prediction_layers_are_never_made_up(folder):
+    change_tensors(folder / "model.safetensors", without_prediction_layer)
+    with pytest.raises(CheckpointError, match=r"num_nextn_predict_layers = 1.*drop_mtp=True"):
+        load(folder)
+    assert load(folder, drop_mtp=True).config.num_nextn_predict_layers == 0
+
+
+def test_dropping_prediction_layers_leaves_the_rest_equal(model, folder):
+    dropped = load(folder, drop_mtp=True).state_dict()
+    kept = {n: t for n, t in model.state_dict().items() if not n.startswith("model.layers.2.")}
+    assert dropped.keys() == kept.keys()
+    assert all(torch.equal(dropped[name].float(), kept[name].float()) for name in kept)
+
+
+def test_drop_mtp_without_effect_is_an_error(tmp_path):
+    save(build(v3_config(num_nextn_predict_layers=0)), tmp_path / "model")
+    with pytest.raises(ConfigError, match="drop_mtp has no effect"):
+        load(tmp_path / "model", drop_mtp=True)
+
+
+def test_shards_are_read_whatever_their_order(model, tmp_path):
+    save(model, tmp_path / "model", max_shard_bytes=5_000)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 5
+    assert_equal_models(load(tmp_path / "model"), model)
+
+
+def test_a_scale_may_stand_in_another_file_than_its_weight(model, tmp_path):
+    folder = tmp_path / "model"
+    save(model, folder, weight_format="fp8")
+    expected = load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith("_scale_inv")}
+    assert len(scales) > 20
+    weight_map = dict.fromkeys(tensors, "a.safetensors") | dict.fromkeys(scales, "b.safetensors")
+    save_file(tensors, folder / "a.safetensors")
+    save_file(scales, folder / "b.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_equal_models(load(folder), expected)
+
+
+def test_scales_may_be_stored_as_powers_of_two(model, tmp_path):
+    folder = tmp_path / "model"
+    save(model, folder, weight_format="fp8-ue8m0")
+    expected = load(folder)
+
+    def narrow(tensors):
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            tensors[name] = tensors[name].to(torch.float8_e8m0fnu)
+
+    change_tensors(folder / "model.safetensors", narrow)
+    assert_equal_models(load(folder), expected)
+
+
+def test_remote_code_in_a_config_is_ignored(model, folder):
+    # If anything imported it, this file would say so.
+    (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")
+    change_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    assert_equal_models(load(folder), model)
+
+
+def test_a_hugging_face_cache_with_its_links_is_read(model, tmp_path):
+    repository = tmp_path / "models--deepseek-ai--tiny"
+    snapshot = repository / "snapshots" / "0123abcd"
+    save(model, tmp_path / "model")
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for index, name in enumerate(("config.json", "model.safetensors")):
+        (tmp_path / "model" / name).rename(repository / "blobs" / f"{index}")
+        (snapshot / name).symlink_to(f"../../blobs/{index}")
+    assert_equal_models(load(snapshot), model)
+
+
+def test_the_config_alone_can_be_read(model, folder):
+    (folder / "model.safetensors").unlink()
+    assert read_model_config(folder) == model.config
+
+
+def test_what_config_json_says_about_storage_does_not_stay_with_the_model(tmp_path, model):
+    save(model, tmp_path / "model", weight_format="fp8")
+    assert "quantization_config" in (tmp_path / "model" / "config.json").read_text()
+    assert load(tmp_path / "model").config.other == {}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"quant_method": "awq"}, "'awq'; only fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 128]}, r"\[64, 128\]"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "'e5m2'"),
+        ({"bits": 4}, "without a quant_method"),
+    ],
+)
+def test_other_quantizations_are_refused(folder, quantization, message):
+    change_json(folder / "config.json", quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_finite_weights_pass_the_check(model, folder):
+    assert_equal_models(load(folder, check_finite=True), model)
+
+
+def test_files_are_only_read(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    loaded = load(folder)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

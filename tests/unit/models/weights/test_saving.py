@@ -1,0 +1,208 @@
+"""Written folders: layout, files, formats, and that nothing half-written is left."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.tiny import build, grouped_config
+from tests.unit.models.weights.files import rounded, v3_config
+from ziphius.core.errors import CheckpointError, ConfigError, OutputError
+from ziphius.models.weights import load, save
+from ziphius.models.weights.names import is_projection
+
+FORMATS = pytest.mark.parametrize("weight_format", ["float32", "bfloat16", "fp8", "fp8-ue8m0"])
+
+
+@pytest.fixture
+def model():
+    return build(v3_config())
+
+
+def stored(folder):
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def test_float32_round_trip_is_exact(model, tmp_path):
+    save(model, tmp_path / "model", weight_format="float32")
+    loaded = load(tmp_path / "model").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_bfloat16_round_trip_rounds_once_and_keeps_the_bias(model, tmp_path):
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model").state_dict()
+    for name, tensor in model.state_dict().items():
+        expected = tensor if name.endswith("_bias") else tensor.bfloat16()
+        assert torch.equal(loaded[name], expected), name
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_trip_writes_the_same_bytes(model, tmp_path, weight_format, dtype):
+    save(model, tmp_path / "one", weight_format=weight_format)
+    save(load(tmp_path / "one", dtype=dtype), tmp_path / "two", weight_format=weight_format)
+    save(load(tmp_path / "two", dtype=dtype), tmp_path / "three", weight_format=weight_format)
+    files = [
+        (tmp_path / trip / "model.safetensors").read_bytes() for trip in ("one", "two", "three")
+    ]
+    assert files[1] == files[2]
+    # Held in bfloat16, weights lose bits of float32 or of FP8 times a float scale, once.
+    if dtype is torch.float32 or weight_format in ("bfloat16", "fp8-ue8m0"):
+        first, second = (load(tmp_path / trip, dtype=dtype).state_dict() for trip in ("one", "two"))
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+        # A block rounded down to half a power of two gets the smaller scale: same values.
+        assert files[0] == files[1] or weight_format == "fp8-ue8m0"
+
+
+@pytest.mark.parametrize("weight_format", ["fp8", "fp8-ue8m0"])
+def test_fp8_folders_hold_what_the_published_ones_do(model, tmp_path, weight_format):
+    save(model, tmp_path / "model", weight_format=weight_format)
+    tensors = stored(tmp_path / "model")
+    for name, tensor in tensors.items():
+        if name.endswith("_scale_inv"):
+            assert is_projection(name.removesuffix("_scale_inv"))
+            assert tensor.dtype == torch.float32
+        elif is_projection(name):
+            assert tensor.dtype == torch.float8_e4m3fn
+            assert name + "_scale_inv" in tensors
+        else:
+            is_bias = name.endswith("e_score_correction_bias")
+            assert tensor.dtype == (torch.float32 if is_bias else torch.bfloat16)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    expected = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
+    if weight_format == "fp8-ue8m0":
+        expected["scale_fmt"] = "ue8m0"
+        mantissas = [t.frexp().mantissa for n, t in tensors.items() if n.endswith("_scale_inv")]
+        assert all(bool((mantissa == 0.5).all()) for mantissa in mantissas)
+    assert config["quantization_config"] == expected
+    assert config["torch_dtype"] == "bfloat16"
+
+
+@FORMATS
+def test_experts_copies_and_names_on_disk(model, tmp_path, weight_format):
+    save(model, tmp_path / "model", weight_format=weight_format)
+    tensors = stored(tmp_path / "model")
+    assert not any(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in tensors)
+    for name, original in {
+        "model.layers.2.embed_tokens.weight": "model.embed_tokens.weight",
+        "model.layers.2.shared_head.head.weight": "lm_head.weight",
+    }.items():
+        assert torch.equal(tensors[name], tensors[original])
+    if weight_format == "float32":
+        experts = model.model.layers[1].mlp.experts
+        prefix = "model.layers.1.mlp.experts.5"
+        assert torch.equal(tensors[f"{prefix}.gate_proj.weight"], experts.gate_up_proj[5, :12])
+        assert torch.equal(tensors[f"{prefix}.up_proj.weight"], experts.gate_up_proj[5, 12:])
+        assert torch.equal(tensors[f"{prefix}.down_proj.weight"], experts.down_proj[5])
+
+
+@FORMATS
+def test_shards_keep_their_limit_and_the_index_is_true(model, tmp_path, weight_format):
+    limit = 8_000
+    folder = tmp_path / "model"
+    save(model, folder, weight_format=weight_format, max_shard_bytes=limit)
+    save(model, tmp_path / "whole", weight_format=weight_format)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert files == [
+        f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
+    ]
+    total = 0
+    for file in files:
+        tensors = load_file(folder / file)
+        sizes = [tensor.numel() * tensor.itemsize for tensor in tensors.values()]
+        assert sum(sizes) <= limit or len(tensors) <= 2
+        total += sum(sizes)
+        assert set(tensors) == {
+            name for name, place in index["weight_map"].items() if place == file
+        }
+    assert index["metadata"] == {"total_size": total}
+    whole = stored(tmp_path / "whole")
+    assert set(index["weight_map"]) == set(whole)
+    assert all(torch.equal(t.float(), whole[n].float()) for n, t in stored(folder).items())
+
+
+def test_a_model_that_fits_is_one_file_without_an_index(model, tmp_path):
+    save(model, tmp_path / "model")
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
+    with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_files_can_be_read_by_others(model, tmp_path):
+    before = os.umask(0o022)
+    try:
+        save(model, tmp_path / "model", max_shard_bytes=20_000)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {0o644}
+
+
+class Tokenizer:
+    def save(self, folder):
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def test_a_tokenizer_is_saved_into_the_same_folder(model, tmp_path):
+    save(model, tmp_path / "model", Tokenizer())
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == "{}"
+
+
+class BrokenTokenizer:
+    def save(self, folder):
+        raise RuntimeError("no")
+
+
+def test_an_error_leaves_nothing_behind(model, tmp_path):
+    with pytest.raises(RuntimeError):
+        save(model, tmp_path / "model", BrokenTokenizer())
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.up_proj\.weight holds NaN"):
+        save(model, tmp_path / "model", weight_format="fp8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_not_touched(model, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(OutputError, match="not empty"):
+        save(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_one_clear_error(model, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ziphius.models.weights.saving.save_file", full)
+    with pytest.raises(OutputError, match=r"model\.safetensors.*No space left"):
+        save(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_need_a_size(model, tmp_path):
+    with pytest.raises(ConfigError, match="max_shard_bytes = 0"):
+        save(model, tmp_path / "model", max_shard_bytes=0)
+
+
+def test_saving_does_not_change_the_model(tmp_path):
+    model = rounded(build(grouped_config(tie_word_embeddings=True, attention_bias=True)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save(model, tmp_path / "model", weight_format="fp8")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
