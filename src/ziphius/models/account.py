@@ -78,7 +78,7 @@ class CacheBytes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes to serve and to train `batch` sequences of `context` tokens on one device: estimates."""
+    """Estimated bytes to serve and to train `batch` sequences of `context` tokens, one device."""
 
     weights: int
     cache: int

@@ -156,7 +156,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         return from_published(_read_object(file))
     except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise CheckpointError(f"{file}: {error}.") from error
 
 
 def from_published(data: dict[str, Any]) -> ModelConfig:
@@ -176,7 +176,7 @@ def from_published(data: dict[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise CheckpointError(explain(error)) from error
+        raise CheckpointError(explain(error).rstrip(".")) from error
 
 
 def to_published(config: ModelConfig) -> dict[str, Any]:
