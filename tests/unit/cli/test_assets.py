@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from ziphius.cli import assets
 from ziphius.cli.main import main
 from ziphius.core.assets import ASSETS, asset_path
 
@@ -64,8 +65,11 @@ def test_words_without_effect_are_errors(
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_asset_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["assets", "fetch", "smollm3"]) == 2
+def test_an_unknown_asset_is_an_error_before_anything_is_fetched(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "fetch", pytest.fail)
+    assert main(["assets", "fetch", "smollm2-135m-instruct", "smollm3"]) == 2
     assert "no asset 'smollm3'" in capsys.readouterr().err
 
 

@@ -24,7 +24,9 @@ def test_write_file_writes_bytes_and_utf8(tmp_path: Path, content: bytes | str) 
 
 def test_write_file_replaces_and_gives_the_users_rights(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old and longer")
-    write_file(tmp_path / "a", "new")
+    with (tmp_path / "a").open() as reader:
+        write_file(tmp_path / "a", "new")
+        assert reader.read() == "old and longer"
     assert (tmp_path / "a").read_text() == "new"
     (tmp_path / "plain").write_text("")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "plain")]
