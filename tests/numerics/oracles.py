@@ -3,23 +3,14 @@
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from ziphius.models.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 from ziphius.models.model import Model
 from ziphius.models.published import to_published
 
-# The same examples in every run. A failing one is reported as drawn: each costs a model of two
-# libraries, and shrinking would run hundreds.
-EXAMPLES = settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+EXAMPLES = examples(80)
 
 # An RMSNorm over few numbers divides by nearly nothing now and then, and what is rounding noise
 # before it is not after it.

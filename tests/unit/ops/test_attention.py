@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from ziphius.ops.attention import attend
+
+SEEN = {
+    "all": lambda t, s: True,
+    "causal": lambda t, s: s <= t,
+    "mask": lambda t, s: (t * 5 + s * 3) % 4 < 2 or s == t,
+}
+
+
+def plain(query_BNTH, key_BNSH, value_BNSV, seen, scale):
+    scores_BNTS = query_BNTH @ key_BNSH.transpose(2, 3) * scale
+    for t in range(scores_BNTS.shape[2]):
+        for s in range(scores_BNTS.shape[3]):
+            if not seen(t, s):
+                scores_BNTS[:, :, t, s] = -math.inf
+    return scores_BNTS.softmax(-1) @ value_BNSV
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize(("heads", "width", "value_width"), [(3, 12, 12), (1, 12, 7), (5, 9, 1)])
+def test_values_and_gradients_equal_plain_softmax(seen, heads, width, value_width):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, 6, width), (2, heads, 6, width), (2, heads, 6, value_width)]
+    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+    weights_BNTV = torch.randn(2, heads, 6, value_width, generator=generator)
+    mask_BTS = None
+    if seen == "mask":
+        mask_TS = torch.tensor([[SEEN[seen](t, s) for s in range(6)] for t in range(6)])
+        mask_BTS = mask_TS.expand(2, 6, 6)
+
+    results = []
+    for fused in (True, False):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        if fused:
+            out = attend(*leaves, mask_BTS=mask_BTS, is_causal=seen == "causal", scale=0.6)
+        else:
+            out = plain(*leaves, SEEN[seen], 0.6)
+        out.backward(weights_BNTV)
+        results.append((out.detach(), *(leaf.grad for leaf in leaves)))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_row_has_a_mask_of_its_own():
+    query = torch.randn(2, 3, 1, 4)
+    value_BNSV = torch.arange(2.0).expand(2, 3, 4, 2).transpose(2, 3)
+    mask_BTS = torch.tensor([[[True, False]], [[False, True]]])
+    key = torch.randn(2, 3, 2, 4)
+    out = attend(query, key, value_BNSV, mask_BTS=mask_BTS, is_causal=False, scale=1.0)
+    assert out[0].eq(0).all()
+    assert out[1].eq(1).all()
+
+
+def test_values_wider_than_queries_are_refused():
+    query, value = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 5)
+    with pytest.raises(AssertionError, match="wider"):
+        attend(query, query, value, mask_BTS=None, is_causal=False, scale=1.0)

@@ -1,0 +1,117 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.examples import examples
+from ziphius.ops import experts
+
+HIDDEN, WIDTH = 7, 5
+
+
+def dense(x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF) -> Tensor:
+    """Every token through every expert, kept where it was chosen."""
+    out_MD = torch.zeros_like(x_MD)
+    for expert in range(gate_up_E2FD.shape[0]):
+        gate_MF, up_MF = (
+            x_MD @ gate_up_E2FD[expert, :WIDTH].T,
+            x_MD @ gate_up_E2FD[expert, WIDTH:].T,
+        )
+        weight_M = (weights_MK * (experts_MK == expert)).sum(-1)
+        out_MD = out_MD + weight_M[:, None] * ((F.silu(gate_MF) * up_MF) @ down_EDF[expert].T)
+    return out_MD
+
+
+def random_inputs(tokens: int, per_token: int, num_experts: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [
+        (tokens, HIDDEN),
+        (tokens, per_token),
+        (num_experts, 2 * WIDTH, HIDDEN),
+        (num_experts, HIDDEN, WIDTH),
+    ]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def assert_equals_dense(experts_MK: Tensor, num_experts: int, seed: int = 0) -> None:
+    x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(*experts_MK.shape, num_experts, seed)
+    grad_MD = torch.randn(x_MD.shape, generator=torch.Generator().manual_seed(seed))
+    results = []
+    for function in (experts.routed_experts, dense):
+        leaves = [t.clone().requires_grad_() for t in (x_MD, weights_MK, gate_up_E2FD, down_EDF)]
+        out_MD = function(leaves[0], experts_MK, *leaves[1:])
+        out_MD.backward(grad_MD)
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+        results.append((out_MD.detach(), *grads))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@examples(60)
+@given(
+    tokens=st.integers(1, 30),
+    num_experts=st.integers(1, 9),
+    data=st.data(),
+    alignment=st.sampled_from([1, 4, 64]),
+    seed=st.integers(0, 1000),
+)
+def test_dispatch_equals_dense_experts(tokens, num_experts, data, alignment, seed):
+    """Random picks, among them dropped pairs (the value E) and experts without a token."""
+    per_token = data.draw(st.integers(1, num_experts))
+    picks = st.permutations(range(num_experts)).map(lambda order: order[:per_token])
+    experts_MK = torch.tensor(data.draw(st.lists(picks, min_size=tokens, max_size=tokens)))
+    share_dropped = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
+    dropped_MK = torch.rand(experts_MK.shape, generator=torch.Generator().manual_seed(seed))
+    experts_MK = torch.where(dropped_MK < share_dropped, num_experts, experts_MK)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(experts, "ROW_ALIGNMENT", alignment)
+        assert_equals_dense(experts_MK, num_experts, seed)
+
+
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_all_tokens_on_one_expert(tokens):
+    assert_equals_dense(torch.full((tokens, 1), 3), num_experts=5)
+
+
+@pytest.mark.parametrize("alignment", [1, 4, 64])
+def test_rows_are_padded_to_the_alignment_and_every_pair_has_its_own(alignment, monkeypatch):
+    monkeypatch.setattr(experts, "ROW_ALIGNMENT", alignment)
+    generator = torch.Generator().manual_seed(0)
+    experts_MK = torch.rand(400, 6, generator=generator).topk(2).indices
+    experts_MK[::7, 0] = 6
+    source_J, slot_MK, rows_per_expert = experts._plan(experts_MK, 6)
+    assert all(rows % alignment == 0 for rows in rows_per_expert)
+    assert len(source_J) == sum(rows_per_expert)
+    kept_MK = experts_MK < 6
+    assert slot_MK[kept_MK].unique().numel() == int(kept_MK.sum())
+    assert (slot_MK[~kept_MK] == len(source_J)).all()
+    token_M1 = torch.arange(400)[:, None]
+    assert torch.equal(source_J[slot_MK[kept_MK]], token_M1.expand(-1, 2)[kept_MK])
+
+
+def test_few_tokens_are_not_padded():
+    # decoding: 4 tokens with 2 of 64 experts each
+    _, _, rows_per_expert = experts._plan(torch.arange(8).view(4, 2) * 8, 64)
+    assert sum(rows_per_expert) == 8
+
+
+def test_a_dropped_pair_adds_nothing_whatever_its_weight():
+    x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(3, 2, 4, seed=0)
+    experts_MK = torch.tensor([[0, 4], [4, 4], [1, 2]])
+    with_drops = experts.routed_experts(x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF)
+    alone = experts.routed_experts(
+        x_MD[:1], experts_MK[:1, :1], weights_MK[:1, :1], gate_up_E2FD, down_EDF
+    )
+    torch.testing.assert_close(with_drops[:1], alone)
+    assert with_drops[1].eq(0).all()
+
+
+def test_the_result_keeps_the_dtype_of_the_tokens():
+    x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(3, 2, 4, seed=0)
+    experts_MK = torch.tensor([[0, 1], [2, 3], [1, 2]])
+    out_MD = experts.routed_experts(
+        x_MD.bfloat16(), experts_MK, weights_MK, gate_up_E2FD.bfloat16(), down_EDF.bfloat16()
+    )
+    assert out_MD.dtype == torch.bfloat16
