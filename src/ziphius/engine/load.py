@@ -1,0 +1,111 @@
+"""Find what a user names: a model folder, a .gguf file, or a preset that gets random weights."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ziphius.core.config import Config
+from ziphius.core.device import resolve_device, resolve_dtype
+from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.models.account import count_parameters
+from ziphius.models.model import Model
+from ziphius.models.presets import PRESETS, get_preset
+from ziphius.models.weights import load
+from ziphius.text.tokenizer import Tokenizer, load_tokenizer
+from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
+
+
+class LoadConfig(Config):
+    """Where and in which numbers a model is loaded."""
+
+    device: str = "auto"
+    """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: str = "auto"
+    """auto (float32 on a CPU, bfloat16 elsewhere), float32, bfloat16 or float16."""
+    drop_mtp: bool = False
+    """Load a checkpoint whose config and weights disagree on multi-token prediction, without it."""
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode with the tokenizer it speaks through."""
+
+    model: Model
+    tokenizer: Tokenizer
+    is_random: bool
+    """The weights are random: a preset, not a trained model."""
+
+
+def load_for_inference(name_or_path: str, config: LoadConfig | None = None) -> Loaded:
+    """Load a folder or .gguf file, or build a preset with random weights.
+
+    A path that exists comes before a preset of the same name.
+
+    Args:
+        name_or_path: what the user typed.
+        config: device and dtype; both `auto` without it.
+    """
+    config = config or LoadConfig()
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        model = load(path, dtype=dtype, device=device, drop_mtp=config.drop_mtp)
+        return Loaded(model, load_tokenizer(path), is_random=False)
+    if name_or_path not in PRESETS:
+        raise ConfigError(
+            f"{name_or_path!r}: there is no such folder or file, and no preset of that name. "
+            f"Presets: {', '.join(PRESETS)}."
+        )
+    if config.drop_mtp:
+        raise ConfigError(f"drop_mtp has no effect: {name_or_path} is a preset, not a checkpoint.")
+    return load_preset(name_or_path, device=device, dtype=dtype)
+
+
+def load_preset(
+    name: str, *, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Loaded:
+    """Build a preset with random weights, after a look at the free memory.
+
+    Weights are drawn in float32 on the CPU, so that the same seed gives the same model everywhere.
+    The tokenizer is the DeepSeek vocabulary, cut to the rows of the embedding.
+    """
+    config = get_preset(name)
+    counts = count_parameters(config)
+    _refuse_if_too_large(name, counts.main + counts.mtp, torch.float32, torch.device("cpu"))
+    if device.type != "cpu":
+        _refuse_if_too_large(name, counts.main + counts.mtp, dtype, device)
+    model = Model(config)
+    model.initialize(seed)
+    for parameter in model.parameters():  # not model.to(dtype): the router bias stays float32
+        parameter.data = parameter.data.to(dtype)
+    tokenizer = deepseek_tokenizer(config.vocab_size if config.vocab_size < FULL_SIZE else None)
+    return Loaded(model.to(device).eval(), tokenizer, is_random=True)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that can still be taken on a device, None where nobody can tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
+    available = int(line.split()[1]) * 1024
+    # Of a container's memory, files it has read count as used though they give way: take the limit.
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text))
+    return available
+
+
+def _refuse_if_too_large(
+    name: str, parameters: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    needed, free = parameters * dtype.itemsize, free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"{name} has {parameters:,} parameters: random weights for it need {needed:,} bytes "
+            f"as {str(dtype).removeprefix('torch.')} on {device}, where {free:,} are free. Take a "
+            "smaller preset."
+        )

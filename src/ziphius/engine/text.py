@@ -1,0 +1,101 @@
+"""Text out of tokens as they come: whole characters only, and nothing of a stop string shown."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ziphius.core.errors import ConfigError
+from ziphius.engine.generate import FinishReason, Generator, NewToken, Request
+from ziphius.models.model import Model
+from ziphius.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """One token and the text it releases, which is empty while a character or stop is undecided."""
+
+    token: NewToken
+    text: str
+    finish_reason: FinishReason | None
+    """Set with the last piece of a sequence: `stop` for a stop string too."""
+
+    @property
+    def row(self) -> int:
+        """Return which request this belongs to."""
+        return self.token.row
+
+
+class StopStrings:
+    """Pass text through until one of the strings is complete; the string and all after it vanish.
+
+    Holds back the longest end of the text that may still become a stop string, and no more. The
+    string that is complete first wins, so that cutting the text differently changes nothing.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        if "" in strings:
+            raise ConfigError("a stop string is empty: it would end every text before it starts")
+        self._strings = tuple(strings)
+        self._held = ""
+        self.found = False
+        """True once a stop string was complete."""
+
+    def push(self, text: str) -> str:
+        """Take more text; return what can be shown now."""
+        if self.found:
+            return ""
+        self._held += text
+        hits = [
+            (start + len(string), start)
+            for string in self._strings
+            if (start := self._held.find(string)) >= 0
+        ]
+        if hits:
+            self.found = True
+            _, start = min(hits)
+            shown, self._held = self._held[:start], ""
+            return shown
+        keep = max((_overlap(self._held, string) for string in self._strings), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """End the text; return what was held back for a stop string that did not come."""
+        shown, self._held = self._held, ""
+        return shown
+
+
+def _overlap(text: str, string: str) -> int:
+    """Return the length of the longest end of `text` that `string` begins with."""
+    longest = min(len(text), len(string) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(string[:size])), 0)
+
+
+def stream_text(
+    model: Model, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
+) -> Iterator[list[TextPiece]]:
+    """Generate for all requests at once and yield each step's tokens together with their text.
+
+    A token of `Request.stop_ids` shows no text; other special tokens show theirs, because chat
+    formats are parsed from them. Close the iterator to stop early.
+    """
+    detokenizers = [tokenizer.detokenizer() for _ in requests]
+    stops = [StopStrings(stop) for _ in requests]
+    with Generator(model, requests, vocab_limit=tokenizer.vocab_size) as steps:
+        for step in steps:
+            pieces = []
+            for token in step:
+                row = token.row
+                ended = token.finish_reason is not None
+                hidden = token.finish_reason == "stop"
+                text = "" if hidden else detokenizers[row].push(token.token_id)
+                if ended:
+                    text += detokenizers[row].flush()
+                shown = stops[row].push(text)
+                if stops[row].found:
+                    steps.stop(row)
+                elif ended:
+                    shown += stops[row].flush()
+                finish_reason = "stop" if stops[row].found else token.finish_reason
+                pieces.append(TextPiece(token, shown, finish_reason))
+            yield pieces

@@ -1,0 +1,129 @@
+"""`engine/text.py`: no half characters, nothing of a stop string, however the text is cut."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ziphius.core.device import resolve_device
+from ziphius.core.errors import ConfigError
+from ziphius.engine.generate import Request, generate
+from ziphius.engine.load import Loaded, load_preset
+from ziphius.engine.text import StopStrings, stream_text
+from ziphius.ops.sampling import SamplingConfig
+
+LETTERS = st.text("ab\n", max_size=12)
+
+
+def shown(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
+    watcher = StopStrings(stops)
+    text = "".join(map(watcher.push, pieces)) + watcher.flush()
+    return text, watcher.found
+
+
+def plainly(stops: list[str], text: str) -> tuple[str, bool]:
+    """Look at every beginning of the text in turn, which is the definition."""
+    for end in range(len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+@given(st.lists(LETTERS, max_size=8), st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3))
+def test_any_cut_shows_the_text_before_the_first_complete_stop_string(pieces, stops):
+    assert shown(stops, pieces) == plainly(stops, "".join(pieces))
+
+
+def test_only_what_may_still_become_a_stop_string_is_held_back():
+    watcher = StopStrings(["STOP", "\n\n"])
+    assert watcher.push("a\nS") == "a\n"
+    assert watcher.push("T") == ""
+    assert watcher.push("x") == "STx"
+    assert watcher.push("\n") == ""
+    assert watcher.flush() == "\n"
+    assert watcher.push("one\n\ntwo") == "one"
+    assert watcher.found
+    assert watcher.push("three") + watcher.flush() == ""
+
+
+def test_an_empty_stop_string_is_an_error():
+    with pytest.raises(ConfigError, match="stop string is empty"):
+        StopStrings(["a", ""])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load_preset("v3-tiny", device=resolve_device("cpu"))
+
+
+def requests(loaded: Loaded, max_new_tokens: int = 40) -> list[Request]:
+    return [
+        Request(
+            loaded.tokenizer.encode(prompt),
+            max_new_tokens,
+            sequence_id=row,
+            sampling=SamplingConfig(seed=2),
+        )
+        for row, prompt in enumerate(["Call me Ishmael.", "\u9cb8"])
+    ]
+
+
+def collect(loaded: Loaded, stop: list[str], max_new_tokens: int = 40) -> list[tuple[str, str]]:
+    texts, reasons = ["", ""], ["", ""]
+    steps = stream_text(loaded.model, loaded.tokenizer, requests(loaded, max_new_tokens), stop)
+    for step in steps:
+        for piece in step:
+            assert reasons[piece.row] == "", "nothing comes after the last piece"
+            texts[piece.row] += piece.text
+            reasons[piece.row] = piece.finish_reason or ""
+    return list(zip(texts, reasons, strict=True))
+
+
+def test_the_stream_joins_to_the_decoded_completion(loaded):
+    completions = generate(loaded.model, requests(loaded))
+    assert collect(loaded, []) == [
+        (loaded.tokenizer.decode(completion.token_ids), "length") for completion in completions
+    ]
+
+
+def test_a_stop_string_ends_its_sequence_alone(loaded):
+    (first, _), (second, _) = collect(loaded, [])
+    windows = (first[start : start + 4] for start in range(10, len(first) - 4))
+    stop = next(window for window in windows if window not in second)
+    (cut, reason), (whole, other_reason) = collect(loaded, [stop])
+    assert cut == first[: first.index(stop)]
+    assert (reason, other_reason) == ("stop", "length")
+    assert whole == second
+
+
+def test_text_held_back_for_a_stop_string_comes_out_at_the_end(loaded):
+    (text, _), _ = collect(loaded, [])
+    assert collect(loaded, [text[-2:] + "never"])[0] == (text, "length")
+
+
+def test_a_stop_token_shows_no_text(loaded):
+    model, tokenizer, _ = loaded
+    [full] = generate(model, requests(loaded)[:1])
+    stop_id = full.token_ids[6]
+    first = full.token_ids.index(stop_id)
+    [request] = [
+        Request(r.prompt_ids, 40, sequence_id=0, sampling=r.sampling, stop_ids=(stop_id,))
+        for r in requests(loaded)[:1]
+    ]
+    pieces = [step[0] for step in stream_text(model, tokenizer, [request])]
+    assert pieces[-1].finish_reason == "stop"
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(full.token_ids[:first])
+
+
+def test_ids_the_tokenizer_lacks_are_never_drawn(loaded):
+    model, _, _ = load_preset("v3-tiny", device=torch.device("cpu"))
+    with torch.no_grad():
+        model.lm_head.weight[500:] = 50.0  # what padding rows of an embedding could hold
+
+    class Short:
+        vocab_size = 500
+        detokenizer = loaded.tokenizer.detokenizer
+
+    for step in stream_text(model, Short(), requests(loaded)):
+        assert all(piece.token.token_id < 500 for piece in step)
