@@ -1,0 +1,68 @@
+"""Chat formats, both ways: `CHAT_FORMATS` is the only list of them.
+
+    chat_format = get_chat_format("deepseek-r1")
+    prompt = chat_format.encode(messages, tokenizer, generation_prompt=True)
+    parser = chat_format.parser(thinking=prompt.thinking)   # then push, push, ..., finish
+
+To add one: a file with a subclass of `ChatFormat`, and a line in the table.
+"""
+
+from ziphius.core.errors import ChatError
+from ziphius.text.chat.chatml import ChatML, SmolLM2
+from ziphius.text.chat.deepseek_coder import DeepSeekCoder
+from ziphius.text.chat.deepseek_v2 import DeepSeekV2
+from ziphius.text.chat.deepseek_v3 import DeepSeekR1, DeepSeekV3
+from ziphius.text.chat.deepseek_v31 import DeepSeekV31
+from ziphius.text.chat.deepseek_v32 import DeepSeekV32
+from ziphius.text.chat.events import (
+    ContentText,
+    Event,
+    ReasoningText,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    TurnEnd,
+)
+from ziphius.text.chat.format import ChatFormat, Encoded
+from ziphius.text.chat.messages import Message, Tool, ToolCall
+from ziphius.text.chat.parser import StreamParser, message_of
+from ziphius.text.chat.plain import Plain
+
+CHAT_FORMATS: dict[str, ChatFormat] = {
+    "deepseek-v2": DeepSeekV2(),  # V2, Coder-V2
+    "deepseek-coder": DeepSeekCoder(),  # Coder v1
+    "deepseek-v3": DeepSeekV3(),  # V2.5, V3
+    "deepseek-r1": DeepSeekR1(),  # R1 and its students
+    "deepseek-v3.1": DeepSeekV31(),
+    "deepseek-v3.2": DeepSeekV32(),
+    "chatml": ChatML(),  # Qwen2, Qwen3 bases
+    "smollm2": SmolLM2(),
+    "plain": Plain(),  # R1-Zero on base models
+}
+
+
+def get_chat_format(name: str) -> ChatFormat:
+    """Return the chat format of that name; the error for an unknown one lists them all."""
+    if name not in CHAT_FORMATS:
+        raise ChatError(f"Unknown chat format {name!r}; known are {', '.join(CHAT_FORMATS)}.")
+    return CHAT_FORMATS[name]
+
+
+__all__ = [
+    "CHAT_FORMATS",
+    "ChatFormat",
+    "ContentText",
+    "Encoded",
+    "Event",
+    "Message",
+    "ReasoningText",
+    "StreamParser",
+    "Tool",
+    "ToolCall",
+    "ToolCallArguments",
+    "ToolCallEnd",
+    "ToolCallStart",
+    "TurnEnd",
+    "get_chat_format",
+    "message_of",
+]

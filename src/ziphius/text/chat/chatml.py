@@ -1,0 +1,51 @@
+"""ChatML, the format of the Qwen and SmolLM2 models that serve as bases and as small teachers."""
+
+from collections.abc import Mapping, Sequence
+
+from ziphius.text import special
+from ziphius.text.chat import parser
+from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.messages import Message, Tool
+from ziphius.text.chat.parser import State
+
+
+class ChatML(ChatFormat):
+    """Each turn between `<|im_start|>role` and `<|im_end|>`; no token begins the text."""
+
+    name = "chatml"
+    end = special.IM_END
+    closing = "\n"
+    default_system: str | None = None
+    """System text of conversations that have none."""
+
+    def start(self, system: str | None, tools: Sequence[Tool], reply: str) -> Pieces:
+        """Write the system text as a turn."""
+        text = self.default_system if system is None else system
+        return [] if text is None else _turn("system", text)
+
+    def user(self, message: Message, tools: Sequence[Tool]) -> Pieces:
+        """Write a question."""
+        return _turn("user", message.content)
+
+    def opening(self, turn: Turn) -> Pieces:
+        """Begin the assistant's turn."""
+        return [special.IM_START, "assistant\n"]
+
+    def completion(self, message: Message, turn: Turn) -> Pieces:
+        """Write an answer."""
+        return [message.content]
+
+    def states(self) -> Mapping[str, State]:
+        """All is content."""
+        return {"content": State(parser.content, parser.ending(self.end))}
+
+
+class SmolLM2(ChatML):
+    """ChatML with the system text that SmolLM2-Instruct was trained with."""
+
+    name = "smollm2"
+    default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def _turn(role: str, text: str) -> Pieces:
+    return [special.IM_START, f"{role}\n{text}", special.IM_END, "\n"]
