@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ziphius.cli.options import AsJson
@@ -46,7 +47,7 @@ def doctor(config: DoctorConfig) -> None:
         return
     table = Table("part", "found", "to do")
     for finding in findings:
-        table.add_row(*finding)
+        table.add_row(*map(escape, finding))
     Console().print(table)
 
 

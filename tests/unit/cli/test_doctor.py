@@ -30,9 +30,14 @@ def test_it_says_what_is_here(report: Report) -> None:
     assert 0.1 < float(found["memory"][0].removesuffix(" GiB")) < 1e5
 
 
-def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_a_table_with_brackets_and_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ['no-x; extra == "quant"'])
     assert main(["doctor"]) == 0
-    assert "cache folder" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "cache folder" in out
+    assert "[quant]" in out
 
 
 def test_a_missing_asset_names_the_command(
