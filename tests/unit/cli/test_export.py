@@ -1,0 +1,106 @@
+"""`ziphius export`: the folder it writes, what it prints, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
+from tests.unit.models.weights.files import write_gguf
+from ziphius.cli.export import ExportConfig, export, size_in_bytes
+from ziphius.core.errors import CheckpointError, ConfigError, OutputError
+from ziphius.models.weights import load, save
+from ziphius.text.vocabulary import deepseek_tokenizer
+
+CONFIG = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1)
+
+
+@pytest.fixture
+def source(tmp_path):
+    save(build(CONFIG), tmp_path / "source", deepseek_tokenizer(512), weight_format="float32")
+    return tmp_path / "source"
+
+
+def states(folder):
+    return load(folder, dtype=torch.float32).state_dict()
+
+
+@pytest.mark.parametrize("weight_format", ["bfloat16", "float32", "fp8", "fp8-ue8m0"])
+def test_it_writes_what_saving_the_model_would(source, tmp_path, weight_format):
+    export(ExportConfig(model=source, out=tmp_path / "out", weight_format=weight_format))
+    save(load(source), tmp_path / "expected", deepseek_tokenizer(512), weight_format=weight_format)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {path.name for path in (tmp_path / "expected").iterdir()}
+    for name in names:
+        expected = (tmp_path / "expected" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == expected, name
+
+
+def test_fp8_is_widened_without_a_loss(source, tmp_path):
+    export(ExportConfig(model=source, out=tmp_path / "fp8", weight_format="fp8"))
+    export(ExportConfig(model=tmp_path / "fp8", out=tmp_path / "wide", weight_format="float32"))
+    wide = states(tmp_path / "wide")
+    assert all(torch.equal(tensor, wide[name]) for name, tensor in states(tmp_path / "fp8").items())
+
+
+def test_it_prints_a_table_and_the_path(source, tmp_path, capsys):
+    export(ExportConfig(model=source, out=tmp_path / "out"))
+    printed = capsys.readouterr().out
+    for words in ("deepseek_v3", "bfloat16", "written", f"Saved in {tmp_path / 'out'}"):
+        assert words in printed
+
+
+def test_json_is_the_only_thing_on_stdout(source, tmp_path, capsys):
+    limit = "20KB"
+    export(ExportConfig(model=source, out=tmp_path / "out", max_shard_size=limit, as_json=True))
+    result = json.loads(capsys.readouterr().out)
+    files = list((tmp_path / "out").glob("*.safetensors"))
+    assert result["weight_files"] == len(files) > 1
+    assert result["weight_bytes"] == sum(file.stat().st_size for file in files)
+    assert result["parameters"] == sum(p.numel() for p in build(CONFIG).parameters())
+    assert result["tokenizer"] is True
+
+
+def test_a_folder_without_a_tokenizer_is_exported_and_said_to_have_none(tmp_path, capsys):
+    save(build(CONFIG), tmp_path / "source")
+    export(ExportConfig(model=tmp_path / "source", out=tmp_path / "out"))
+    assert "none in the source" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_prediction_layers_are_left_out_on_request(source, tmp_path):
+    export(ExportConfig(model=source, out=tmp_path / "out", drop_mtp=True))
+    assert load(tmp_path / "out").config.num_nextn_predict_layers == 0
+
+
+def test_a_source_that_is_not_there_and_a_target_that_is(source, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        export(ExportConfig(model=tmp_path / "nowhere", out=tmp_path / "out"))
+    with pytest.raises(OutputError, match="not empty"):
+        export(ExportConfig(model=source, out=source))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5mb", 1_500_000), ("20 KB", 20_000), ("7", 7), ("1TB", 10**12)],
+)
+def test_sizes(text, size):
+    assert size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "5G", "GB", "-1GB", "0GB", "5 apples", "nan"])
+def test_sizes_that_are_none(text, tmp_path):
+    with pytest.raises(ConfigError, match="max_shard_size"):
+        size_in_bytes(text)
+    with pytest.raises(ValueError, match="max_shard_size"):
+        ExportConfig(model=tmp_path, out=tmp_path, max_shard_size=text)
+
+
+def test_a_gguf_file_is_exported(tmp_path, monkeypatch):
+    # Its vocabulary is a made-up one; the tokenizer room reads real ones.
+    monkeypatch.setattr("ziphius.text.tokenizer.load_tokenizer", lambda path: None)
+    model = build(grouped_config(max_position_embeddings=64))
+    file = write_gguf(model, tmp_path / "model.gguf")
+    export(ExportConfig(model=file, out=tmp_path / "out", weight_format="float32"))
+    state = states(tmp_path / "out")
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
