@@ -65,6 +65,8 @@ class ChatFormat(ABC):
     name: ClassVar[str]
     end: ClassVar[Mark] = special.EOS
     """What a model writes to end its turn."""
+    closing: ClassVar[str] = ""
+    """Text between an assistant's end token and the next turn."""
     thinking_modes: ClassVar[tuple[bool, ...]] = (False,)
     """Values of `thinking` that the format knows, its default first."""
     opens_own_thinking: ClassVar[bool] = False
@@ -105,9 +107,6 @@ class ChatFormat(ABC):
     @abstractmethod
     def states(self) -> Mapping[str, State]:
         """List the states of the parser; each one must lead to an end on `self.end`."""
-
-    closing: ClassVar[str] = ""
-    """Text between an assistant's end token and the next turn."""
 
     def results(self, results: Sequence[Message]) -> Pieces:
         """Write the results of one round of calls."""
@@ -168,7 +167,7 @@ class ChatFormat(ABC):
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the ids that end a generation: the tokenizer's, and this format's own end."""
-        return tuple(dict.fromkeys((*tokenizer.eos_ids, tokenizer.token_id(self.end))))
+        return tuple(dict.fromkeys((*tokenizer.eos_ids, self._mark_id(self.end, tokenizer))))
 
     def parser(self, *, thinking: bool = False) -> StreamParser:
         """Return a parser of one answer.
@@ -297,11 +296,14 @@ class ChatFormat(ABC):
         text = ""
         for piece in pieces:
             if isinstance(piece, Mark) and not self._is_spelled(piece, tokenizer):
-                ids += [*tokenizer.encode(text), tokenizer.token_id(piece)]
+                ids += [*tokenizer.encode(text), self._mark_id(piece, tokenizer)]
                 text = ""
             else:
                 text += piece
         return ids + tokenizer.encode(text)
+
+    def _mark_id(self, mark: Mark, tokenizer: Tokenizer) -> int:
+        return tokenizer.token_id(mark)
 
     def _is_spelled(self, mark: Mark, tokenizer: Tokenizer) -> bool:
         return mark in self.spelled and not tokenizer.has_token(mark)

@@ -13,6 +13,7 @@ from ziphius.text.chat import parser
 from ziphius.text.chat.format import ChatFormat, Pieces, Turn
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import State, Step
+from ziphius.text.special import Mark
 from ziphius.text.tokenizer import Tokenizer
 
 PREAMBLE = (
@@ -79,6 +80,13 @@ class Plain(ChatFormat):
         if [turn.role for turn in turns] not in (["user"], ["user", "assistant"]):
             raise ChatError("Chat format plain holds one question and at most its one answer.")
         return turns
+
+    def _mark_id(self, mark: Mark, tokenizer: Tokenizer) -> int:
+        """Let a base model of any family end its answer with its own token."""
+        assert mark == self.end, "the template has no other mark"
+        if not tokenizer.eos_ids:
+            raise ChatError("The vocabulary names no token that ends a text; plain needs one.")
+        return tokenizer.eos_ids[0]
 
     def _first_ids(self, tokenizer: Tokenizer) -> list[int]:
         return [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []

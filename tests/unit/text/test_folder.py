@@ -1,0 +1,157 @@
+"""Tokenizer folders: what is read, what is refused, and that other programs read ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ziphius.core.errors import TokenizerError
+from ziphius.text import folder as folder_module
+from ziphius.text import special
+from ziphius.text.tokenizer import Tokenizer, load_tokenizer
+
+TEXT = "Hello, \u4e16\u754c 123456!\n\tdef f(x): pass \U0001f40b"
+
+
+@pytest.fixture
+def saved(tiny: Tokenizer, tmp_path: Path) -> Path:
+    tiny.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, **changes}))
+
+
+def test_a_saved_tokenizer_comes_back_equal(tiny: Tokenizer, saved: Path) -> None:
+    loaded = load_tokenizer(saved)
+    assert vars(loaded).keys() == vars(tiny).keys()
+    for name in (
+        "vocab_size",
+        "bos_id",
+        "eos_ids",
+        "pad_id",
+        "add_bos",
+        "chat_format",
+        "special_ids",
+        "_bytes",
+    ):
+        assert getattr(loaded, name) == getattr(tiny, name), name
+    assert loaded.encode(TEXT) == tiny.encode(TEXT)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_transformers_loads_a_saved_tokenizer_with_equal_ids(
+    small: Tokenizer, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    small.save(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXT, f"{special.USER}{TEXT}{special.ASSISTANT}{special.THINK}\n"):
+        ids = small.encode(text, allow_special=True)
+        assert other(text, add_special_tokens=False)["input_ids"] == ids
+        assert other.decode(ids, skip_special_tokens=False) == text
+    assert (other.bos_token_id, other.eos_token_id, other.pad_token_id) == (0, 1, 2)
+    assert len(other) == small.vocab_size
+
+
+def test_the_chat_template_of_a_file_is_kept(saved: Path, tmp_path: Path) -> None:
+    template = f"{{{{'{special.USER}' + message['content']}}}}"
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    del config["ziphius"]
+    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    loaded = load_tokenizer(saved)
+    assert loaded.chat_format == "deepseek-v3"
+    loaded.save(tmp_path / "copy")
+    written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert written["chat_template"] == template
+
+
+def test_a_template_in_a_file_or_a_list_is_found(saved: Path) -> None:
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    del config["ziphius"]
+    entries = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "User: "}]
+    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": entries}))
+    assert load_tokenizer(saved).chat_format == "deepseek-v2"
+    (saved / "chat_template.jinja").write_text("### Instruction:")
+    assert load_tokenizer(saved).chat_format == "deepseek-coder"
+
+
+def test_a_bare_tokenizer_json_of_the_family_is_enough(saved: Path) -> None:
+    (saved / "tokenizer_config.json").unlink()
+    loaded = load_tokenizer(saved)
+    assert (loaded.bos_id, loaded.eos_ids, loaded.pad_id, loaded.add_bos) == (0, (1,), 2, False)
+    assert loaded.chat_format == "deepseek-v3.2"  # the newest format its tokens allow
+
+
+def test_ends_of_the_generation_config_count(saved: Path) -> None:
+    (saved / "generation_config.json").write_text('{"eos_token_id": [1, 485]}')
+    assert load_tokenizer(saved).eos_ids == (1, 485)
+    (saved / "generation_config.json").write_text('{"eos_token_id": 485}')
+    assert load_tokenizer(saved).eos_ids == (1, 485)
+
+
+def test_bos_is_told_by_the_configuration_or_by_the_post_processor(saved: Path) -> None:
+    assert load_tokenizer(saved).add_bos
+    rewrite(saved / "tokenizer_config.json", add_bos_token=False)
+    assert not load_tokenizer(saved).add_bos
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    del config["add_bos_token"]
+    (saved / "tokenizer_config.json").write_text(json.dumps(config))
+    assert not load_tokenizer(saved).add_bos
+    step = {"SpecialToken": {"id": special.BOS, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [step, text],
+        "pair": [step, text],
+        "special_tokens": {special.BOS: {"id": special.BOS, "ids": [0], "tokens": [special.BOS]}},
+    }
+    rewrite(saved / "tokenizer.json", post_processor=processor)
+    assert load_tokenizer(saved).add_bos
+
+
+def test_special_tokens_may_be_written_as_objects(saved: Path) -> None:
+    token = {"__type": "AddedToken", "content": special.EOT, "lstrip": False}
+    rewrite(saved / "tokenizer_config.json", eos_token=token, ziphius={})
+    loaded = load_tokenizer(saved)
+    assert loaded.eos_ids == (loaded.token_id(special.EOT),)
+
+
+def test_malformed_folders_are_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, config = saved / "tokenizer.json", saved / "tokenizer_config.json"
+    text, config_text = path.read_text(), config.read_text()
+
+    def refused(match: str) -> None:
+        with pytest.raises(TokenizerError, match=match):
+            load_tokenizer(saved)
+        path.write_text(text)
+        config.write_text(config_text)
+
+    path.unlink()
+    refused(r"tokenizer\.json is missing")
+    path.write_text(text[: len(text) // 2])
+    refused(r"tokenizer\.json is no valid JSON .*cut off")
+    path.write_bytes(b"\xff\xfe\x00")
+    refused(r"tokenizer\.json is no valid JSON")
+    path.write_text("[" * 100_000)
+    refused(r"tokenizer\.json is no valid JSON")
+    path.write_text("[1]")
+    refused("holds a list, not a JSON object")
+    path.write_text("{}")
+    refused("has no `model`")
+    rewrite(path, model={"type": "Unigram", "vocab": []})
+    refused("holds a Unigram tokenizer")
+    rewrite(path, decoder={"type": "BPEDecoder"})
+    refused("not byte-level")
+    rewrite(path, model={"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]})
+    refused("not a tokenizer that can be read")
+    config.write_text(config_text[:50])
+    refused(r"tokenizer_config\.json is no valid JSON")
+    rewrite(config, eos_token="<nothing>")
+    refused("eos_token '<nothing>', which is not among the added tokens")
+    monkeypatch.setattr(folder_module, "MAX_BYTES", 1_000)
+    refused(r"tokenizer\.json has \d+ bytes; at most 1000")
