@@ -35,9 +35,9 @@ def _checked_size(text: str) -> str:
 class ExportConfig(Config):
     """What `ziphius export` needs to know."""
 
-    model: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
     """A model folder or a .gguf file."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """New folder for config.json, weights and tokenizer."""
     weight_format: Literal["bfloat16", "float32", "fp8", "fp8-ue8m0"] = "bfloat16"
     """Numbers to write; fp8 quantizes in 128x128 blocks as V3 is published, fp8-ue8m0 as V3.1."""
