@@ -97,7 +97,7 @@ def look(pattern: Pattern, queries: Tokens, held: list[int]) -> Visible:
 
     Args:
         pattern: the rule of the model.
-        queries: the new tokens.
+        queries: the new tokens; positions rise along a row, anew in every document.
         held: tokens already in the cache, a number per sequence; zeros without a cache. A key's
             slot in the cache is its position, so slots from `held + T` on are never seen.
     """
