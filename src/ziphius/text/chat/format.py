@@ -311,7 +311,7 @@ class ChatFormat(ABC):
     def _fim_pieces(self, prefix: str, suffix: str) -> Pieces:
         if not self.has_fim:
             raise ChatError(f"Chat format {self.name} cannot fill in the middle.")
-        return [special.FIM_BEGIN, prefix, special.FIM_HOLE, suffix, special.FIM_END]
+        return [special.FIM_BEGIN, str(prefix), special.FIM_HOLE, str(suffix), special.FIM_END]
 
 
 def _round(turns: Sequence[Message], start: int) -> Iterator[Message]:

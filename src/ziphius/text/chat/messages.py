@@ -43,6 +43,8 @@ class ToolCall:
     """False: the model broke off, or wrote what is no JSON object. To report, not to run."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", str(self.name))
+        object.__setattr__(self, "arguments", str(self.arguments))
         if self.complete:
             _check_name("Tool call", self.name)
             self.values()
@@ -81,7 +83,9 @@ class Message:
                 f"The content of a message is text, not {type(self.content).__name__}; give '' for "
                 "none."
             )
-        object.__setattr__(self, "reasoning_content", self.reasoning_content or None)
+        # A `Mark` in a message is text like any other: `str` takes its type away.
+        object.__setattr__(self, "content", str(self.content))
+        object.__setattr__(self, "reasoning_content", str(self.reasoning_content or "") or None)
         object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
         if self.role != "assistant" and (self.reasoning_content or self.tool_calls):
             raise ChatError(f"Only an assistant reasons and calls tools, not role {self.role!r}.")
