@@ -23,11 +23,13 @@ DEFAULT_CONTEXT = 4_096
 class InspectConfig(Config):
     """What `ziphius inspect` needs to know."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRESET|FOLDER|GGUF")]
     """A preset, a model folder or a .gguf file."""
     batch: Annotated[int, Field(ge=1)] = 1
     """Sequences held in memory at once."""
-    context: Annotated[int, Field(ge=1)] | None = None
+    context: Annotated[
+        Annotated[int, Field(ge=1)] | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")
+    ] = None
     """Tokens of each sequence; by default 4,096, or what the model reaches if that is less."""
     dtype: Dtype = "bfloat16"
     """Numbers of weights and cache; training keeps float32 masters beside smaller ones."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import build, grouped_config
+from tests.unit.models.weights.files import write_gguf
 from ziphius.cli.inspect import InspectConfig, inspect
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.account import account
@@ -65,6 +67,13 @@ def test_a_folder_is_inspected_without_its_weights(
     (tmp_path / "config.json").write_text(json.dumps(to_published(get_preset("v2-lite"))))
     data = json.loads(output(capsys, InspectConfig(model=str(tmp_path), as_json=True)))
     assert data["parameters"]["main"] == 15_706_484_224
+
+
+def test_a_gguf_file_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build(grouped_config())
+    file = write_gguf(model, tmp_path / "tiny.gguf")
+    data = json.loads(output(capsys, InspectConfig(model=str(file), as_json=True)))
+    assert data["parameters"]["main"] == sum(p.numel() for p in model.parameters())
 
 
 def test_a_folder_comes_before_a_preset_of_its_name(
