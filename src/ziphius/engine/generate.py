@@ -21,7 +21,8 @@ from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.cache import Cache
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import token_logprobs
-from ziphius.ops.sampling import Sampler, SamplingConfig
+from ziphius.ops.sampling import Sampler
+from ziphius.ops.sampling_config import SamplingConfig
 
 FinishReason = Literal["stop", "length"]
 
@@ -77,7 +78,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class Generator:
+class Generation:
     """Iterate over the steps of a batch: each is the list of tokens just drawn.
 
     Use it in a `with` block, which keeps the model in evaluation mode. The first step prefills the
@@ -98,7 +99,8 @@ class Generator:
         if not requests:
             raise ConfigError("nothing to generate: the list of requests is empty")
         for row, request in enumerate(requests):
-            _check_request(row, request, model)
+            name = "the prompt" if len(requests) == 1 else f"prompt {row}"
+            _check_request(name, request, model)
         self._model = model
         self._requests = tuple(requests)
         self._vocab_limit = vocab_limit
@@ -210,7 +212,7 @@ def generate(
 ) -> list[Completion]:
     """Run all requests to their end in one batch; return their completions in order."""
     tokens: list[list[NewToken]] = [[] for _ in requests]
-    with Generator(model, requests, vocab_limit=vocab_limit) as steps:
+    with Generation(model, requests, vocab_limit=vocab_limit) as steps:
         for step in steps:
             for token in step:
                 tokens[token.row].append(token)
@@ -227,23 +229,23 @@ def _completion(tokens: Sequence[NewToken]) -> Completion:
     )
 
 
-def _check_request(row: int, request: Request, model: Model) -> None:
+def _check_request(name: str, request: Request, model: Model) -> None:
     config = model.config
     length, new = len(request.prompt_ids), request.max_new_tokens
     if length == 0:
-        raise ConfigError(f"prompt {row} is empty: it needs at least one token to start from")
+        raise ConfigError(f"{name} is empty: it needs at least one token to start from")
     for token_id in request.prompt_ids:
         if not 0 <= token_id < config.vocab_size:
             raise ConfigError(
-                f"prompt {row} holds token {token_id}, but the model knows 0 to "
+                f"{name} holds token {token_id}, but the model knows 0 to "
                 f"{config.vocab_size - 1}: the tokenizer does not belong to this model"
             )
     if new < 1:
-        raise ConfigError(f"max_new_tokens of prompt {row} is {new}; it must be at least 1")
+        raise ConfigError(f"max_new_tokens of {name} is {new}; it must be at least 1")
     room = config.max_position_embeddings - length
     if new > room:
         remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
         raise ConfigError(
-            f"prompt {row} has {length} tokens and asks for {new} more, but the model's context "
+            f"{name} has {length} tokens and asks for {new} more, but the model's context "
             f"(max_position_embeddings) is {config.max_position_embeddings} tokens: {remedy}"
         )

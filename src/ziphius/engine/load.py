@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from ziphius.core.config import Config
 from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.errors import ConfigError, DeviceError
 from ziphius.models.account import count_parameters
@@ -14,17 +13,6 @@ from ziphius.models.presets import PRESETS, get_preset
 from ziphius.models.weights import load
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
-
-
-class LoadConfig(Config):
-    """Where and in which numbers a model is loaded."""
-
-    device: str = "auto"
-    """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: str = "auto"
-    """auto (float32 on a CPU, bfloat16 elsewhere), float32, bfloat16 or float16."""
-    drop_mtp: bool = False
-    """Load a checkpoint whose config and weights disagree on multi-token prediction, without it."""
 
 
 class Loaded(NamedTuple):
@@ -36,30 +24,33 @@ class Loaded(NamedTuple):
     """The weights are random: a preset, not a trained model."""
 
 
-def load_for_inference(name_or_path: str, config: LoadConfig | None = None) -> Loaded:
+def load_for_inference(
+    name_or_path: str, *, device: str = "auto", dtype: str = "auto", drop_mtp: bool = False
+) -> Loaded:
     """Load a folder or .gguf file, or build a preset with random weights.
 
     A path that exists comes before a preset of the same name.
 
     Args:
         name_or_path: what the user typed.
-        config: device and dtype; both `auto` without it.
+        device: a word that `resolve_device` knows.
+        dtype: a word that `resolve_dtype` knows.
+        drop_mtp: see `weights.load`; an error with a preset, where it would do nothing.
     """
-    config = config or LoadConfig()
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    place = resolve_device(device)
+    numbers = resolve_dtype(dtype, place)
     path = Path(name_or_path).expanduser()
     if path.exists():
-        model = load(path, dtype=dtype, device=device, drop_mtp=config.drop_mtp)
+        model = load(path, dtype=numbers, device=place, drop_mtp=drop_mtp)
         return Loaded(model, load_tokenizer(path), is_random=False)
     if name_or_path not in PRESETS:
         raise ConfigError(
             f"{name_or_path!r}: there is no such folder or file, and no preset of that name. "
             f"Presets: {', '.join(PRESETS)}."
         )
-    if config.drop_mtp:
+    if drop_mtp:
         raise ConfigError(f"drop_mtp has no effect: {name_or_path} is a preset, not a checkpoint.")
-    return load_preset(name_or_path, device=device, dtype=dtype)
+    return load_preset(name_or_path, device=place, dtype=numbers)
 
 
 def load_preset(

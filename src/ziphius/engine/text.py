@@ -1,10 +1,10 @@
 """Text out of tokens as they come: whole characters only, and nothing of a stop string shown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.generate import FinishReason, Generator, NewToken, Request
+from ziphius.engine.generate import FinishReason, Generation, NewToken, Request
 from ziphius.models.model import Model
 from ziphius.text.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ def _overlap(text: str, string: str) -> int:
 
 def stream_text(
     model: Model, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
-) -> Iterator[list[TextPiece]]:
+) -> Generator[list[TextPiece], None, None]:
     """Generate for all requests at once and yield each step's tokens together with their text.
 
     A token of `Request.stop_ids` shows no text; other special tokens show theirs, because chat
@@ -81,7 +81,7 @@ def stream_text(
     """
     detokenizers = [tokenizer.detokenizer() for _ in requests]
     stops = [StopStrings(stop) for _ in requests]
-    with Generator(model, requests, vocab_limit=tokenizer.vocab_size) as steps:
+    with Generation(model, requests, vocab_limit=tokenizer.vocab_size) as steps:
         for step in steps:
             pieces = []
             for token in step:

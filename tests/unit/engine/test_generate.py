@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.engine.generate import Completion, Generator, Request, evaluation_mode, generate
+from ziphius.engine.generate import Completion, Generation, Request, evaluation_mode, generate
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.ops.logprobs import token_logprobs
-from ziphius.ops.sampling import SamplingConfig
+from ziphius.ops.sampling_config import SamplingConfig
 
 PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [7], [300, 1, 300], [12, 13, 14, 15]]
 
@@ -107,7 +107,7 @@ def test_a_stop_id_ends_its_sequence_and_belongs_to_it(model):
 
 
 def test_each_step_gives_one_token_of_every_running_sequence(model):
-    with Generator(model, requests(SAMPLED)) as steps:
+    with Generation(model, requests(SAMPLED)) as steps:
         first = next(steps)
         assert [token.row for token in first] == [0, 1, 2, 3]
         steps.stop(1)
@@ -124,7 +124,7 @@ def test_each_step_gives_one_token_of_every_running_sequence(model):
 
 
 def test_stopping_the_last_sequence_ends_the_iteration(model):
-    with Generator(model, [Request([1], 5, sequence_id=0)]) as steps:
+    with Generation(model, [Request([1], 5, sequence_id=0)]) as steps:
         next(steps)
         steps.stop(0)
         assert list(steps) == []
@@ -145,7 +145,7 @@ def test_vocab_limit_is_never_passed_and_leaves_logprobs_alone(model):
 def test_the_model_can_train_as_before_after_generating(model):
     model.train()
     model.model.norm.eval()
-    with Generator(model, [Request([1, 2], 2, sequence_id=0)]) as steps:
+    with Generation(model, [Request([1, 2], 2, sequence_id=0)]) as steps:
         assert not any(module.training for module in model.modules())
         next(steps)
         assert not torch.is_inference_mode_enabled()
@@ -191,13 +191,13 @@ def test_requests_that_cannot_work_say_why(model):
     room = model.config.max_position_embeddings
     cases = [
         ([], ["list of requests is empty"]),
-        ([Request([], 1, sequence_id=0)], ["prompt 0 is empty"]),
+        ([Request([], 1, sequence_id=0)], ["the prompt is empty"]),
         ([Request([1], 1, sequence_id=0), Request([2], 0, sequence_id=1)], ["prompt 1", "is 0"]),
         ([Request([1, 512], 1, sequence_id=0)], ["token 512", "0 to 511", "tokenizer"]),
         ([Request([-1], 1, sequence_id=0)], ["token -1"]),
         (
             [Request([1, 2], room - 1, sequence_id=0)],
-            ["prompt 0 has 2 tokens", f"is {room} tokens", f"at most {room - 2}"],
+            ["the prompt has 2 tokens", f"is {room} tokens", f"at most {room - 2}"],
         ),
         ([Request([1] * room, 1, sequence_id=0)], ["shorten the prompt"]),
     ]

@@ -5,14 +5,14 @@ import torch
 
 from ziphius.core.errors import ConfigError, DeviceError
 from ziphius.engine import load as load_module
-from ziphius.engine.load import LoadConfig, free_bytes, load_for_inference, load_preset
+from ziphius.engine.load import free_bytes, load_for_inference, load_preset
 from ziphius.models.weights import save
 
 CPU = torch.device("cpu")
 
 
 def test_a_preset_gets_random_weights_that_depend_on_the_seed_alone():
-    model, tokenizer, is_random = load_for_inference("v3-tiny", LoadConfig(device="cpu"))
+    model, tokenizer, is_random = load_for_inference("v3-tiny", device="cpu")
     assert is_random
     assert not model.training
     assert tokenizer.vocab_size == model.config.vocab_size == 512
@@ -23,7 +23,7 @@ def test_a_preset_gets_random_weights_that_depend_on_the_seed_alone():
 
 
 def test_dtype_casts_the_weights_but_not_the_router_bias():
-    model = load_for_inference("v3-tiny", LoadConfig(device="cpu", dtype="bfloat16")).model
+    model = load_for_inference("v3-tiny", device="cpu", dtype="bfloat16").model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
     tied = load_preset("qwen3-tiny", device=CPU, dtype=torch.bfloat16).model
@@ -34,7 +34,7 @@ def test_a_folder_comes_back_as_saved_and_before_a_preset_of_its_name(tmp_path, 
     loaded = load_preset("v3-tiny", device=CPU, seed=5)
     save(loaded.model, tmp_path / "v3-tiny", loaded.tokenizer, weight_format="float32")
     monkeypatch.chdir(tmp_path)
-    model, tokenizer, is_random = load_for_inference("v3-tiny", LoadConfig(device="cpu"))
+    model, tokenizer, is_random = load_for_inference("v3-tiny", device="cpu")
     assert not is_random
     assert torch.equal(model.lm_head.weight, loaded.model.lm_head.weight)
     assert tokenizer.encode("Ziphius") == loaded.tokenizer.encode("Ziphius")
@@ -48,7 +48,7 @@ def test_an_unknown_name_lists_the_presets():
 
 def test_a_preset_too_large_for_the_memory_is_refused_with_its_bytes():
     with pytest.raises(DeviceError) as error:
-        load_for_inference("v3", LoadConfig(device="cpu"))
+        load_for_inference("v3", device="cpu")
     parameters = 671_026_404_352 + 11_610_067_968
     assert f"{parameters:,} parameters" in str(error.value)
     assert f"{4 * parameters:,} bytes" in str(error.value)
@@ -86,4 +86,4 @@ def test_a_larger_vocabulary_than_deepseeks_gets_all_of_it(monkeypatch):
 
 def test_drop_mtp_has_no_effect_on_a_preset_and_says_so():
     with pytest.raises(ConfigError, match="drop_mtp has no effect"):
-        load_for_inference("v3-tiny", LoadConfig(drop_mtp=True))
+        load_for_inference("v3-tiny", drop_mtp=True)

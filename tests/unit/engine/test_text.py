@@ -10,7 +10,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import StopStrings, stream_text
-from ziphius.ops.sampling import SamplingConfig
+from ziphius.ops.sampling_config import SamplingConfig
 
 LETTERS = st.text("ab\n", max_size=12)
 

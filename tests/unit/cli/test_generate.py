@@ -1,0 +1,175 @@
+"""`ziphius generate`: prompts, outputs and refusals, in the process."""
+
+import io
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ziphius.cli.generate import GenerateConfig, generate
+from ziphius.core.errors import ChatError, ConfigError
+from ziphius.engine.generate import NewToken
+from ziphius.engine.load import Loaded, load_preset
+from ziphius.engine.text import TextPiece
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load_preset("v3-tiny", device=torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _load_once(loaded, monkeypatch):
+    monkeypatch.setattr("ziphius.engine.load.load_for_inference", lambda name, **options: loaded)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """Let the model answer "Hm.</think>Yes." to everything, and collect what it was asked."""
+    requests_seen: list = []
+
+    def stream_text(model, tokenizer, requests, stop):
+        requests_seen.extend(requests)
+        text = "Hm.</think>Yes."
+        for index, character in enumerate(text):
+            reason = "stop" if index == len(text) - 1 else None
+            yield [
+                TextPiece(NewToken(row, index, -0.5, reason), character, reason)
+                for row in range(len(requests))
+            ]
+
+    monkeypatch.setattr("ziphius.engine.answer.stream_text", stream_text)
+    return requests_seen
+
+
+def run(capsys, *prompts: str, **options) -> tuple[str, str]:
+    generate(GenerateConfig(model="v3-tiny", prompts=prompts, **options))
+    return capsys.readouterr()
+
+
+def test_the_answer_goes_to_stdout_and_all_else_to_stderr(seen, capsys):
+    out, err = run(capsys, "Hi")
+    assert out == "Yes.\n"
+    assert "thinking\nHm.\n" in err
+    assert "random weights: a preset, not a trained model" in err
+    assert "15 tokens in" in err
+
+
+def test_raw_takes_the_prompt_as_it_is(seen, loaded, capsys):
+    out, _ = run(capsys, "Hi", raw=True)
+    assert out == "Hm.</think>Yes.\n"
+    [request] = seen
+    assert request.prompt_ids == [loaded.tokenizer.bos_id, *loaded.tokenizer.encode("Hi")]
+
+
+def test_a_model_without_a_chat_format_continues_text(seen, loaded, capsys, monkeypatch):
+    monkeypatch.setattr(loaded.tokenizer, "chat_format", None)
+    assert run(capsys, "Hi")[0] == "Hm.</think>Yes.\n"
+    with pytest.raises(ConfigError, match=r"no chat format.*--thinking would have no effect"):
+        run(capsys, "Hi", thinking=True)
+    assert run(capsys, "Hi", chat_format="deepseek-r1")[0] == "Yes.\n"
+
+
+def test_system_message_and_format_reach_the_prompt(seen, loaded, capsys):
+    run(capsys, "Hi", system="Be brief.", chat_format="deepseek-v3.1", thinking=True)
+    text = loaded.tokenizer.decode(seen[0].prompt_ids)
+    assert "Be brief." in text
+    assert text.endswith("<think>")
+
+
+def test_every_prompt_gets_n_answers_in_order(seen, capsys):
+    out, _ = run(capsys, "One", "Two", n=2)
+    headings = [line.split("\u2500")[0].strip() for line in out.splitlines()[::2]]
+    assert headings == [
+        "prompt 1, answer 1",
+        "prompt 1, answer 2",
+        "prompt 2, answer 1",
+        "prompt 2, answer 2",
+    ]
+    assert out.splitlines()[1::2] == ["Yes."] * 4
+    assert [request.sequence_id for request in seen] == [0, 1, 0, 1]
+    assert seen[0].prompt_ids == seen[1].prompt_ids != seen[2].prompt_ids
+
+
+def test_json_holds_text_tokens_and_logprobs(seen, capsys):
+    out, _ = run(capsys, "Hi", as_json=True, n=2)
+    document = json.loads(out)
+    assert document["random_weights"] is True
+    assert document["chat_format"] == "deepseek-r1"
+    first, second = document["answers"]
+    assert (first["text"], first["reasoning"], first["finish_reason"]) == ("Yes.", "Hm.", "stop")
+    assert first["token_ids"] == list(range(15))
+    assert first["logprobs"] == [-0.5] * 15
+    assert (second["prompt"], second["sample"]) == (0, 1)
+
+
+def test_the_same_command_gives_the_same_answer_and_a_seed_another(capsys):
+    first = run(capsys, "Hi", max_new_tokens=12)
+    assert run(capsys, "Hi", max_new_tokens=12)[0] == first[0]
+    second = run(capsys, "Hi", "Ho", as_json=True, max_new_tokens=12, seed=1)
+    alone = run(capsys, "Hi", as_json=True, max_new_tokens=12, seed=1)
+    zero = run(capsys, "Hi", as_json=True, max_new_tokens=12, seed=0)
+    tokens = [json.loads(out)["answers"][0]["token_ids"] for out, _ in (second, alone, zero)]
+    assert tokens[0] == tokens[1] != tokens[2]
+
+
+def test_max_new_tokens_is_kept_and_defaults_to_what_fits(seen, loaded, capsys):
+    run(capsys, "Hi", max_new_tokens=7)
+    run(capsys, "Hi")
+    run(capsys, "word " * 500)
+    context = loaded.model.config.max_position_embeddings
+    room = context - len(seen[2].prompt_ids)
+    assert [request.max_new_tokens for request in seen] == [7, 1024, room]
+    assert room < 1024
+
+
+def test_a_dash_reads_standard_input(seen, loaded, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe\n"))
+    run(capsys, "-", raw=True)
+    assert loaded.tokenizer.decode(seen[0].prompt_ids[1:]) == "from a pipe"
+
+
+def test_standard_input_that_is_no_text_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        run(capsys, "-")
+
+
+def test_an_interruption_keeps_what_was_written(monkeypatch, capsys):
+    def stream_text(model, tokenizer, requests, stop):
+        yield [TextPiece(NewToken(0, 1, 0.0, None), "half an ans", None)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ziphius.engine.answer.stream_text", stream_text)
+    with pytest.raises(KeyboardInterrupt):
+        run(capsys, "Hi", raw=True)
+    out, err = capsys.readouterr()
+    assert out == "half an ans\n"
+    assert "1 tokens in" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompts": ()}, "give a prompt"),
+        ({"prompts": ("-", "-")}, "give it once"),
+        ({"n": 0}, "greater than or equal to 1"),
+        ({"n": 2, "temperature": 0.0}, "would all be the same"),
+        ({"raw": True, "thinking": True}, "--thinking would have no effect"),
+        ({"raw": True, "chat_format": "chatml"}, "--chat-format would have no effect"),
+        ({"raw": True, "system": "x"}, "--system would have no effect"),
+        ({"max_new_tokens": 0}, "greater than or equal to 1"),
+        ({"temperature": 0.0, "min_p": 0.1}, "min_p would have no effect"),
+    ],
+)
+def test_options_without_sense_are_refused(options, words):
+    with pytest.raises(ValidationError, match=words):
+        GenerateConfig(**{"model": "v3-tiny", "prompts": ("x",)} | options)
+
+
+def test_unknown_formats_and_thinking_without_one_are_refused(capsys):
+    with pytest.raises(ChatError, match=r"'v9'.*deepseek-r1"):
+        run(capsys, "Hi", chat_format="v9")
+    with pytest.raises(ChatError, match="does not think"):
+        run(capsys, "Hi", chat_format="deepseek-v3", thinking=True)

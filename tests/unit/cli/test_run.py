@@ -1,0 +1,51 @@
+"""`ziphius run`: what it prints, keeps and returns."""
+
+import json
+from typing import get_args
+
+import pytest
+
+from ziphius.cli.run import RunConfig, run
+from ziphius.core.errors import OutputError
+from ziphius.models.presets import PRESETS
+from ziphius.recipes import RECIPES
+
+
+def test_the_command_knows_every_recipe():
+    assert set(get_args(RunConfig.model_fields["recipe"].annotation)) == set(RECIPES)
+
+
+@pytest.fixture
+def short_tour(monkeypatch):
+    kept = {"v3-tiny": PRESETS["v3-tiny"], "coder-tiny": PRESETS["coder-tiny"]}
+    monkeypatch.setattr("ziphius.recipes.tour.PRESETS", kept)
+
+
+def test_run_keeps_models_and_results_in_a_new_folder(short_tour, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(RunConfig(out=out))
+    assert {path.name for path in out.iterdir()} == {"v3-tiny", "coder-tiny", "tour.json"}
+    result = json.loads((out / "tour.json").read_text())
+    assert [family["preset"] for family in result["families"]] == ["v3-tiny", "coder-tiny"]
+    assert result["families"][0]["random_weights"] is True
+    shown = capsys.readouterr().out
+    assert "not trained models" in shown
+    assert "194,688" in shown
+    with pytest.raises(OutputError):
+        run(RunConfig(out=out))
+
+
+def test_json_is_one_document(short_tour, capsys):
+    run(RunConfig(as_json=True))
+    result = json.loads(capsys.readouterr().out)
+    checks = result["families"][0]["checks"]
+    assert len(checks) == 3
+    assert all(check["passed"] for check in checks)
+
+
+def test_a_failed_check_gives_exit_code_1(short_tour, monkeypatch, capsys):
+    monkeypatch.setattr("ziphius.recipes.tour.ROUNDING", -1.0)
+    with pytest.raises(SystemExit) as exit_info:
+        run(RunConfig())
+    assert exit_info.value.code == 1
+    assert "FAILED" in capsys.readouterr().out
