@@ -7,13 +7,13 @@ from pydantic import ValidationError
 
 from ziphius.ops.sampling import (
     Sampler,
-    SamplingConfig,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     sequence_keys,
     uniforms,
 )
+from ziphius.ops.sampling_config import SamplingConfig
 
 
 def random_logits(rows: int, width: int, scale: float = 3.0, seed: int = 0) -> torch.Tensor:
