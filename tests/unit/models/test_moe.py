@@ -72,6 +72,12 @@ def test_output_is_routed_and_shared_experts_added_up(experts):
     )
 
 
+@pytest.mark.parametrize("experts", [V3_EXPERTS, V2_EXPERTS], ids=["one", "two"])
+def test_shared_experts_are_one_layer_of_their_summed_width(experts):
+    shared = build_layer(experts).shared_experts
+    assert shared.up_proj.weight.shape[0] == experts["n_shared_experts"] * 12
+
+
 def test_without_shared_experts_there_is_no_such_module():
     layer = build_layer(V3_EXPERTS | {"n_shared_experts": 0})
     assert not any("shared" in name for name in layer.state_dict())
