@@ -31,7 +31,8 @@ def read_folder(folder: Path) -> TokenizerParts:
     if config_path.exists():
         config = _read_json(config_path)
     template = _template(folder, config)
-    own = config.get(_OWN_KEY) or {}
+    own = config.get(_OWN_KEY)
+    own = own if isinstance(own, dict) else {}
     bos, eos, pad = (_name(config, f"{role}_token", added) for role in ("bos", "eos", "pad"))
     ends = [*([eos] if eos else []), *own.get("eos_tokens", ()), *_further_ends(folder, backend)]
     return TokenizerParts(
@@ -90,11 +91,15 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise TokenizerError(f"{path} has {size} bytes; at most {MAX_BYTES} are read.")
     try:
-        data = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise TokenizerError(f"{path} has {size} bytes; at most {MAX_BYTES} are read.")
+        text = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(
             f"{path} is no valid JSON ({error}): it is cut off or not this kind of file. "
@@ -109,7 +114,7 @@ def _name(config: dict[str, Any], key: str, added: set[str]) -> str | None:
     """Read one special token, written as its text or as an object around it."""
     value = config.get(key)
     name = value.get("content") if isinstance(value, dict) else value
-    if name is not None and name not in added:
+    if name is not None and (not isinstance(name, str) or name not in added):
         raise TokenizerError(
             f"tokenizer_config.json names the {key} {name!r}, which is not among the added tokens "
             "of tokenizer.json. The two files belong to different models."
@@ -124,8 +129,9 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        texts = [entry.get("template") for entry in entries if entry.get("name") == "default"]
+        template = texts[0] if texts else None
     return template if isinstance(template, str) else None
 
 
@@ -133,8 +139,9 @@ def _further_ends(folder: Path, backend: tokenizers.Tokenizer) -> list[str | Non
     path = folder / "generation_config.json"
     if not path.is_file():
         return []
-    ids = _read_json(path).get("eos_token_id") or []
-    return [backend.id_to_token(i) for i in ([ids] if isinstance(ids, int) else ids)]
+    found = _read_json(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return [backend.id_to_token(i) for i in ids if isinstance(i, int) and 0 <= i < 2**32]
 
 
 def _adds_bos(config: dict[str, Any], backend: tokenizers.Tokenizer, bos: str) -> bool:

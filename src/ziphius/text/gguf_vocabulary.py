@@ -34,7 +34,7 @@ def read_gguf(path: Path) -> TokenizerParts:
         raise TokenizerError(
             f"{path} holds a vocabulary of kind {kind!r}; only byte-level BPE ('gpt2') is read."
         )
-    if pre not in PRE_TOKENIZERS:
+    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise TokenizerError(
             f"{path} names the pre-tokenizer {pre!r}; known are {', '.join(PRE_TOKENIZERS)}."
         )
@@ -50,7 +50,8 @@ def read_gguf(path: Path) -> TokenizerParts:
     )
     names = {role: _special(fields, role, tokens, path) for role in ("bos", "eos", "padding")}
     eot = _special(fields, "eot", tokens, path)
-    template = fields.get("chat_template")
+    found = fields.get("chat_template")
+    template = found if isinstance(found, str) else None
     return TokenizerParts(
         backend=backend_of(spec, path),
         bos=names["bos"],
@@ -133,9 +134,10 @@ def _added(
     tokens: list[str], types: list[int], fields: Mapping[str, Any], path: Path
 ) -> list[dict[str, Any]]:
     """Describe the tokens marked as control or user-defined."""
-    if len(types) != len(tokens):
+    if not isinstance(types, list) or len(types) != len(tokens):
         raise TokenizerError(
-            f"{path} lists {len(tokens)} tokens and {len(types)} token types; the file is damaged."
+            f"{path} does not list a token type for each of its {len(tokens)} tokens under "
+            f"{_PREFIX}token_type; the file is damaged."
         )
     return [
         added_token(i, tokens[i], flagged=kind == _CONTROL)
@@ -145,10 +147,10 @@ def _added(
 
 
 def _special(fields: Mapping[str, Any], role: str, tokens: list[str], path: Path) -> str | None:
-    token_id: int | None = fields.get(f"{role}_token_id")
+    token_id = fields.get(f"{role}_token_id")
     if token_id is None:
         return None
-    if not 0 <= token_id < len(tokens):
+    if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
         raise TokenizerError(
             f"{path}: {_PREFIX}{role}_token_id {token_id} is no token of the list."
         )

@@ -9,6 +9,7 @@ Where a mark belongs is the chat format's business, which places it by id.
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,7 @@ from ziphius.text.folder import read_folder, write_folder
 from ziphius.text.gguf_vocabulary import read_gguf
 from ziphius.text.parts import TokenizerParts
 
+MAX_VOCAB_SIZE = 1_048_576
 _REPLACEMENT = "\ufffd".encode()
 
 
@@ -59,7 +61,10 @@ class Tokenizer:
 
     def with_chat_format(self, name: str | None) -> Self:
         """Return the same vocabulary with another chat format as its own."""
-        return type(self)(replace(self._parts, chat_format=name, chat_template=None))
+        other = copy(self)
+        other._parts = replace(self._parts, chat_format=name, chat_template=None)
+        other.chat_format = name
+        return other
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the ids of `text`; nothing is put before or after them.
@@ -90,8 +95,9 @@ class Tokenizer:
         Bytes that are no UTF-8, and ids above the vocabulary (models round their rows up), become
         U+FFFD: a model can emit either, and a reader should see that it did.
         """
-        detokenizer = self.detokenizer(skip_special=skip_special)
-        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        skipped = self.special_ids if skip_special else frozenset()
+        kept = (self._shown(token_id) for token_id in ids if token_id not in skipped)
+        return b"".join(kept).decode("utf-8", errors="replace")
 
     def detokenizer(self, *, skip_special: bool = False) -> Detokenizer:
         """Return a decoder that takes one token at a time."""
@@ -171,7 +177,13 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 def _byte_table(backend: tokenizers.Tokenizer) -> list[bytes | None]:
     """List what each id stands for; None where a vocabulary leaves an id out."""
     vocab = backend.get_vocab(with_added_tokens=True)
-    table: list[bytes | None] = [None] * (max(vocab.values()) + 1)
+    largest = max(vocab.values(), default=-1)
+    if not 0 <= largest < MAX_VOCAB_SIZE:
+        raise TokenizerError(
+            f"The vocabulary's largest id is {largest}; it must have tokens, at most "
+            f"{MAX_VOCAB_SIZE}."
+        )
+    table: list[bytes | None] = [None] * (largest + 1)
     for token, token_id in vocab.items():
         table[token_id] = spelled_bytes(token)
     return table

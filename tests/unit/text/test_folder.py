@@ -121,6 +121,21 @@ def test_special_tokens_may_be_written_as_objects(saved: Path) -> None:
     assert loaded.eos_ids == (loaded.token_id(special.EOT),)
 
 
+def test_settings_of_the_wrong_kind_are_passed_over(saved: Path) -> None:
+    rewrite(saved / "tokenizer_config.json", ziphius=3, chat_template=["User: "])
+    (saved / "generation_config.json").write_text('{"eos_token_id": ["x", -1, 1]}')
+    loaded = load_tokenizer(saved)
+    assert (loaded.eos_ids, loaded.chat_format) == ((1,), "deepseek-v3.2")
+
+
+def test_a_vocabulary_of_impossible_size_is_refused_before_memory_is_taken(saved: Path) -> None:
+    model = json.loads((saved / "tokenizer.json").read_text())["model"]
+    model["vocab"]["far"] = 4_000_000_000
+    rewrite(saved / "tokenizer.json", model=model)
+    with pytest.raises(TokenizerError, match=r"largest id is 4000000000; .* at most 1048576"):
+        load_tokenizer(saved)
+
+
 def test_malformed_folders_are_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, config = saved / "tokenizer.json", saved / "tokenizer_config.json"
     text, config_text = path.read_text(), config.read_text()
@@ -151,6 +166,8 @@ def test_malformed_folders_are_named(saved: Path, monkeypatch: pytest.MonkeyPatc
     refused("not a tokenizer that can be read")
     config.write_text(config_text[:50])
     refused(r"tokenizer_config\.json is no valid JSON")
+    rewrite(config, eos_token=["</s>"])
+    refused("names the eos_token")
     rewrite(config, eos_token="<nothing>")
     refused("eos_token '<nothing>', which is not among the added tokens")
     monkeypatch.setattr(folder_module, "MAX_BYTES", 1_000)

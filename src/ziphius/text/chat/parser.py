@@ -2,7 +2,8 @@
 
 A state says what its text is and which marks end it. Between two marks text is passed on at once,
 but for the shortest end that could still become a mark, so a stream cut anywhere, inside a
-character too, gives the same parse as the whole. Malformed output never raises:
+character too, gives the same parse as the whole. A mark is known by its letters, so one that a
+model spells with ordinary tokens counts too. Malformed output never raises:
 
 1. a call whose arguments are no JSON object, whose name cannot be used, or that another mark or the
    end of the stream cuts off, ends with `complete=False`;
