@@ -1,0 +1,141 @@
+"""The real commands in processes of their own: run, generate, chat, and Ctrl-C in each way."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+COMMAND = [sys.executable, "-m", "ziphius.cli.main"]
+TIMEOUT_S = 120
+
+
+def ziphius(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words],
+        input=stdin,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+
+
+def test_text_and_json_agree_and_the_command_repeats_itself():
+    words = ["generate", "v3-tiny", "The deepest-diving whale", "--raw", "--max-new-tokens", "16"]
+    text = ziphius(*words, "--seed", "4")
+    assert text.returncode == 0
+    assert "random weights: a preset, not a trained model" in text.stderr
+    assert "16 tokens in" in text.stderr
+    document = json.loads(ziphius(*words, "--seed", "4", "--json").stdout)
+    [answer] = document["answers"]
+    assert answer["text"] == text.stdout.removesuffix("\n")
+    assert len(answer["token_ids"]) == 16
+
+
+def test_what_run_saves_can_be_talked_to(tmp_path):
+    run = ziphius("run", "--out", str(tmp_path / "tour"), "--json")
+    assert run.returncode == 0
+    families = json.loads(run.stdout)["families"]
+    assert {"v2-tiny", "v3-tiny", "coder-tiny"} <= {family["preset"] for family in families}
+    saved = str(tmp_path / "tour" / "v3-tiny")
+    lines = f"Hello\n/system Be brief.\nAgain\n/save {tmp_path / 'chat.json'}\n"
+    chat = ziphius("chat", saved, "--max-new-tokens", "8", stdin=lines)
+    assert chat.returncode == 0
+    assert "random weights" not in chat.stderr
+    messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2]
+
+
+def test_errors_are_one_line_and_code_2():
+    for words, text in [
+        (["generate", "no-such-model", "x"], "no-such-model"),
+        (["chat", "v3-tiny", "--chat-format", "nonsense"], "nonsense"),
+    ]:
+        result = ziphius(*words)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        last_line = result.stderr.splitlines()[-1]
+        assert last_line.startswith("ziphius: error: ")
+        assert text in last_line
+
+
+def test_ctrl_c_ends_generate_with_what_it_has_written():
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "v3-tiny", "x", "--raw", "--max-new-tokens", "2000"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert b"tokens in" in errors
+    assert b"Stopped." in errors
+    assert b"Traceback" not in errors
+
+
+def test_a_reader_that_leaves_is_no_error():
+    line = f"{' '.join(COMMAND)} generate v3-tiny x --raw --max-new-tokens 2000 | head -c 5"
+    result = subprocess.run(
+        ["bash", "-c", line], env=ENVIRONMENT, capture_output=True, timeout=TIMEOUT_S
+    )
+    assert len(result.stdout) == 5
+    assert b"Traceback" not in result.stderr
+    assert b"Exception" not in result.stderr
+
+
+class Terminal:
+    """A process that believes it talks to a person."""
+
+    def __init__(self, *words: str) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execve(COMMAND[0], [*COMMAND, *words], {**ENVIRONMENT, "TERM": "xterm"})
+        self.seen = b""
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._fd, keys)
+
+    def wait_for(self, text: bytes, *, after: int = 0) -> int:
+        """Read until `text` was printed past a place; return the place behind it."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while text not in self.seen[after:]:
+            ready, _, _ = select.select([self._fd], [], [], deadline - time.monotonic())
+            assert ready, f"no {text!r} after {self.seen[after:]!r}"
+            self.seen += os.read(self._fd, 4096)
+        return self.seen.index(text, after) + len(text)
+
+    def exit_code(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves_the_chat():
+    terminal = Terminal("chat", "v3-tiny", "--max-new-tokens", "2000")
+    place = terminal.wait_for(b"> ")
+    terminal.type(b"Hello\r")
+    place = terminal.wait_for(b"thinking", after=place)
+    time.sleep(0.5)
+    terminal.type(b"\x03")
+    place = terminal.wait_for(b"tokens in", after=place)
+    place = terminal.wait_for(b"> ", after=place)
+    terminal.type(b"/help\r")
+    place = terminal.wait_for(b"/reset", after=place)
+    place = terminal.wait_for(b"> ", after=place)
+    terminal.type(b"\x04")
+    assert terminal.exit_code() == 0
+    assert b"Traceback" not in terminal.seen
