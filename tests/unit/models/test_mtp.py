@@ -74,7 +74,7 @@ def test_a_model_without_further_layers_predicts_none(ids_BT):
 
 def test_a_pass_with_a_cache_is_refused(model, ids_BT):
     output = model(ids_BT, cache=Cache(model.config, 1, LENGTH))
-    with pytest.raises(AssertionError, match="cache"):
+    with pytest.raises(AssertionError, match="drafting from a cache"):
         model.predict_further(output, ids_BT)
 
 
