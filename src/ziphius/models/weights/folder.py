@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
+from ziphius.core.config import explain
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
@@ -146,7 +148,10 @@ def _without_mtp(
         raise ConfigError(
             f"drop_mtp has no effect: {folder} has no layers that predict further tokens."
         )
-    return _changed(config, num_nextn_predict_layers=0), kept
+    try:
+        return _changed(config, num_nextn_predict_layers=0), kept
+    except ValidationError as error:
+        _refuse(folder, f"cannot be loaded with drop_mtp: {explain(error)}")
 
 
 def _changed(config: ModelConfig, **changes: object) -> ModelConfig:

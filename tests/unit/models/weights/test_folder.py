@@ -165,6 +165,12 @@ def test_drop_mtp_without_effect_is_an_error(tmp_path):
         load(tmp_path / "model", drop_mtp=True)
 
 
+def test_prediction_layers_that_hold_all_experts_cannot_be_dropped(tmp_path):
+    save(build(v3_config(first_k_dense_replace=2)), tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"drop_mtp: first_k_dense_replace = 2"):
+        load(tmp_path / "model", drop_mtp=True)
+
+
 def test_shards_are_read_whatever_their_order(model, tmp_path):
     save(model, tmp_path / "model", max_shard_bytes=5_000)
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 5

@@ -130,6 +130,13 @@ def header_of_2_to_the_60_bytes(folder):
     file.write_bytes((2**60).to_bytes(8, "little") + file.read_bytes()[8:])
 
 
+@case(WEIGHTS, "claims a header", "truncated")
+def header_longer_than_the_file(folder):
+    file = folder / WEIGHTS
+    content = file.read_bytes()
+    file.write_bytes((len(content) - 7).to_bytes(8, "little") + content[8:])
+
+
 @case(WEIGHTS, "no JSON")
 def header_length_too_short(folder):
     file = folder / WEIGHTS
@@ -138,7 +145,7 @@ def header_length_too_short(folder):
     file.write_bytes(length.to_bytes(8, "little") + content[8:])
 
 
-@case(WEIGHTS, "0 bytes")
+@case(WEIGHTS, "0 bytes and no header")
 def zero_byte_file(folder):
     (folder / WEIGHTS).write_bytes(b"")
 
