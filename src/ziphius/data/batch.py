@@ -1,0 +1,42 @@
+"""What every loader hands to the training loop.
+
+Shapes: B rows, T tokens.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens with what the losses and the report need to know about them."""
+
+    ids_BT: Tensor
+    """int64."""
+    documents_BT: Tensor
+    """int64, number of the document within its row; -1 only on padding, which rows of running text
+    never have."""
+    counted_BT: Tensor | None = None
+    """bool, true where a token is to be learned; None when all are."""
+    bytes_count: int = 0
+    """UTF-8 bytes of the tokens that are predicted: those to be learned that have a predecessor in
+    their document and row. 0 if unknown."""
+    domains: tuple[str, ...] = ()
+    """Domain of each row."""
+
+    @property
+    def tokens(self) -> int:
+        """Count all tokens, learned or not."""
+        return self.ids_BT.numel()
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on a device."""
+        counted_BT = None if self.counted_BT is None else self.counted_BT.to(device)
+        return replace(
+            self,
+            ids_BT=self.ids_BT.to(device),
+            documents_BT=self.documents_BT.to(device),
+            counted_BT=counted_BT,
+        )

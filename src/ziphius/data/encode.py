@@ -1,0 +1,137 @@
+"""Documents become ids, in this process or in several.
+
+The processes are spawned, not forked (a fork of a process with threads can hang), and import no
+torch. Results come back in the order the documents went out, whatever process made them, so the
+shards do not depend on their number.
+"""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziphius.core.errors import TokenizerError
+from ziphius.data.document import Document
+from ziphius.data.fim import Fim, arrange, cut
+from ziphius.text.special import FIM_BEGIN, FIM_END, FIM_HOLE
+from ziphius.text.tokenizer import Tokenizer
+
+CHUNK_CHARACTERS = 1 << 19
+
+Ids = NDArray[np.unsignedinteger[Any]]
+Chunk = list[Document]
+
+
+class Encoder:
+    """Turn documents into ids: begin of text where the vocabulary wants it, text, end of text."""
+
+    def __init__(self, tokenizer: Tokenizer, fim: Fim) -> None:
+        if not tokenizer.eos_ids:
+            raise TokenizerError(
+                "The vocabulary has no end of text, which must stand between documents. Use a "
+                "tokenizer that names an eos_token."
+            )
+        if fim.rate > 0.0 and not all(map(tokenizer.has_token, (FIM_BEGIN, FIM_HOLE, FIM_END))):
+            raise TokenizerError(
+                "The vocabulary has no fill-in-the-middle tokens. Use one of DeepSeek's, or set "
+                "the FIM rate to 0."
+            )
+        self.tokenizer, self.fim = tokenizer, fim
+        self.dtype = id_type(tokenizer.vocab_size)
+        has_bos = tokenizer.add_bos and tokenizer.bos_id is not None
+        self._head = [tokenizer.bos_id] if has_bos else []
+        self._tail = [tokenizer.eos_ids[0]]
+
+    def encode(self, documents: Chunk) -> list[Ids]:
+        """Return the ids of each document."""
+        cuts = [cut(document, self.fim) for document in documents]
+        whole = [document.text for document, c in zip(documents, cuts, strict=True) if c is None]
+        encoded = iter(self.tokenizer.encode_batch(whole))
+        bodies = (
+            next(encoded) if c is None else arrange(c, self.tokenizer.encode, self.tokenizer)
+            for c in cuts
+        )
+        return [np.array([*self._head, *ids, *self._tail], dtype=self.dtype) for ids in bodies]
+
+
+def id_type(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """Choose the smallest number that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def chunks(documents: Iterable[Document]) -> Iterator[Chunk]:
+    """Group documents so that handing them to a process costs little beside encoding them."""
+    chunk: Chunk = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document.text)
+        if size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def encode_all(
+    documents: Iterable[Document], encoder: Encoder, processes: int
+) -> Iterator[tuple[Document, Ids]]:
+    """Encode a stream of documents, in its order, with `processes` of them beside this one.
+
+    With 0 this process does the work. Never more than a few chunks are in memory.
+    """
+    groups = chunks(documents)
+    if processes == 0:
+        for group in groups:
+            yield from zip(group, encoder.encode(group), strict=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="ziphius-") as name:
+        folder = Path(name)
+        encoder.tokenizer.save(folder)
+        pool = ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(folder, encoder.fim),
+        )
+        try:
+            yield from _in_order(pool, groups, processes + 2)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, groups: Iterator[Chunk], ahead: int
+) -> Iterator[tuple[Document, Ids]]:
+    waiting: deque[tuple[Chunk, Future[list[Ids]]]] = deque()
+    waiting.extend((group, pool.submit(_encode, group)) for group in islice(groups, ahead))
+    while waiting:
+        group, future = waiting.popleft()
+        ids = future.result()
+        waiting.extend((new, pool.submit(_encode, new)) for new in islice(groups, 1))
+        yield from zip(group, ids, strict=True)
+
+
+_encoder: Encoder | None = None
+
+
+def _start(folder: Path, fim: Fim) -> None:
+    """Set a new process up: one thread, and Ctrl-C left to the process that has the terminal."""
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = Encoder(Tokenizer.from_folder(folder), fim)
+
+
+def _encode(chunk: Chunk) -> list[Ids]:
+    assert _encoder is not None, "_start runs first"
+    return _encoder.encode(chunk)

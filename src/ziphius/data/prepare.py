@@ -1,0 +1,191 @@
+"""Text becomes shards, once: the name of a domain's folder is a hash of all that its ids depend on.
+
+A second run with the same text, tokenizer and settings maps what is there and starts at once. A
+folder appears whole or not at all (`core.files`), beside the assets in the cache.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziphius.core.assets import cache_folder, fetch
+from ziphius.core.errors import OutputError
+from ziphius.core.files import new_folder
+from ziphius.data.config import DataConfig
+from ziphius.data.corpora import CORPORA, documents
+from ziphius.data.document import Document
+from ziphius.data.encode import Encoder, encode_all
+from ziphius.data.fim import Fim
+from ziphius.data.mixes import OWN
+from ziphius.data.readers import HUB, own_files, read_own
+from ziphius.data.selection import choose, with_tails
+from ziphius.data.shards import DomainShards, describe, open_shards
+from ziphius.data.writing import MEGABYTE, write_shards
+from ziphius.text.tokenizer import Tokenizer
+
+FORMAT = 1
+"""Raised when the same text would become other shards; old ones are then not used."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from, and what they depend on."""
+
+    version: str
+    read: Callable[[Counter[str]], Iterator[Document]]
+    assets: tuple[str, ...] = ()
+    """Fetched before anything is read."""
+    is_endless: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The tokenized domains of a mix."""
+
+    domains: dict[str, DomainShards]
+    shares: dict[str, float]
+    """Share of the training tokens of each domain; their sum is 1."""
+    token_bytes: NDArray[np.int64]
+    """UTF-8 bytes of the text of each id; 0 for special tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Count the ids that can occur."""
+        return len(self.token_bytes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name everything that the batches depend on, the seed and the shape of a batch aside."""
+        names = {name: (d.fingerprint, self.shares[name]) for name, d in self.domains.items()}
+        return _digest(names)
+
+    def predicted_bytes(self, ids_BT: NDArray[np.int64], documents_BT: NDArray[np.int64]) -> int:
+        """Count the bytes of all tokens that have a predecessor in their document and row."""
+        follows = (documents_BT[:, 1:] == documents_BT[:, :-1]) & (documents_BT[:, 1:] >= 0)
+        return int(self.token_bytes[ids_BT[:, 1:]][follows].sum())
+
+
+def prepare(config: DataConfig, tokenizer: Tokenizer) -> PreparedData:
+    """Tokenize what the mix needs, or find it done; says on stderr what it does and leaves out."""
+    shares = config.resolved_mix.shares
+    fim = Fim(config.resolved_fim_rate, config.fim_spm_share)
+    ids_digest = _tokenizer_digest(tokenizer)
+    sources = {name: _sources(name, config) for name in shares}
+    domains: dict[str, DomainShards] = {}
+    # What is made as it is read comes last: the others say how much of it the mix needs.
+    for name in sorted(shares, key=lambda name: _is_endless(sources[name])):
+        limit = config.domain_megabytes * MEGABYTE
+        if _is_endless(sources[name]) and domains:
+            limit = min(limit, _needed(shares, domains, name))
+        has_code = name in ("code", OWN)
+        made_of = {
+            "format": FORMAT,
+            "domain": name,
+            "sources": {key: source.version for key, source in sources[name].items()},
+            "tokenizer": ids_digest,
+            "fim": asdict(fim) if has_code else None,
+            "limit_bytes": int(limit),
+        }
+        encoder = Encoder(tokenizer, fim if has_code else Fim())
+        domains[name] = _domain(name, sources[name], made_of, encoder, config.resolved_processes)
+    ordered = {name: domains[name] for name in shares}
+    return PreparedData(ordered, shares, token_bytes(tokenizer))
+
+
+def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """List the bytes of text that each id stands for; special tokens stand for none."""
+    return np.array(
+        [
+            0 if token_id in tokenizer.special_ids else _size(tokenizer, token_id)
+            for token_id in range(tokenizer.vocab_size)
+        ],
+        dtype=np.int64,
+    )
+
+
+def _size(tokenizer: Tokenizer, token_id: int) -> int:
+    try:
+        return len(tokenizer.id_to_bytes(token_id))
+    except ValueError:  # a vocabulary may leave ids out, which then never occur
+        return 0
+
+
+def _sources(domain: str, config: DataConfig) -> dict[str, Source]:
+    if domain != OWN:
+        return {
+            name: Source(corpus.version, partial(documents, corpus), corpus.assets, corpus.endless)
+            for name, corpus in CORPORA.items()
+            if corpus.domain == domain
+        }
+    return {
+        name: Source(_own_version(name, config.column), partial(read_own, name, config.column))
+        for name in config.own
+    }
+
+
+def _own_version(name: str, column: str) -> str:
+    """Name what own text depends on: its files' sizes and times; of the hub, the name alone."""
+    if name.startswith(HUB):
+        return f"{name} {column}"
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in own_files(name)]
+    return _digest([column, sorted(stats)])
+
+
+def _is_endless(sources: Mapping[str, Source]) -> bool:
+    return all(source.is_endless for source in sources.values())
+
+
+def _needed(shares: Mapping[str, float], domains: Mapping[str, DomainShards], name: str) -> float:
+    """Say how many bytes have the ratio of the shares to what the other domains hold."""
+    others = sum(split.counts.bytes for d in domains.values() for split in (d.train, d.validation))
+    wanted = others * shares[name] / sum(shares[other] for other in domains)
+    return -(-wanted // MEGABYTE) * MEGABYTE
+
+
+def _domain(
+    name: str,
+    sources: Mapping[str, Source],
+    made_of: Mapping[str, Any],
+    encoder: Encoder,
+    processes: int,
+) -> DomainShards:
+    folder = cache_folder() / "tokens" / f"{name}-{_digest(made_of)[:20]}"
+    if not folder.is_dir():
+        for source in sources.values():
+            for asset in source.assets:
+                fetch(asset)
+        skipped: Counter[str] = Counter()
+        streams = {key: source.read(skipped) for key, source in sources.items()}
+        chosen = with_tails(choose(streams, made_of["limit_bytes"], skipped))
+        try:
+            with new_folder(folder) as unfinished:
+                counts = write_shards(unfinished, name, encode_all(chosen, encoder, processes))
+                describe(unfinished, counts, encoder.dtype, skipped, made_of)
+        except OutputError:
+            # Another process may have been faster with the same shards.
+            if not folder.is_dir():
+                raise
+    return open_shards(folder, name)
+
+
+def _tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Name all that ids depend on by the files that the tokenizer writes."""
+    with tempfile.TemporaryDirectory(prefix="ziphius-") as name:
+        tokenizer.save(Path(name))
+        files = sorted(Path(name).iterdir())
+        return _digest(
+            [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+        )
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,43 @@
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from ziphius.core.errors import ConfigError
+from ziphius.data.config import DataConfig
+from ziphius.data.mixes import OWN
+
+
+def test_own_text_replaces_the_mix_unless_it_shares() -> None:
+    assert DataConfig(own=("a",)).resolved_mix.shares == {OWN: 1.0}
+    assert DataConfig(own=("a",), own_share=0.5).resolved_mix.shares["general"] == 0.2
+    assert OWN not in DataConfig().resolved_mix.shares
+
+
+def test_the_fim_rate_is_the_mix_s_unless_given() -> None:
+    assert DataConfig(mix="coder").resolved_fim_rate == 0.5
+    assert DataConfig(mix="coder", fim_rate=0.0).resolved_fim_rate == 0.0
+
+
+def test_processes_follow_the_machine() -> None:
+    assert DataConfig().resolved_processes == os.cpu_count()
+    assert DataConfig(processes=0).resolved_processes == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"own_share": 0.5}, "own_share: there is no own text"),
+        ({"column": "body"}, "column: there is no own text"),
+        ({"fim_rate": 0.0, "fim_spm_share": 0.5}, "fim_spm_share: nothing is filled"),
+        ({"domain_megabytes": 0.0}, "greater than 0"),
+    ],
+)
+def test_settings_without_effect_are_errors(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataConfig(**settings)
+
+
+def test_an_unknown_mix_is_named() -> None:
+    with pytest.raises((ConfigError, ValidationError), match="no mix 'v9'"):
+        DataConfig(mix="v9")

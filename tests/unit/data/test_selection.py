@@ -1,0 +1,74 @@
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.examples import examples
+from ziphius.data.document import Document
+from ziphius.data.selection import FEW_DOCUMENTS, choose, with_tails
+
+
+def stream(name: str, *texts: str) -> Iterator[Document]:
+    return (Document(f"{name}/{number}", text) for number, text in enumerate(texts))
+
+
+def test_the_same_text_is_used_once() -> None:
+    skipped: Counter[str] = Counter()
+    sources = {"a": stream("a", "one", "two", "one"), "b": stream("b", "two", "three")}
+    texts = [document.text for document in choose(sources, 1e9, skipped)]
+    assert sorted(texts) == ["one", "three", "two"]
+    assert skipped == {"duplicate": 2}
+
+
+def test_half_a_pair_is_counted_and_left_out() -> None:
+    skipped: Counter[str] = Counter()
+    found = list(choose({"a": stream("a", "x\ud800", "fine")}, 1e9, skipped))
+    assert [document.text for document in found] == ["fine"]
+    assert skipped == {"not UTF-8": 1}
+
+
+def test_sources_take_turns_until_the_limit() -> None:
+    sources = {"a": stream("a", *"abcdefgh"), "b": stream("b", "12", "34", "56")}
+    keys = [document.key for document in choose(sources, 8, Counter())]
+    assert keys == ["a/0", "b/0", "a/1", "a/2", "b/1", "a/3"]
+
+
+def test_what_one_source_lacks_another_gives() -> None:
+    sources = {"a": stream("a", "x"), "b": stream("b", *"1234567")}
+    assert len(list(choose(sources, 6, Counter()))) == 6
+
+
+def test_nothing_is_read_beyond_the_limit() -> None:
+    def endless() -> Iterator[Document]:
+        number = 0
+        while True:
+            yield Document(str(number), f"text {number}")
+            number += 1
+
+    assert len(list(choose({"a": endless()}, 100, Counter()))) == 16
+
+
+@examples(100)
+@given(text=st.text(alphabet="ab\n", min_size=1, max_size=600))
+def test_the_end_of_a_lone_document_is_held_out(text: str) -> None:
+    parts = list(with_tails([Document("a", text)]))
+    assert "".join(part.text for part in parts) == text
+    assert [part.held_out for part in parts] in ([False, True], [True])
+    assert len({part.key for part in parts}) == len(parts)
+
+
+def test_the_end_begins_with_a_line() -> None:
+    text = "".join(f"line {number}\n" for number in range(1_000))
+    head, tail = with_tails([Document("a", text)])
+    assert head.text.endswith("\n")
+    assert 0.01 <= len(tail.text) / len(text) < 0.02
+
+
+@pytest.mark.parametrize("count", [FEW_DOCUMENTS - 1, FEW_DOCUMENTS, FEW_DOCUMENTS + 3])
+def test_many_documents_stay_whole(count: int) -> None:
+    found = list(with_tails(stream("a", *[f"text {number}" for number in range(count)])))
+    is_cut = any(document.held_out is not None for document in found)
+    assert is_cut == (count < FEW_DOCUMENTS)
+    assert len(found) == (2 * count if is_cut else count)
