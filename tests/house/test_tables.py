@@ -1,10 +1,12 @@
 """No entry of a table stands there for nobody: each is used by a test or by a preset.
 
-A table is a public module-level dict in capitals with the type `dict[str, ...]`. An entry is used
-when its key is a string in a test or in the presets, or when a test goes through the whole table.
+A table is a public module-level dict in capitals with the type `dict[str, ...]`, unless its values
+are plain numbers. An entry is used when its key is a string in a test or in the presets, is a
+default of the model's config, or when a test goes through the whole table.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PRESETS = Path("src/ziphius/models/presets.py")
+CONFIG = Path("src/ziphius/models/config.py")
+TABLE = re.compile(r"dict\[str, (?!int\b|float\b)")
 
 
 def tables(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
@@ -21,7 +25,7 @@ def tables(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
             case ast.AnnAssign(
                 target=ast.Name(id=name), annotation=kind, value=ast.Dict(keys=keys)
             ):
-                if name.isupper() and name[0] != "_" and ast.unparse(kind).startswith("dict[str,"):
+                if name.isupper() and name[0] != "_" and TABLE.match(ast.unparse(kind)):
                     yield name, [key.value for key in keys if isinstance(key, ast.Constant)]
 
 
@@ -29,6 +33,12 @@ def strings(tree: ast.AST) -> set[str]:
     """Collect the strings of a file."""
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return {value for value in constants if isinstance(value, str)}
+
+
+def defaults(tree: ast.AST) -> set[str]:
+    """Collect the strings that are defaults of annotated fields in a file."""
+    fields = (node.value for node in ast.walk(tree) if isinstance(node, ast.AnnAssign))
+    return {node.value for node in fields if isinstance(node, ast.Constant)} - {None}
 
 
 def walked_tables(tree: ast.AST) -> set[str]:
@@ -53,13 +63,16 @@ def unused(root: Path) -> list[str]:
     }
     tests = [tree for path, tree in trees.items() if path.parts[0] == "tests"]
     walked = set().union(*map(walked_tables, tests))
+    used = set().union(*map(strings, tests))
+    used |= defaults(trees[CONFIG]) if CONFIG in trees else set()
+    presets = strings(trees[PRESETS]) if PRESETS in trees else set()
     found = []
     for path, tree in trees.items():
-        users = [*tests, *(trees[p] for p in (PRESETS,) if p in trees and p != path)]
-        used = set().union(*map(strings, users))
+        # The presets' own table would otherwise use itself.
+        keys_used = used if path == PRESETS else used | presets
         for name, keys in tables(tree):
             if path.parts[0] == "src" and name not in walked:
-                found += [f"{name}[{key}] of {path}" for key in keys if key not in used]
+                found += [f"{name}[{key}] of {path}" for key in keys if key not in keys_used]
     return found
 
 
@@ -87,6 +100,21 @@ def test_the_checker_finds_the_tables_there_are() -> None:
 def test_the_checker_sees(tmp_path: Path, test: str, found: list[str]) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "tests").mkdir()
-    (tmp_path / "src" / "gates.py").write_text("GATES: dict[str, type] = {'a': A, 'b': B}\nx = 'b'")
+    table = "GATES: dict[str, type] = {'a': A, 'b': B}\nBYTES: dict[str, int] = {'c': 1}\nx = 'b'"
+    (tmp_path / "src" / "gates.py").write_text(table)
     (tmp_path / "tests" / "test_gates.py").write_text(test)
     assert unused(tmp_path) == found
+
+
+def test_the_checker_takes_presets_and_defaults_of_the_models_config_for_use(
+    tmp_path: Path,
+) -> None:
+    for path, text in {
+        "src/gates.py": "GATES: dict[str, type] = {'a': A, 'b': B, 'c': C}",
+        str(CONFIG): "class C:\n    gate: Literal['a', 'b', 'c'] = 'a'",
+        str(PRESETS): "PRESETS: dict[str, C] = {'p': C(gate='b')}",
+        "tests/test_gates.py": "",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert unused(tmp_path) == ["GATES[c] of src/gates.py", f"PRESETS[p] of {PRESETS}"]
