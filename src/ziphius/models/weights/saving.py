@@ -75,26 +75,15 @@ def save(
         raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: must be 1 or more.")
     shards = _shards(list(_pieces(model, weight_format)), max_shard_bytes)
     with new_folder(folder) as temporary:
-        config_file = temporary / "config.json"
-        write_file(config_file, _as_json(_published_config(model, weight_format)))
+        write_file(temporary / "config.json", _as_json(_published_config(model, weight_format)))
         weight_map: dict[str, str] = {}
-        total_bytes = 0
         for index, pieces in enumerate(shards, 1):
-            name = WEIGHTS_FILE
-            if len(shards) > 1:
-                name = f"model-{index:05}-of-{len(shards):05}.safetensors"
-            tensors = {name: tensor for piece in pieces for name, tensor in piece.make().items()}
-            weight_map |= dict.fromkeys(tensors, name)
-            total_bytes += sum(piece.size_bytes for piece in pieces)
-            _write_tensors(tensors, temporary / name)
-            # safetensors makes files that only their owner reads.
-            shutil.copymode(config_file, temporary / name)
-            del tensors
+            file = temporary / _file_name(index, len(shards))
+            weight_map |= dict.fromkeys(_write_shard(pieces, file), file.name)
         if len(shards) > 1:
-            index_text = _as_json(
-                {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-            )
-            write_file(temporary / INDEX_FILE, index_text)
+            total_bytes = sum(piece.size_bytes for pieces in shards for piece in pieces)
+            index_data = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+            write_file(temporary / INDEX_FILE, _as_json(index_data))
         if tokenizer is not None:
             tokenizer.save(temporary)
 
@@ -103,9 +92,9 @@ def _pieces(model: Model, weight_format: WeightFormat) -> Iterator[Piece]:
     """Yield all weights in the order of the layers, copies included."""
     tensors = model_tensors(model)
     slots = file_slots(model)
+    # A tied head is not written: its copy is one of the embedding, which readers tie themselves.
     copies = {copy: name for copy, name in file_copies(model.config).items() if copy != HEAD}
-    for name, original in {**dict.fromkeys(slots), **copies}.items():
-        slot = slots[original or name]
+    for name, slot in {**slots, **{copy: slots[name] for copy, name in copies.items()}}.items():
         source = tensors[slot.name]
         part = slot.of(source)
         if weight_format in SCALE_FORMATS and is_projection(name):
@@ -117,7 +106,7 @@ def _pieces(model: Model, weight_format: WeightFormat) -> Iterator[Piece]:
 
 
 def _plain_piece(name: str, tensor: Tensor, dtype: torch.dtype) -> Piece:
-    # clone: safetensors refuses two names for one memory, which copies would be.
+    # A copy, because safetensors refuses two names for one memory.
     def make() -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous()}
 
@@ -165,11 +154,20 @@ def _published_config(model: Model, weight_format: WeightFormat) -> dict[str, An
     return data
 
 
-def _write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+def _file_name(index: int, count: int) -> str:
+    return WEIGHTS_FILE if count == 1 else f"model-{index:05}-of-{count:05}.safetensors"
+
+
+def _write_shard(pieces: list[Piece], file: Path) -> list[str]:
+    """Make and write the tensors of one file; return their names, the tensors are let go."""
+    tensors = {name: tensor for piece in pieces for name, tensor in piece.make().items()}
     try:
         save_file(tensors, file, metadata={"format": "pt"})
+        # safetensors makes files that only their owner reads; config.json has what the umask says.
+        shutil.copymode(file.with_name("config.json"), file)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"Cannot write {file}: {error}.") from error
+    return list(tensors)
 
 
 def _as_json(value: dict[str, Any]) -> str:

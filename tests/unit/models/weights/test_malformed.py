@@ -1,6 +1,6 @@
 """Damaged, lying and hostile checkpoints: each has its own message, before memory is taken.
 
-A case is a function that damages an intact folder (or GGUF file) and what the message must name.
+A case is a function that damages an intact folder, and what the message must name.
 """
 
 import json
@@ -9,13 +9,12 @@ import os
 import pytest
 import torch
 
-from tests.tiny import build, grouped_config
+from tests.tiny import build
 from tests.unit.models.weights.files import (
     change_json,
     change_tensors,
     read_parts,
     v3_config,
-    write_gguf,
     write_parts,
 )
 from ziphius.core.errors import CheckpointError, ZiphiusError
@@ -323,6 +322,11 @@ def index_lists_a_tensor_that_no_file_holds(folder):
     change_json(file, weight_map=weight_map)
 
 
+@case(INDEX, NORM, "model-00001-of-", "does not hold", shard_bytes=20_000)
+def index_puts_a_tensor_into_another_file(folder):
+    point_index_at(folder, shards_of(folder)[0].name)
+
+
 @case(INDEX, "does not list", NORM, shard_bytes=20_000)
 def index_forgets_a_tensor(folder):
     file = folder / INDEX
@@ -428,7 +432,7 @@ def test_every_damage_has_a_message_of_its_own(messages):
     assert len(set(messages.values())) == len(messages) >= 45
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", [UP, NORM, "model.layers.1.mlp.gate.e_score_correction_bias"])
 def test_not_finite_weights_are_found_on_request(model, tmp_path, name, value):
     folder = tmp_path / "model"
@@ -452,142 +456,6 @@ def test_a_not_finite_scale_is_found_on_request(model, tmp_path):
     change_tensors(folder / WEIGHTS, poison)
     load(folder)
     assert UP in message_of(folder, check_finite=True)
-
-
-# GGUF
-
-
-GGUF_CASES = {}
-
-
-def gguf_case(*named):
-    def register(damage):
-        GGUF_CASES[damage.__name__] = (damage, named)
-        return damage
-
-    return register
-
-
-@gguf_case("truncated", "output")
-def gguf_truncated_data(file):
-    file.write_bytes(file.read_bytes()[:-200])
-
-
-@gguf_case("truncated", "header")
-def gguf_truncated_header(file):
-    file.write_bytes(file.read_bytes()[:300])
-
-
-@gguf_case("does not begin with GGUF")
-def gguf_wrong_magic(file):
-    file.write_bytes(b"GGML" + file.read_bytes()[4:])
-
-
-@gguf_case("version 9")
-def gguf_unknown_version(file):
-    content = file.read_bytes()
-    file.write_bytes(content[:4] + (9).to_bytes(4, "little") + content[8:])
-
-
-@gguf_case(str(2**62))
-def gguf_of_2_to_the_62_tensors(file):
-    content = file.read_bytes()
-    file.write_bytes(content[:8] + (2**62).to_bytes(8, "little") + content[16:])
-
-
-@gguf_case("is truncated: an array of strings")
-def gguf_vocabulary_without_end(file):
-    key = b"tokenizer.ggml.tokens"
-    content = bytearray(file.read_bytes())
-    at = content.index(key) + len(key) + 4 + 4
-    content[at : at + 8] = (2**61).to_bytes(8, "little")
-    file.write_bytes(content)
-
-
-@gguf_case("bytes after", "output")
-def gguf_surplus_data(file):
-    with file.open("ab") as stream:
-        stream.write(bytes(500))
-
-
-def change_number(file, after, offset, number, size=8):
-    content = bytearray(file.read_bytes())
-    at = content.index(after) + len(after) + offset
-    content[at : at + size] = number.to_bytes(size, "little")
-    file.write_bytes(content)
-
-
-@gguf_case("output_norm.weight", "unknown format number 99")
-def gguf_unknown_format(file):
-    change_number(file, b"output_norm.weight", 4 + 8, 99, size=4)
-
-
-@gguf_case("output_norm.weight", "IQ2_XXS", "known are F32")
-def gguf_format_that_is_not_read(file):
-    change_number(file, b"output_norm.weight", 4 + 8, 16, size=4)
-
-
-@gguf_case("output_norm.weight", "does not end in it")
-def gguf_tensor_out_of_the_file(file):
-    change_number(file, b"output_norm.weight", 4 + 8 + 4, 2**40)
-
-
-@gguf_case("output_norm.weight", "9 dimensions")
-def gguf_nine_dimensions(file):
-    change_number(file, b"output_norm.weight", 0, 9, size=4)
-
-
-@gguf_case("output_norm.weight", "no whole F32")
-def gguf_tensor_of_no_numbers(file):
-    change_number(file, b"output_norm.weight", 4, 0)
-
-
-@gguf_case("general.architecture", "twice")
-def gguf_key_twice(file):
-    content = file.read_bytes()
-    entry_end = content.index(b"llama", 24) + len(b"llama")
-    count = int.from_bytes(content[16:24], "little") + 1
-    entry = content[24:entry_end]
-    file.write_bytes(content[:16] + count.to_bytes(8, "little") + entry + content[24:])
-
-
-@gguf_case("unknown type 200")
-def gguf_metadata_of_unknown_type(file):
-    change_number(file, b"llama.embedding_length", 0, 200, size=4)
-
-
-@gguf_case("is no GGUF file")
-def gguf_that_is_safetensors(file):
-    file.write_bytes((100).to_bytes(8, "little") + b"{" * 200)
-
-
-@gguf_case("not a regular file")
-def gguf_that_is_a_pipe(file):
-    file.unlink()
-    os.mkfifo(file)
-
-
-@gguf_case("does not exist")
-def gguf_that_is_not_there(file):
-    file.unlink()
-
-
-@pytest.mark.parametrize("name", GGUF_CASES)
-def test_a_damaged_gguf_file_is_refused_by_name(name, tmp_path, monkeypatch):
-    file = write_gguf(build(grouped_config()), tmp_path / "model.gguf")
-    load(file)
-    damage, named = GGUF_CASES[name]
-    damage(file)
-    monkeypatch.setattr(Assembly, "allocate", lambda *_: pytest.fail("took memory"))
-    message = message_of(file)
-    assert message.startswith(str(file))
-    for words in named:
-        assert words in message
-
-
-def test_an_unknown_gguf_architecture_is_refused_by_name(tmp_path):
-    file = write_gguf(build(grouped_config()), tmp_path / "model.gguf", arch="mamba")
-    assert "'mamba'; known are llama, qwen2, qwen3" in message_of(file)
 
 
 def test_a_path_that_is_neither_folder_nor_gguf(tmp_path):
