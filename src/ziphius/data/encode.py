@@ -12,9 +12,11 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,56 +84,72 @@ def chunks(documents: Iterable[Document]) -> Iterator[Chunk]:
         yield chunk
 
 
-def encode_all(
-    documents: Iterable[Document], encoder: Encoder, processes: int
-) -> Iterator[tuple[Document, Ids]]:
-    """Encode a stream of documents, in its order, with `processes` of them beside this one.
+class EncodingPool:
+    """Processes that encode streams of documents, started when the first one comes.
 
-    With 0 this process does the work. Never more than a few chunks are in memory.
+    Args:
+        tokenizer: what all of them encode with.
+        processes: how many beside this one; with 0 this one does the work.
     """
-    groups = chunks(documents)
-    if processes == 0:
-        for group in groups:
-            yield from zip(group, encoder.encode(group), strict=True)
-        return
-    with tempfile.TemporaryDirectory(prefix="ziphius-") as name:
-        folder = Path(name)
-        encoder.tokenizer.save(folder)
-        pool = ProcessPoolExecutor(
-            processes,
+
+    def __init__(self, tokenizer: Tokenizer, processes: int) -> None:
+        self._tokenizer, self._processes = tokenizer, processes
+        self._stack = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def encode(self, documents: Iterable[Document], fim: Fim) -> Iterator[tuple[Document, Ids]]:
+        """Yield documents in their order with their ids; few chunks are in memory at a time."""
+        encoder, groups = Encoder(self._tokenizer, fim), chunks(documents)
+        if self._processes == 0:
+            for group in groups:
+                yield from zip(group, encoder.encode(group), strict=True)
+            return
+        pool = self._pool or self._start()
+        waiting: deque[tuple[Chunk, Future[list[Ids]]]] = deque()
+        for group in islice(groups, self._processes + 2):
+            waiting.append((group, pool.submit(_encode, group, fim)))
+        while waiting:
+            group, future = waiting.popleft()
+            ids = future.result()
+            waiting.extend((new, pool.submit(_encode, new, fim)) for new in islice(groups, 1))
+            yield from zip(group, ids, strict=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _start(self) -> ProcessPoolExecutor:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ziphius-")))
+        self._tokenizer.save(folder)
+        self._pool = ProcessPoolExecutor(
+            self._processes,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(folder, encoder.fim),
+            initializer=_prepare_process,
+            initargs=(folder,),
         )
-        try:
-            yield from _in_order(pool, groups, processes + 2)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+        return self._pool
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, groups: Iterator[Chunk], ahead: int
-) -> Iterator[tuple[Document, Ids]]:
-    waiting: deque[tuple[Chunk, Future[list[Ids]]]] = deque()
-    waiting.extend((group, pool.submit(_encode, group)) for group in islice(groups, ahead))
-    while waiting:
-        group, future = waiting.popleft()
-        ids = future.result()
-        waiting.extend((new, pool.submit(_encode, new)) for new in islice(groups, 1))
-        yield from zip(group, ids, strict=True)
+_tokenizer: Tokenizer | None = None
+"""Of a process of the pool; the only way to hand it something once."""
 
 
-_encoder: Encoder | None = None
-
-
-def _start(folder: Path, fim: Fim) -> None:
+def _prepare_process(folder: Path) -> None:
     """Set a new process up: one thread, and Ctrl-C left to the process that has the terminal."""
-    global _encoder
+    global _tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(Tokenizer.from_folder(folder), fim)
+    _tokenizer = Tokenizer.from_folder(folder)
 
 
-def _encode(chunk: Chunk) -> list[Ids]:
-    assert _encoder is not None, "_start runs first"
-    return _encoder.encode(chunk)
+def _encode(chunk: Chunk, fim: Fim) -> list[Ids]:
+    assert _tokenizer is not None, "_prepare_process runs first"
+    return Encoder(_tokenizer, fim).encode(chunk)

@@ -23,7 +23,7 @@ from ziphius.core.files import new_folder
 from ziphius.data.config import DataConfig
 from ziphius.data.corpora import CORPORA, documents
 from ziphius.data.document import Document
-from ziphius.data.encode import Encoder, encode_all
+from ziphius.data.encode import EncodingPool, id_type
 from ziphius.data.fim import Fim
 from ziphius.data.mixes import OWN
 from ziphius.data.readers import HUB, own_files, read_own
@@ -45,6 +45,31 @@ class Source:
     assets: tuple[str, ...] = ()
     """Fetched before anything is read."""
     is_endless: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the shards of a domain depend on."""
+
+    name: str
+    sources: Mapping[str, Source]
+    limit_bytes: int
+    fim: Fim
+    tokenizer: str
+    """Hash of its files."""
+    dtype: type[np.unsignedinteger[Any]]
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """Write it for the name of the folder and the description inside."""
+        return {
+            "format": FORMAT,
+            "domain": self.name,
+            "sources": {key: source.version for key, source in self.sources.items()},
+            "limit_bytes": self.limit_bytes,
+            "fim": asdict(self.fim),
+            "tokenizer": self.tokenizer,
+        }
 
 
 @dataclass(frozen=True)
@@ -75,28 +100,26 @@ class PreparedData:
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer) -> PreparedData:
-    """Tokenize what the mix needs, or find it done; says on stderr what it does and leaves out."""
+    """Tokenize what the mix needs, or find it done; says on stderr what it does."""
     shares = config.resolved_mix.shares
-    fim = Fim(config.resolved_fim_rate, config.fim_spm_share)
-    ids_digest = _tokenizer_digest(tokenizer)
     sources = {name: _sources(name, config) for name in shares}
+    tokenizer_digest = _tokenizer_digest(tokenizer)
     domains: dict[str, DomainShards] = {}
-    # What is made as it is read comes last: the others say how much of it the mix needs.
-    for name in sorted(shares, key=lambda name: _is_endless(sources[name])):
-        limit = config.domain_megabytes * MEGABYTE
-        if _is_endless(sources[name]) and domains:
-            limit = min(limit, _needed(shares, domains, name))
-        has_code = name in ("code", OWN)
-        made_of = {
-            "format": FORMAT,
-            "domain": name,
-            "sources": {key: source.version for key, source in sources[name].items()},
-            "tokenizer": ids_digest,
-            "fim": asdict(fim) if has_code else None,
-            "limit_bytes": int(limit),
-        }
-        encoder = Encoder(tokenizer, fim if has_code else Fim())
-        domains[name] = _domain(name, sources[name], made_of, encoder, config.resolved_processes)
+    with EncodingPool(tokenizer, config.resolved_processes) as pool:
+        # What is made as it is read comes last: the others say how much of it the mix needs.
+        for name in sorted(shares, key=lambda name: _is_endless(sources[name])):
+            limit = config.domain_megabytes * MEGABYTE
+            if _is_endless(sources[name]) and domains:
+                limit = min(limit, _needed(shares, domains, name))
+            plan = Plan(
+                name=name,
+                sources=sources[name],
+                limit_bytes=int(limit),
+                fim=_fim(name, config),
+                tokenizer=tokenizer_digest,
+                dtype=id_type(tokenizer.vocab_size),
+            )
+            domains[name] = _domain(plan, pool)
     ordered = {name: domains[name] for name in shares}
     return PreparedData(ordered, shares, token_bytes(tokenizer))
 
@@ -151,30 +174,32 @@ def _needed(shares: Mapping[str, float], domains: Mapping[str, DomainShards], na
     return -(-wanted // MEGABYTE) * MEGABYTE
 
 
-def _domain(
-    name: str,
-    sources: Mapping[str, Source],
-    made_of: Mapping[str, Any],
-    encoder: Encoder,
-    processes: int,
-) -> DomainShards:
-    folder = cache_folder() / "tokens" / f"{name}-{_digest(made_of)[:20]}"
+def _fim(domain: str, config: DataConfig) -> Fim:
+    """Fill in the middle only where code can be, so that other shards do not depend on it."""
+    if domain not in ("code", OWN):
+        return Fim()
+    return Fim(config.resolved_fim_rate, config.fim_spm_share)
+
+
+def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
+    """Find the shards of a domain, or make them."""
+    folder = cache_folder() / "tokens" / f"{plan.name}-{_digest(plan.made_of)[:20]}"
     if not folder.is_dir():
-        for source in sources.values():
+        for source in plan.sources.values():
             for asset in source.assets:
                 fetch(asset)
         skipped: Counter[str] = Counter()
-        streams = {key: source.read(skipped) for key, source in sources.items()}
-        chosen = with_tails(choose(streams, made_of["limit_bytes"], skipped))
+        streams = {key: source.read(skipped) for key, source in plan.sources.items()}
+        chosen = with_tails(choose(streams, plan.limit_bytes, skipped))
         try:
             with new_folder(folder) as unfinished:
-                counts = write_shards(unfinished, name, encode_all(chosen, encoder, processes))
-                describe(unfinished, counts, encoder.dtype, skipped, made_of)
+                counts = write_shards(unfinished, plan.name, pool.encode(chosen, plan.fim))
+                describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
         except OutputError:
             # Another process may have been faster with the same shards.
             if not folder.is_dir():
                 raise
-    return open_shards(folder, name)
+    return open_shards(folder, plan.name)
 
 
 def _tokenizer_digest(tokenizer: Tokenizer) -> str:

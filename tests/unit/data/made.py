@@ -40,11 +40,14 @@ def make_shards(
 
 
 def make_data(
-    folder: Path, lengths: dict[str, Sequence[int]], shares: dict[str, float] | None = None
+    folder: Path,
+    lengths: dict[str, Sequence[int]],
+    shares: dict[str, float] | None = None,
+    shard_tokens: int = 64,
 ) -> PreparedData:
     """Make domains of these document lengths; domain i has the ids from i * DOMAIN_IDS on."""
     domains = {
-        name: make_shards(folder / name, values, first_id=i * DOMAIN_IDS)
+        name: make_shards(folder / name, values, first_id=i * DOMAIN_IDS, shard_tokens=shard_tokens)
         for i, (name, values) in enumerate(lengths.items())
     }
     even = {name: 1.0 / len(lengths) for name in lengths}

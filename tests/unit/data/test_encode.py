@@ -7,7 +7,7 @@ import pytest
 from ziphius.core.errors import TokenizerError
 from ziphius.data import encode
 from ziphius.data.document import Document
-from ziphius.data.encode import Encoder, chunks, encode_all, id_type
+from ziphius.data.encode import Encoder, EncodingPool, chunks, id_type
 from ziphius.data.fim import Fim
 from ziphius.text.tokenizer import Tokenizer
 
@@ -46,14 +46,16 @@ def test_any_number_of_processes_gives_the_same(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 500)
-    encoder = Encoder(tokenizer, Fim(rate=0.5, spm_share=0.5))
     assert len(list(chunks(documents(40)))) > 5
-    alone, shared = (
-        [(d.key, ids.tolist()) for d, ids in encode_all(documents(40), encoder, processes)]
-        for processes in (0, 2)
-    )
-    assert alone == shared
-    assert len(alone) == 40
+    found: list[list[tuple[str, list[int]]]] = []
+    for processes in (0, 2):
+        with EncodingPool(tokenizer, processes) as pool:
+            for fim in (Fim(rate=0.5, spm_share=0.5), Fim()):
+                pairs = pool.encode(documents(40), fim)
+                found.append([(document.key, ids.tolist()) for document, ids in pairs])
+    assert found[:2] == found[2:]
+    assert found[0] != found[1]
+    assert [len(pairs) for pairs in found] == [40] * 4
 
 
 def test_a_vocabulary_without_an_end_is_refused(tokenizer: Tokenizer) -> None:

@@ -60,6 +60,8 @@ def test_a_permutation_is_the_same_for_ever() -> None:
 
 
 def test_permutations_differ_by_every_name() -> None:
-    drawn = [tuple(permutation(50, *names)) for names in ((0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2))]
+    drawn = [
+        tuple(permutation(50, *names)) for names in ((0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2))
+    ]
     assert len(set(drawn)) == 4
     assert all(sorted(order) == [*range(50)] for order in drawn)
