@@ -1,0 +1,1 @@
+"""Several processes as one: membership and the few collectives that training needs."""

@@ -1,0 +1,1 @@
+"""One loop for every stage of training: steps, schedules, optimizers, checkpoints, instruments."""

@@ -1,0 +1,50 @@
+"""A running average of the weights, in float32: what DeepSeek-V3 keeps to judge a run early.
+
+Source: arXiv 2412.19437, section 3.2.3. Router biases are not averaged: they balance the load of
+the weights of now and are close to those of a moment ago.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ziphius.models.model import Model
+
+
+class Ema:
+    """The averaged parameters, under their names in `tensors`."""
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {
+            name: parameter.detach().to(torch.float32, copy=True)
+            for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: Model, step: int) -> None:
+        """Take in the weights after a step.
+
+        The decay grows with the steps, so that the first weights are soon forgotten.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in model.named_parameters():
+            self.tensors[name].lerp_(parameter.detach().float(), 1.0 - decay)
+
+    @contextmanager
+    def applied(self, model: Model) -> Iterator[None]:
+        """Put the averages into the model for the length of a block, and the weights back."""
+        held = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        try:
+            _fill(model, self.tensors)
+            yield
+        finally:
+            _fill(model, held)
+
+
+@torch.no_grad()
+def _fill(model: Model, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])

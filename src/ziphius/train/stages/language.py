@@ -1,0 +1,84 @@
+"""The losses of a language model over a micro-batch: next token, further tokens, balance, z.
+
+Every stage that learns from tokens shares these sums and their weights; what differs between stages
+is which tokens count, and that stands in the batch.
+
+Two of V2's balance losses, by device and by communication, and its expert loss without `seq_aux`
+are products of means over the batch: they are taken over each micro-batch and not over the step, as
+V2 took them over what one device held.
+
+Shapes: B rows, T tokens, X positions that count, W vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from ziphius.data.batch import Batch
+from ziphius.models.balance import balance_loss
+from ziphius.models.config import ModelConfig
+from ziphius.models.losses import further_token_losses, next_token_loss
+from ziphius.models.model import Model, Output
+from ziphius.ops.targets import targets_ahead
+from ziphius.train.config import TrainConfig
+from ziphius.train.stage import LossOutput, Term
+
+NEXT, BALANCE, Z = "next_token", "balance", "z"
+SEQUENCES = "sequences"
+
+
+def further(depth: int) -> str:
+    """Name the term, and its weight, of a depth of multi-token prediction, counted from 1."""
+    return f"mtp{depth}"
+
+
+def language_weights(batch: Batch, config: ModelConfig) -> dict[str, float]:
+    """Count what the losses of a micro-batch are divided by, from the data alone."""
+    weights: dict[str, float] = {NEXT: _targets(batch, 1), SEQUENCES: len(batch.ids_BT)}
+    for depth in range(1, config.num_nextn_predict_layers + 1):
+        weights[further(depth)] = _targets(batch, 1 + depth)
+    return weights
+
+
+def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: float) -> LossOutput:
+    """Return the terms that the model's parts and the config ask for, and the routings."""
+    ids_BT, documents_BT, counted_BT = batch.ids_BT, batch.documents_BT, batch.counted_BT
+    output = model(ids_BT, documents_BT=documents_BT)
+    main = next_token_loss(model, output, ids_BT, documents_BT=documents_BT, counted_BT=counted_BT)
+    terms = {NEXT: Term(main.loss_sum, NEXT)}
+    depths = model.config.num_nextn_predict_layers
+    if depths:
+        losses = further_token_losses(
+            model, output, ids_BT, documents_BT=documents_BT, counted_BT=counted_BT
+        )
+        for depth, loss in enumerate(losses, 1):
+            coefficient = config.mtp.weight(progress) / depths
+            terms[further(depth)] = Term(loss.loss_sum, further(depth), coefficient)
+    if balances(model.config):
+        # The alphas are in the loss already, which is a mean over rows.
+        loss_sum = len(ids_BT) * balance_loss(model.config, output.routings, len(ids_BT))
+        terms[BALANCE] = Term(loss_sum, SEQUENCES)
+    if config.z_loss:
+        terms[Z] = Term(_z_loss(model, output, batch), NEXT, config.z_loss)
+    return LossOutput(terms, routings=dict(output.routings))
+
+
+def balances(config: ModelConfig) -> bool:
+    """Tell whether a model has a loss that balances its experts."""
+    alphas = (config.aux_loss_alpha, config.device_loss_alpha, config.communication_loss_alpha)
+    return any(alphas)
+
+
+def _z_loss(model: Model, output: Output, batch: Batch) -> Tensor:
+    """Sum the squared log-sum-exp of the logits (PaLM, arXiv 2204.02311, section 5)."""
+    _, counts_BT = targets_ahead(
+        batch.ids_BT, 1, documents_BT=batch.documents_BT, counted_BT=batch.counted_BT
+    )
+    logits_XW = model.logits(output.hidden_BTD[counts_BT]).float()
+    return torch.logsumexp(logits_XW, dim=-1).square().sum()
+
+
+def _targets(batch: Batch, places: int) -> int:
+    _, counts_BT = targets_ahead(
+        batch.ids_BT, places, documents_BT=batch.documents_BT, counted_BT=batch.counted_BT
+    )
+    return int(counts_BT.sum())
