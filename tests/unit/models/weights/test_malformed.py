@@ -5,6 +5,7 @@ A case is a function that damages an intact folder, and what the message must na
 
 import json
 import os
+import random
 
 import pytest
 import torch
@@ -430,6 +431,28 @@ def test_a_damaged_folder_is_refused_by_name_before_memory_is_taken(name, messag
 
 def test_every_damage_has_a_message_of_its_own(messages):
     assert len(set(messages.values())) == len(messages) >= 45
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_header_with_random_bytes_in_it_is_refused_or_read_and_nothing_else(
+    model, tmp_path, seed
+):
+    folder = tmp_path / "model"
+    save(model, folder, weight_format="fp8")
+    file = folder / WEIGHTS
+    intact = file.read_bytes()
+    end = 8 + int.from_bytes(intact[:8], "little")
+    draw = random.Random(seed)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(intact)
+        content[draw.randrange(end)] = draw.randrange(256)
+        file.write_bytes(content)
+        try:
+            load(folder)
+        except CheckpointError:
+            refused += 1
+    assert refused > 50
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

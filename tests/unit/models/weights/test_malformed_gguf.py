@@ -1,6 +1,7 @@
 """Damaged, lying and hostile GGUF files: each refused by name, before memory is taken."""
 
 import os
+import random
 
 import pytest
 
@@ -144,3 +145,25 @@ def test_an_unknown_gguf_architecture_is_refused_by_name(tmp_path):
     file = write_gguf(build(grouped_config()), tmp_path / "model.gguf", arch="mamba")
     with pytest.raises(CheckpointError, match="'mamba'; known are llama, qwen2, qwen3"):
         load(file)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_header_with_random_bytes_in_it_is_refused_or_read_and_nothing_else(tmp_path, seed):
+    file = write_gguf(build(grouped_config()), tmp_path / "model.gguf")
+    intact = file.read_bytes()
+    # Up to the vocabulary, whose words may be any, and then the list of tensors behind it.
+    spans = [
+        (0, intact.index(b"tokenizer.ggml.tokens")),
+        (intact.index(b"token_embd"), intact.index(b"output.weight")),
+    ]
+    draw = random.Random(seed)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(intact)
+        content[draw.randrange(*draw.choice(spans))] = draw.randrange(256)
+        file.write_bytes(content)
+        try:
+            load(file)
+        except CheckpointError:
+            refused += 1
+    assert refused > 40
