@@ -65,7 +65,7 @@ def test_absorbed_equals_expanded(config, seed, rows, length):
     assert_same_gradients(results[True][1], results[False][1])
 
 
-def test_each_form_is_chosen_where_it_is_cheaper(monkeypatch):
+def test_absorbed_is_chosen_with_a_cache_where_it_is_cheaper(monkeypatch):
     calls = []
     for name in ("absorbed", "expanded"):
         form = getattr(latent.LatentAttention, name)
@@ -83,8 +83,10 @@ def test_each_form_is_chosen_where_it_is_cheaper(monkeypatch):
     with torch.no_grad():
         model(ids_BT, cache=cache)
         model(ids_BT[:, :1], cache=cache)
-    model(ids_BT[:, :1])
-    assert calls == [("expanded", 200), ("absorbed", 1), ("expanded", 1)]
+    assert calls == [("expanded", 200), ("absorbed", 1)]
+    # A latent narrower than a head is cheaper absorbed at any length, but training stays expanded.
+    build(latent_config(num_hidden_layers=1, kv_lora_rank=4))(ids_BT)
+    assert calls[2:] == [("expanded", 200)]
 
 
 @EXAMPLES
