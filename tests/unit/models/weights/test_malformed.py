@@ -6,6 +6,7 @@ A case is a function that damages an intact folder, and what the message must na
 import json
 import os
 import random
+import shutil
 
 import pytest
 import torch
@@ -52,13 +53,6 @@ def message_of(folder, **options):
         load(folder, **options)
     assert isinstance(caught.value, CheckpointError)
     return str(caught.value)
-
-
-def damaged(name, model, folder):
-    damage, _, weight_format, shard_bytes = CASES[name]
-    save(model, folder, weight_format=weight_format, max_shard_bytes=shard_bytes)
-    load(folder)
-    damage(folder)
 
 
 # Folder and config.json
@@ -407,15 +401,22 @@ def gguf_in_a_folder(folder):
 @pytest.fixture(scope="module")
 def messages(model, tmp_path_factory):
     """Damage a folder in every way, and collect what loading says."""
+    intact = {}
+    for _, _, weight_format, shard_bytes in CASES.values():
+        if (weight_format, shard_bytes) not in intact:
+            folder = tmp_path_factory.mktemp("intact") / "model"
+            save(model, folder, weight_format=weight_format, max_shard_bytes=shard_bytes)
+            load(folder)
+            intact[weight_format, shard_bytes] = folder
     messages = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name in CASES:
+        # Reserving memory for tensors is where loading begins.
+        patch.setattr(Assembly, "allocate", lambda *_: pytest.fail("took memory"))
+        for name, (damage, _, *kind) in CASES.items():
             folder = tmp_path_factory.mktemp("damaged") / "model"
-            damaged(name, model, folder)
-            # Reserving memory for tensors is where loading begins.
-            patch.setattr(Assembly, "allocate", lambda *_: pytest.fail("took memory"))
+            shutil.copytree(intact[tuple(kind)], folder)
+            damage(folder)
             messages[name] = message_of(folder).replace(str(folder), "FOLDER")
-            patch.undo()
     return messages
 
 
