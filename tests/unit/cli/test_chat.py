@@ -11,6 +11,7 @@ from ziphius.core.errors import ChatError, ConfigError, OutputError
 from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import TextPiece
+from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.special import ASSISTANT, END_THINK, EOS, THINK, USER
 
 CALL = (
@@ -33,10 +34,12 @@ class Script:
         self.answers: list[str] = []
         self.prompts: list[str] = []
         self.requests: list = []
+        self.stop: tuple[str, ...] | None = None
 
     def stream_text(self, model, tokenizer, requests, stop):
         [request] = requests
         self.requests.append(request)
+        self.stop = stop
         self.prompts.append(self.loaded.tokenizer.decode(request.prompt_ids))
         answer = self.answers.pop(0)
         text = answer.removesuffix("^C")
@@ -72,6 +75,16 @@ def test_turns_build_on_each_other_without_past_reasoning(script, talk):
     assert first.endswith(f"Be brief.{USER}Hi{ASSISTANT}{THINK}\n")
     assert second.endswith(f"{USER}Hi{ASSISTANT}Yes.{EOS}{USER}And?{ASSISTANT}{THINK}\n")
     assert "thinking\nHm.\n\nYes.\n" in out
+
+
+def test_options_reach_the_engine(script, talk):
+    options = {"temperature": 0.7, "min_p": 0.1, "seed": 5, "stop": ("x",), "max_new_tokens": 9}
+    talk(["Hi"], ["a"], chat_format="deepseek-v3.1", thinking=True, **options)
+    [request] = script.requests
+    assert script.prompts[0].endswith(ASSISTANT + THINK)
+    assert request.sampling == SamplingConfig(temperature=0.7, min_p=0.1, seed=5)
+    assert request.max_new_tokens == 9
+    assert script.stop == ("x",)
 
 
 def test_reset_forgets_the_turns_and_system_changes_the_message(script, talk):

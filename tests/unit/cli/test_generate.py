@@ -12,6 +12,7 @@ from ziphius.core.errors import ChatError, ConfigError
 from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import TextPiece
+from ziphius.ops.sampling_config import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def seen(monkeypatch) -> list:
 
     def stream_text(model, tokenizer, requests, stop):
         requests_seen.extend(requests)
-        text = "Hm.</think>Yes."
+        text = "Hm.</think>Yes.".split(*stop)[0] if stop else "Hm.</think>Yes."
         for index, character in enumerate(text):
             reason = "stop" if index == len(text) - 1 else None
             yield [
@@ -76,6 +77,12 @@ def test_system_message_and_format_reach_the_prompt(seen, loaded, capsys):
     text = loaded.tokenizer.decode(seen[0].prompt_ids)
     assert "Be brief." in text
     assert text.endswith("<think>")
+
+
+def test_sampling_and_stop_strings_reach_the_engine(seen, capsys):
+    out, _ = run(capsys, "Hi", temperature=0.7, top_k=9, seed=5, stop=("es.",))
+    assert out == "Y\n"
+    assert seen[0].sampling == SamplingConfig(temperature=0.7, top_k=9, seed=5)
 
 
 def test_every_prompt_gets_n_answers_in_order(seen, capsys):

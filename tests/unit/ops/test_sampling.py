@@ -133,17 +133,18 @@ def test_the_generator_is_splitmix64():
     # First outputs of the published generator from state 1234567.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     keys = np.full(3, 1234567, dtype=np.uint64)
-    expected = (np.array(published, dtype=np.uint64) >> np.uint64(16)) + 0.5
-    assert np.array_equal(uniforms(keys, [0, 1, 2]), expected * 2.0**-48)
+    expected = (np.array(published, dtype=np.uint64) >> np.uint64(12)) + 0.5
+    assert np.array_equal(uniforms(keys, [0, 1, 2]), expected * 2.0**-52)
 
 
 def test_a_draw_depends_on_its_own_seed_id_and_position_alone():
     logits = random_logits(6, 100, scale=0.1)
     config = SamplingConfig(seed=3)
-    batch = Sampler([config] * 6, range(6))
+    numbers = [30, 11, 12, 99, 14, 15]
+    batch = Sampler([config] * 6, numbers)
     ids = batch(logits, [4, 9, 4, 1, 0, 2])
     for row, position in enumerate([4, 9, 4, 1, 0, 2]):
-        assert Sampler([config], [row])(logits[row : row + 1], [position]) == ids[row]
+        assert Sampler([config], [numbers[row]])(logits[row : row + 1], [position]) == ids[row]
     some = batch.select([5, 1])
     assert torch.equal(some(logits[[5, 1]], [2, 9]), ids[[5, 1]])
     assert not torch.equal(batch(logits, [5] * 6), batch(logits, [6] * 6))
@@ -161,11 +162,14 @@ def test_greedy_and_sampled_rows_share_a_batch():
     assert sampler.temperatures_B.tolist() == [1, 1, 1, 1]
 
 
-def test_the_largest_draw_stays_inside_the_vocabulary(monkeypatch):
-    largest = np.full(64, (2**48 - 0.5) * 2.0**-48)
-    monkeypatch.setattr("ziphius.ops.sampling.uniforms", lambda keys, positions: largest)
+@pytest.mark.parametrize("draw", [2.0**-53, 0.5, (2**52 - 0.5) * 2.0**-52])
+def test_no_draw_reaches_a_token_without_probability(draw, monkeypatch):
+    draws = np.full(64, draw)
+    monkeypatch.setattr("ziphius.ops.sampling.uniforms", lambda keys, positions: draws)
     logits = random_logits(64, 4096, scale=20.0)
-    logits[:, 4000:] = -torch.inf
+    logits[:, :50] = logits[:, 4000:] = -torch.inf
+    logits[0, 50:4000] = -torch.inf
+    logits[0, [1000, 2000]] = 1.0
     ids = Sampler([SamplingConfig()] * 64, range(64))(logits, [0] * 64)
     assert (logits.gather(-1, ids[:, None]) > -torch.inf).all()
 
