@@ -34,7 +34,7 @@ def sequence_keys(seeds: Sequence[int], sequence_ids: Sequence[int]) -> npt.NDAr
 
 
 def uniforms(keys_B: npt.NDArray[np.uint64], positions_B: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Draw one number in (0, 1) for each row: output number `position` of SplitMix64 from its key."""
+    """Draw a number in (0, 1) for each row: output `position` of SplitMix64 from the row's key."""
     counters = np.asarray(positions_B, dtype=np.uint64) + np.uint64(1)
     bits = _mix(keys_B + counters * _GOLDEN_GAMMA) >> np.uint64(12)
     # 52 bits and a half are exact in fp64, and neither 0 nor 1: token probabilities of 0 stay 0.

@@ -32,7 +32,8 @@ def seen(monkeypatch) -> list:
 
     def stream_text(model, tokenizer, requests, stop):
         requests_seen.extend(requests)
-        text = "Hm.</think>Yes.".split(*stop)[0] if stop else "Hm.</think>Yes."
+        text = "Hm.</think>Yes."
+        text = text[: text.index(stop[0])] if stop else text
         for index, character in enumerate(text):
             reason = "stop" if index == len(text) - 1 else None
             yield [
