@@ -72,6 +72,7 @@ def test_v3_part_by_part() -> None:
     counts, model = count_parameters(get_preset("v3")), build(get_preset("v3"))
     # README_WEIGHTS rounds it to 11.5B.
     assert counts.mtp == 11_610_067_968
+    assert round(counts.mtp_active / 1e9, 3) == 0.688
     # 58 layers have 14,848 biases; the MTP layer adds 256.
     assert counts.router_biases == 14_848 + 256
     norms = size(model, "model.layers.5.input_") + size(model, "model.layers.5.post_")

@@ -148,6 +148,7 @@ def _parameter_table(result: Account) -> Table:
         ("active without embedding", counts.active_without_embedding),
         ("active without embedding, head", counts.active_trunk),
         ("multi-token prediction, further", counts.mtp),
+        ("  active per token", counts.mtp_active),
         ("router biases, further", counts.router_biases),
     ):
         table.add_row(label, f"{count:,}", _human(count), f"{count / counts.main:.1%}")

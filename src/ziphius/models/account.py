@@ -36,6 +36,8 @@ class Parameters:
     main: int
     mtp: int
     """Of the multi-token-prediction layers alone, without their copies of embedding and head."""
+    mtp_active: int
+    """Of `mtp`, those that one token uses."""
     router_biases: int
     """Balancing biases of all layers: buffers, in no other count here."""
     active: int
@@ -149,17 +151,18 @@ def count_parameters(config: ModelConfig) -> Parameters:
         "routers": expert_layers * _router(config),
         "norms": (2 * len(layers) + 1) * config.hidden_size,
     }
-    idle_experts = config.n_routed_experts - config.num_experts_per_tok
-    trunk = sum(parts.values()) - expert_layers * idle_experts * _expert(config)
-    has_bias = config.topk_method == "noaux_tc"
-    routing_layers = expert_layers + (config.num_nextn_predict_layers if has_bias else 0)
+    further = config.num_nextn_predict_layers
+    idle = (config.n_routed_experts - config.num_experts_per_tok) * _expert(config)
+    trunk = sum(parts.values()) - expert_layers * idle
+    biases = config.n_routed_experts if config.topk_method == "noaux_tc" else 0
     return Parameters(
         embedding=embedding,
         head=head,
         **parts,
         main=embedding + head + sum(parts.values()),
-        mtp=config.num_nextn_predict_layers * _mtp_layer(config),
-        router_biases=routing_layers * config.n_routed_experts if has_bias else 0,
+        mtp=further * _mtp_layer(config),
+        mtp_active=further * (_mtp_layer(config) - idle),
+        router_biases=(expert_layers + further) * biases,
         active=trunk + embedding + head,
         active_without_embedding=trunk + embedding,
         active_trunk=trunk,
