@@ -58,6 +58,8 @@ def match(
     }
     shapes = {name: slot.shape for name, slot in slots.items()}
     shapes |= {copy: slots[original].shape for copy, original in copies.items()}
+    frequencies = names.file_frequencies(config)
+    shapes |= {name: shape for name, shape in frequencies.items() if name in stored}
     _check_left_over(config, shapes, stored)
     _check_missing(folder, config, shapes, stored)
     for name, shape in shapes.items():

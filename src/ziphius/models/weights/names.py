@@ -1,12 +1,13 @@
 """Names in checkpoint files and where each tensor lives in a model.
 
-Both are equal but for three things:
+Both are equal but for four things:
     1. routed experts are one file tensor each, `experts.{e}.{gate,up,down}_proj.weight`, and two
        stacked parameters in memory, `experts.gate_up_proj` [E, 2F, D] and `experts.down_proj`
        [E, D, F];
     2. every layer that predicts further tokens also carries copies of the embedding and of the
        head in the files;
-    3. the head of tied embeddings is the embedding itself (some files carry a copy of it).
+    3. the head of tied embeddings is the embedding itself (some files carry a copy of it);
+    4. files of older programs carry rotary frequencies, which are computed from the config.
 """
 
 import re
@@ -71,6 +72,17 @@ def file_copies(config: ModelConfig) -> dict[str, str]:
         copies[f"model.layers.{layer}.embed_tokens.weight"] = EMBEDDING
         copies[f"model.layers.{layer}.shared_head.head.weight"] = head
     return copies
+
+
+def file_frequencies(config: ModelConfig) -> dict[str, tuple[int]]:
+    """Name the rotary frequencies that files may carry; they repeat the config and are not read."""
+    width = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
+    assert width is not None
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    return {
+        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": (width // 2,)
+        for layer in range(layers)
+    }
 
 
 def prediction_layers(config: ModelConfig) -> range:

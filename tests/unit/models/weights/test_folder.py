@@ -205,6 +205,21 @@ def test_scales_may_be_stored_as_powers_of_two(model, tmp_path):
     assert_equal_models(load(folder), expected)
 
 
+def test_rotary_frequencies_of_older_files_are_known_and_not_needed(model, folder):
+    # Moonlight and files of the time of Llama 2 hold them; the config says the same.
+    def add(tensors):
+        tensors["model.layers.2.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+
+    def widen(tensors):
+        tensors["model.layers.2.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+
+    change_tensors(folder / "model.safetensors", add)
+    assert_equal_models(load(folder), model)
+    change_tensors(folder / "model.safetensors", widen)
+    with pytest.raises(CheckpointError, match=r"inv_freq of shape \[4\]; config\.json asks for"):
+        load(folder)
+
+
 def test_remote_code_in_a_config_is_ignored(model, folder):
     # If anything imported it, this file would say so.
     (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")
