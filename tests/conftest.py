@@ -13,8 +13,9 @@ from ziphius.core.assets import ASSETS, is_cached
 
 ROOT = Path(__file__).parent.parent
 
-# Tiny tensors: more threads than two only wait for each other.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Tiny tensors: a second thread only waits for the first, and spins while it waits.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")
