@@ -2,6 +2,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +191,26 @@ def test_a_full_disk_leaves_nothing_half(
     reads = use_corpora(monkeypatch, texts())
     prepare(config(), tokenizer)
     assert "general" not in reads
+
+
+def test_another_process_may_be_faster(
+    cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_corpora(monkeypatch, texts(20))
+    prepare(config(), tokenizer)
+    moved = tmp_path / "moved"
+    (cache / "tokens").rename(moved)
+    real = module.write_shards
+
+    def late(folder: Path, *rest: Any) -> Any:
+        counts = real(folder, *rest)
+        for finished in moved.glob("books-*"):
+            finished.rename(folder.parent / finished.name)
+        return counts
+
+    monkeypatch.setattr(module, "write_shards", late)
+    assert prepare(config(), tokenizer).domains["books"].train.counts.documents > 0
+    assert not [path for path in (cache / "tokens").iterdir() if path.name.startswith(".")]
 
 
 def test_bytes_of_tokens_are_those_of_the_text(

@@ -172,6 +172,17 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+@needs_parquet
+def test_the_real_library_streams_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", {"text": "one"}, {"text": ""}, {"text": "two"})
+    texts, skipped = read(f"hf:{folder}")
+    assert list(texts.values()) == ["one", "two"]
+    assert skipped == {"empty": 1}
+
+
 def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows() -> Iterator[dict[str, str]]:
         raise ConnectionError("no route to host")
