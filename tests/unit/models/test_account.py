@@ -134,6 +134,8 @@ def test_cache_against_other_attention() -> None:
     assert cache.mha == 2 * 128 * 128 * 60 * 2
     assert cache.gqa == cache.mha * 8 // 128
     assert cache.mqa == cache.mha // 128
+    few_heads = account(get_preset("v3-tiny"), context=1).cache_bytes
+    assert few_heads.gqa == few_heads.mha
     coder = account(get_preset("coder-33b"), dtype="float32").cache_bytes
     assert coder.own == coder.gqa == 2 * account(get_preset("coder-33b")).cache_bytes.own
 
@@ -201,17 +203,26 @@ def kept_bytes(model: Model, rows: int, size: int) -> int:
     )
 
 
+def kept_bytes_per_token(config: ModelConfig, size: int) -> float:
+    """Take the difference of two batches: copies of weights and fixed padding drop out."""
+    model = built(config).train()
+    return (kept_bytes(model, 8, size) - kept_bytes(model, 4, size)) / (4 * 128)
+
+
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("size", [4, 2])
 def test_activations_are_what_autograd_keeps(name: str, size: int) -> None:
     config = get_preset(name)
-    model = built(config).train()
-    # The difference of two batches: copies of weights and fixed padding are not activations.
-    tokens = 4 * 128
-    kept = (kept_bytes(model, 8, size) - kept_bytes(model, 4, size)) / tokens
+    kept = kept_bytes_per_token(config, size)
     # Three of the four logits only come with the backward pass.
     estimate = activation_bytes(config, size) - 12 * config.vocab_size
     assert estimate == pytest.approx(kept, rel=0.08)
+
+
+def test_activations_of_further_depths_are_what_autograd_keeps() -> None:
+    one, three = (derive(get_preset("v3-tiny"), num_nextn_predict_layers=n) for n in (1, 3))
+    kept = kept_bytes_per_token(three, 4) - kept_bytes_per_token(one, 4)
+    assert activation_bytes(three, 4) - activation_bytes(one, 4) == pytest.approx(kept, rel=0.08)
 
 
 def test_batch_and_context_have_limits() -> None:

@@ -263,6 +263,8 @@ def test_transformers_own_configs_are_read(name: str, changes: dict[str, Any]) -
 
     theirs = getattr(transformers, name)(**changes)
     ours = from_published(theirs.to_dict())
+    # They follow from other keys, and would be stale in a changed copy.
+    assert not {"head_dim", "qk_head_dim", "layer_types", "architectures"} & set(ours.other)
     null_means = {"n_group": 1, "topk_group": 1}
     shared = [key for key in FAMILIES[ours.model_type].keys if hasattr(theirs, key)]
     assert len(shared) > 12
