@@ -80,10 +80,6 @@ class Stage(ABC):
     def fingerprint(self) -> str:
         """Name everything that the batches depend on."""
 
-    def first_row(self, step: int) -> int:
-        """Count the rows of all steps before this one; where batches grow, progress follows it."""
-        return step
-
     def floors(self) -> dict[str, float]:
         """Return the losses of models that know next to nothing, by name; none if unknown."""
         return {}

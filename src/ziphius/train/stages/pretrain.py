@@ -58,10 +58,6 @@ class Pretrain(Stage):
         micros = self.loader.micros(step, size)
         return [self.loader.batch(step, micro, rank, size) for micro in range(micros)]
 
-    def first_row(self, step: int) -> int:
-        """Count the rows of all steps before this one."""
-        return self.config.rows.first_row(step)
-
     def weights(self, batch: Batch) -> dict[str, float]:
         """Count targets by depth, and rows."""
         return language_weights(batch, self.model_config)

@@ -1,0 +1,73 @@
+"""How many steps a run has: at once from its budget, or from the time its first steps take.
+
+A budget of time becomes a number of steps once and for all, and is kept with the checkpoints: the
+schedule of a run that is resumed, on a slower day perhaps, stays the one it started with.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+
+from ziphius.train.budget import Budget
+from ziphius.train.config import TrainConfig
+from ziphius.train.schedules import RowSchedule
+
+MEASURED_STEPS = 20
+SLOW_SHARE = 0.1
+"""Slow steps are measured for no more than this share of the budget, but for two steps at least."""
+SKIPPED_STEPS = 2
+"""The first steps compile kernels and fill caches; they are not measured where there are more."""
+
+
+def planned_steps(budget: Budget, rows: RowSchedule, context: int) -> int | None:
+    """Return the steps of a run, None if only measuring can tell."""
+    if budget.unit == "steps":
+        return int(budget.amount)
+    if budget.unit == "tokens":
+        return rows.steps_for(budget.amount / context)
+    return None
+
+
+def progress(rows: RowSchedule, step: int, total_steps: int | None) -> float:
+    """Return the share of the run's rows before a step; 0 while the length is not known."""
+    return rows.first_row(step) / rows.first_row(total_steps) if total_steps else 0.0
+
+
+@dataclass
+class Pace:
+    """The time that steps and measurements take on this machine."""
+
+    config: TrainConfig
+    budget_s: float
+    seconds_per_row: list[float] = field(default_factory=list)
+    validation_s: float = 0.0
+    """Of one measurement on held-out text."""
+
+    def observe(self, step: int, seconds: float) -> None:
+        """Take in the time of a step."""
+        self.seconds_per_row.append(seconds / self.config.rows.count(step))
+
+    def is_known(self, seconds_used: float) -> bool:
+        """Tell whether enough steps were measured."""
+        count = len(self.seconds_per_row)
+        is_slow = count >= 2 and seconds_used >= SLOW_SHARE * self.budget_s
+        return count >= MEASURED_STEPS or is_slow
+
+    def total_steps(self, step: int, seconds_used: float) -> int:
+        """Return the steps that fit into the budget, `step` of which are done.
+
+        The last measurement on held-out text fits in too, and those in between.
+        """
+        rows = self.config.rows
+        row_s = statistics.median(self.seconds_per_row[SKIPPED_STEPS:] or self.seconds_per_row)
+        if self.config.validate_every:
+            row_s += self.validation_s / (self.config.validate_every * rows.full)
+        left_s = max(0.0, self.budget_s - seconds_used - self.validation_s)
+        return max(step, rows.steps_for(rows.first_row(step) + int(left_s / row_s) - rows.full + 1))
+
+    def eta_s(self, step: int, total_steps: int | None, seconds_used: float) -> float:
+        """Return the time that is left after `step` steps."""
+        if total_steps is None or not self.seconds_per_row:
+            return max(0.0, self.budget_s - seconds_used)
+        row_s = statistics.median(self.seconds_per_row[-MEASURED_STEPS:])
+        rows = self.config.rows
+        return row_s * (rows.first_row(total_steps) - rows.first_row(step))

@@ -1,0 +1,33 @@
+"""What a run of training leaves for its caller."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How far a run came, and where its model is."""
+
+    stage: str
+    folder: Path
+    checkpoint: Path
+    """The last one: a model folder with the state of the run beside it."""
+    step: int
+    total_steps: int | None
+    """None if a run of a given time ended before its steps were counted."""
+    tokens: int
+    seconds: float
+    """Of training, measurements included, over all starts of the run."""
+    loss: float | None
+    """Of the last step; None if this start did none."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """The last figures on held-out text."""
+    floors: dict[str, float] = field(default_factory=dict)
+    spikes: list[dict[str, float]] = field(default_factory=list)
+    stopped_by: int | None = None
+    """Number of the signal that ended the run early."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether all steps are done."""
+        return self.step == self.total_steps

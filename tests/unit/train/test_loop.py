@@ -1,0 +1,195 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import MemoryStore, RandomRows, Run, moe_config, train_config
+from ziphius.models.gates.sigmoid import BiasedSigmoidGate
+from ziphius.train.config import TrainConfig
+from ziphius.train.optim import OPTIMIZERS
+from ziphius.train.optim.config import OptimizerConfig
+from ziphius.train.stage import LossOutput
+from ziphius.train.stages.pretrain import Pretrain
+
+
+def overfit_config(optimizer: str) -> TrainConfig:
+    return train_config(
+        budget="90-steps",
+        learning_rate=0.02,
+        optimizer=OptimizerConfig(name=optimizer, weight_decay=0.0),
+        mtp={"early": 0.0, "late": 0.0},
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_eight_rows_are_learned_by_heart(tmp_path: Path, name: str) -> None:
+    config = overfit_config(name)
+    run = Run(tmp_path, config, moe_config(aux_loss_alpha=1e-4))
+    run.stage.loader = RandomRows(config, repeat=True)
+    assert run.go().loss == run.recorder.losses[-1]
+    assert run.recorder.losses[0] > 4.0
+    assert run.recorder.losses[-1] < 0.1
+
+
+def test_two_runs_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    first, second = (Run(tmp_path, train_config(ema_decay=0.9)) for _ in range(2))
+    assert first.go().loss == second.go().loss
+    assert first.recorder.losses == second.recorder.losses
+    assert_same_weights(first, second)
+    other = Run(tmp_path, train_config(ema_decay=0.9, seed=1))
+    other.go()
+    assert other.recorder.losses != first.recorder.losses
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_goes_on_equals_one_that_never_stopped(tmp_path: Path, optimizer: str) -> None:
+    config = train_config(ema_decay=0.9, optimizer={"name": optimizer})
+    whole = Run(tmp_path, config)
+    whole.go()
+    store = MemoryStore()
+    first = Run(tmp_path, config, store=store)
+    stop_at(first, 4)
+    result = first.go()
+    assert (result.step, result.stopped_by, result.is_complete) == (4, signal.SIGTERM, False)
+    second = Run(tmp_path, config, store=store)
+    assert second.go().is_complete
+    assert second.recorder.resumed_at == [4]
+    assert first.recorder.losses + second.recorder.losses == whole.recorder.losses
+    assert_same_weights(second, whole)
+    assert store.saved[-1]["tokens_seen"] == whole.store.saved[-1]["tokens_seen"] == 10 * 8 * 16
+
+
+def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
+    store = MemoryStore()
+    Run(tmp_path, train_config(), store=store).go()
+    again = Run(tmp_path, train_config(), store=store)
+    result = again.go()
+    assert (result.step, result.loss, result.is_complete) == (10, None, True)
+    assert again.recorder.steps == []
+    assert len(store.saved) == 1
+
+
+def test_records_hold_what_happened(tmp_path: Path) -> None:
+    run = Run(tmp_path, train_config(budget="4-steps", micro_rows=2, warmup_steps=0))
+    result = run.go()
+    record = run.recorder.steps[1]
+    assert (record.step, record.tokens, record.bytes_count) == (2, 8 * 16, 2 * 8 * 16)
+    assert (record.progress, record.learning_rate < 3e-3) == (0.25, True)
+    assert list(record.terms) == ["next_token", "mtp1", "balance"]
+    assert set(record.counts_by_layer) == set(record.gate_entropy_by_layer) == {1, 2}
+    assert all(sum(counts) == 8 * 16 * 2 for counts in record.counts_by_layer.values())
+    assert all(0.0 < entropy <= 2.08 for entropy in record.gate_entropy_by_layer.values())
+    parts = sum(norm**2 for norm in record.grad_norm_by_part.values())
+    assert record.grad_norm == pytest.approx(parts**0.5)
+    assert record.seconds > 0.0
+    assert run.recorder.is_closed
+    assert (result.tokens, result.step, result.total_steps) == (4 * 8 * 16, 4, 4)
+
+
+def test_records_come_as_often_as_asked_and_at_the_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, train_config(log_every=4))
+    run.go()
+    assert [record.step for record in run.recorder.steps] == [4, 8, 10]
+
+
+def test_checkpoints_come_after_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, train_config(save_every="4-steps"))
+    run.go()
+    assert [saved["step"] for saved in run.store.saved] == [4, 8, 10]
+
+
+def test_router_biases_move_by_the_rate_until_their_share_of_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, train_config(bias_rate=0.01, bias_until=0.5))
+    run.go()
+    gates = [module for module in run.model.modules() if isinstance(module, BiasedSigmoidGate)]
+    assert len(gates) == 2
+    for gate in gates:
+        moves = gate.e_score_correction_bias / 0.01
+        assert moves.abs().max() > 0.5
+        assert moves.abs().max() < 5.5  # five of ten steps
+        assert torch.allclose(moves, moves.round(), atol=1e-3)
+
+
+class Measured(Pretrain):
+    """Validation that shows on which weights and in which mode it runs."""
+
+    def validate(self, model) -> dict[str, float]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return {"loss": float(model.lm_head.weight.sum())}
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_held_out_text_is_measured_at_the_start_in_between_and_at_the_end(
+    tmp_path: Path, averaged: bool
+) -> None:
+    config = train_config(validate_every=4, ema_decay=0.5, validate_ema=averaged)
+    stage = Measured(RandomRows(config), moe_config(), config)
+    run = Run(tmp_path, config, stage=stage)
+    result = run.go()
+    assert [record.step for record in run.recorder.validations] == [0, 4, 8, 10]
+    last = run.recorder.validations[-1].figures
+    assert result.validation == last == run.store.saved[-1]["validation"]
+    weights = run.store.saved[-1]["ema" if averaged else "model"]
+    assert last["loss"] == float(weights["lm_head.weight"].sum())
+    assert run.model.training
+
+
+def test_a_budget_of_time_becomes_steps_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, train_config(budget="1s"))
+    result = run.go()
+    assert result.is_complete
+    assert result.total_steps > 1
+    assert run.recorder.steps[0].progress == 0.0
+    assert run.recorder.steps[-1].progress == pytest.approx(1.0 - 1.0 / result.total_steps)
+    assert run.recorder.steps[-1].eta_s == 0.0
+    assert run.store.saved[-1]["plan"] == {"budget": "1s", "total_steps": result.total_steps}
+    stopped = run.store.saved[-1] | {"step": result.step - 1}
+    store = MemoryStore()
+    store.saved.append(stopped)
+    again = Run(tmp_path, train_config(budget="1s"), store=store).go()
+    assert (again.step, again.total_steps) == (result.total_steps, result.total_steps)
+
+
+class Jumping(Pretrain):
+    """A loss that is a hundred times larger in step 60."""
+
+    asked = 0
+
+    def loss(self, model, batch, progress) -> LossOutput:
+        output = super().loss(model, batch, progress)
+        self.asked += 1
+        for term in output.terms.values():
+            term.loss_sum = term.loss_sum * (100.0 if self.asked == 61 else 1.0)
+        return output
+
+
+def test_a_jump_of_the_loss_is_told_and_kept(tmp_path: Path) -> None:
+    config = train_config(budget="70-steps", learning_rate=1e-5)
+    run = Run(tmp_path, config, stage=Jumping(RandomRows(config), moe_config(), config))
+    result = run.go()
+    assert result.is_complete
+    assert [spike["step"] for spike in result.spikes] == [60]
+    assert len(run.recorder.warnings) == 1
+    assert run.recorder.warnings[0].startswith("Step 61: the loss jumped to")
+
+
+def stop_at(run: Run, step: int) -> None:
+    """Send this process a signal while a step is going on."""
+    batches = run.stage.batches
+
+    def batches_with_a_signal(index: int):
+        if index == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(index)
+
+    run.stage.batches = batches_with_a_signal
+
+
+def assert_same_weights(first: Run, second: Run) -> None:
+    for saved, expected in (
+        (first.store.saved[-1][name], second.store.saved[-1][name]) for name in ("model", "ema")
+    ):
+        assert all(torch.equal(saved[name], expected[name]) for name in expected)
