@@ -58,8 +58,8 @@ def _assigned(encoded: Iterable[Encoded]) -> Iterator[tuple[str, Encoded]]:
     """Name the split of each document.
 
     Where the hundredth that is held out turns out to be too little to measure on, the documents
-    that are next in line by their hash join it: so a larger sample of the same text never trains on
-    what a smaller one held out beyond its hundredth, and never holds out what it trained on.
+    that are next in line by their hash join it: so a larger sample of the same text never holds out
+    what a smaller one trained on.
     """
     held_out = total = reserved = 0
     reserve: list[tuple[float, int, Encoded]] = []  # a heap, the last in line first

@@ -58,8 +58,10 @@ def test_a_batch_depends_on_its_place_and_the_seed_alone(data: PreparedData) -> 
     assert torch.equal(first.ids_BT, second.ids_BT)
     assert torch.equal(first.documents_BT, second.documents_BT)
     assert (first.bytes_count, first.domains) == (second.bytes_count, second.domains)
-    other = loader(data, seed=1).batch(7, 0, 0, 1)
-    assert not torch.equal(first.ids_BT, other.ids_BT)
+    other = loader(data, seed=1)
+    assert not torch.equal(first.ids_BT, other.batch(7, 0, 0, 1).ids_BT)
+    same_domain = [mix.domain_rows("books", range(8)).ids_BT for mix in (used, other)]
+    assert not torch.equal(*same_domain)
 
 
 def test_rows_are_of_one_domain_each(data: PreparedData) -> None:
@@ -156,11 +158,17 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
         loader(data)
 
 
-def test_shares_that_are_not_round_fill_a_block(tmp_path: Path) -> None:
-    shares = {"general": 0.0004, "books": 2 / 3 - 0.0004, "code": 1 / 3}
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [((0.0004, 2 / 3 - 0.0004, 1 / 3), (1, 666, 333)), ((0.0004, 0.0004, 0.9992), (1, 1, 998))],
+)
+def test_shares_that_are_not_round_fill_a_block(
+    tmp_path: Path, parts: tuple[float, ...], expected: tuple[int, ...]
+) -> None:
+    shares = dict(zip(("general", "books", "code"), parts, strict=True))
     mix = loader(make_data(tmp_path, {name: [40] for name in shares}, shares))
     found = Counter(mix.place(number)[0] for number in range(BLOCK_ROWS))
-    assert found == {0: 1, 1: 666, 2: 333}
+    assert found == dict(enumerate(expected))
 
 
 def test_steps_of_equal_size() -> None:

@@ -56,6 +56,7 @@ def test_the_end_of_a_lone_document_is_held_out(lines: list[int]) -> None:
     text = "".join("a" * length + "\n" for length in lines)
     parts = list(with_tails([Document("a", text)]))
     assert "".join(part.text for part in parts) == text
+    assert all(part.text for part in parts)
     assert [part.held_out for part in parts] in ([False, True], [True])
     assert len({part.key for part in parts}) == len(parts)
 

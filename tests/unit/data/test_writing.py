@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ziphius.data import writing
-from ziphius.data.document import Document, is_held_out
+from ziphius.data.document import Document, fraction, is_held_out
 from ziphius.data.encode import Ids
 from ziphius.data.errors import DataError
 from ziphius.data.writing import write_shards
@@ -14,6 +14,10 @@ from ziphius.data.writing import write_shards
 def encoded(count: int, tokens: int = 10) -> Iterator[tuple[Document, Ids]]:
     for number in range(count):
         yield Document(f"file {number}", "text"), np.full(tokens, number, dtype=np.uint16)
+
+
+def rank(number: int) -> float:
+    return fraction("held out", f"file {number}")
 
 
 def split_of(folder: Path, split: str) -> set[int]:
@@ -40,7 +44,8 @@ def test_where_a_hundredth_is_too_little_the_next_in_line_join(
         folder.mkdir()
         write_shards(folder, "x", encoded(count))
     small, large = (split_of(folder, "validation") for folder in folders)
-    assert (len(small), len(large)) == (20, 20)
+    for found, count in ((small, 400), (large, 800)):
+        assert found == set(sorted(range(count), key=rank)[:20])
     # What the larger sample holds out, the smaller one never trained on.
     assert not large & split_of(folders[0], "train")
     for folder, count in zip(folders, (400, 800), strict=True):
