@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.tiny import V3_EXPERTS, latent_config
 from ziphius.data.batch import Batch
+from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
@@ -170,17 +171,17 @@ class Run:
         model_config: ModelConfig | None = None,
         *,
         store: MemoryStore | None = None,
-        loader: Any = None,
         stage: Pretrain | None = None,
+        world: World = ALONE,
     ) -> None:
         model_config = model_config or moe_config()
         self.model = Model(model_config)
         self.model.initialize(config.seed)
         self.store = store or MemoryStore()
         self.recorder = ListRecorder()
-        loader = loader or RandomRows(config, model_config.vocab_size)
-        self.stage = stage or Pretrain(loader, model_config, config)
-        self.folder, self.config = folder, config
+        rows = RandomRows(config, model_config.vocab_size)
+        self.stage = stage or Pretrain(rows, model_config, config)
+        self.folder, self.config, self.world = folder, config, world
 
     def go(self) -> TrainResult:
         return train(
@@ -190,4 +191,5 @@ class Run:
             self.folder,
             store=self.store,
             recorder=self.recorder,
+            world=self.world,
         )

@@ -53,6 +53,13 @@ class AdamW(Optimizer):
             for parameter in updated:  # one at a time, so that one is held wide at a time
                 self._update(group, [parameter])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; the means keep their dtype, which torch widens."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            for name in {"exp_avg", "exp_avg_sq"} & state.keys():
+                state[name] = state[name].to(self.moments)
+
     def _update(self, group: dict[str, Any], updated: list[Tensor]) -> None:
         states = [self._state_of(parameter) for parameter in updated]
         means = [state["exp_avg"] for state in states]
