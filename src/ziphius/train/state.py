@@ -1,0 +1,144 @@
+"""The state of a run on disk.
+
+A checkpoint is a model folder that any program of the Hugging Face family loads (float32, so that
+no bit is lost, the router biases with the weights), and beside it `training/`: state.json, and one
+safetensors file for each part of the inventory that has tensors.
+
+A state is copied while the run stands still between two steps; writing needs the copy only and can
+run behind the training.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ziphius.core.errors import OutputError
+from ziphius.core.files import write_file
+from ziphius.models import weights
+from ziphius.models.config import ModelConfig
+from ziphius.models.model import Model
+from ziphius.models.weights.names import model_tensors
+from ziphius.train.errors import TrainingError
+from ziphius.train.inventory import PARTS, Held, empty_model, owner_of
+from ziphius.train.seams import TrainState
+
+FORMAT = 1
+FOLDER, STATE_FILE = "training", "state.json"
+SHARD_BYTES = 1_000_000_000
+"""Of a weight file; beside the copy of the state one file's tensors are in memory."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was between two steps, and nothing of it shared with the run."""
+
+    step: int
+    validation_loss: float | None
+    config: ModelConfig
+    tensors: dict[str, dict[str, Tensor]]
+    """By part."""
+    document: str
+    """state.json."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A state as it was read from a checkpoint."""
+
+    parts: dict[str, Held]
+    notes: dict[str, Any]
+
+
+@torch.no_grad()
+def capture(state: TrainState, notes: Mapping[str, Any]) -> Snapshot:
+    """Copy a state; this is the only part of a save that the training waits for.
+
+    Args:
+        state: between two steps.
+        notes: JSON-serialisable, kept beside it.
+    """
+    parts = {name: part.capture(state) for name, part in PARTS.items()}
+    values = {name: held.values for name, held in parts.items()}
+    return Snapshot(
+        step=state.step,
+        validation_loss=state.validation.get("loss"),
+        config=state.model.config,
+        tensors={name: held.tensors for name, held in parts.items() if held.tensors},
+        document=json.dumps({"format": FORMAT, "notes": notes, "parts": values}, indent=1),
+    )
+
+
+def write(snapshot: Snapshot, folder: Path, tokenizer: weights.SavesFiles | None = None) -> None:
+    """Write a snapshot into an empty folder; whoever makes the folder makes it durable.
+
+    Args:
+        snapshot: what to write.
+        folder: a model folder afterwards.
+        tokenizer: writes its files beside the model.
+    """
+    model = _as_model(snapshot.config, snapshot.tensors["model"])
+    weights.save(model, folder, tokenizer, weight_format="float32", max_shard_bytes=SHARD_BYTES)
+    training = folder / FOLDER
+    training.mkdir()
+    write_file(training / STATE_FILE, snapshot.document + "\n")
+    for name, tensors in snapshot.tensors.items():
+        if name != "model":
+            _write_tensors(training / f"{name}.safetensors", tensors)
+
+
+def read(folder: Path) -> Stored:
+    """Read a checkpoint that `write` made; its files were checked against their manifest."""
+    training = folder / FOLDER
+    document = json.loads((training / STATE_FILE).read_bytes())
+    if document["format"] != FORMAT:
+        raise TrainingError(
+            f"{training / STATE_FILE} has the format {document['format']}; this version reads "
+            f"{FORMAT}."
+        )
+    parts = {name: Held(values=values) for name, values in document["parts"].items()}
+    for name, held in parts.items():
+        file = training / f"{name}.safetensors"
+        if name == "model":
+            held.tensors = model_tensors(weights.load(folder, dtype=torch.float32))
+        elif file.exists():
+            held.tensors = load_file(file)
+    return Stored(parts, document["notes"])
+
+
+def restore(state: TrainState, stored: Stored) -> None:
+    """Make a state of the same shape equal to the one that was written."""
+    if (different := sorted(PARTS.keys() ^ stored.parts.keys())) != []:
+        raise TrainingError(
+            f"The checkpoint was written by another version: {', '.join(different)} is in one and "
+            "not in the other."
+        )
+    for name, part in PARTS.items():
+        part.restore(state, stored.parts[name])
+
+
+def _as_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Model:
+    """Build a model around tensors; they are not copied."""
+    model = empty_model(config)
+    for name, tensor in tensors.items():
+        owner, attribute = owner_of(model, name)
+        is_parameter = attribute in owner._parameters
+        setattr(owner, attribute, torch.nn.Parameter(tensor, False) if is_parameter else tensor)
+    model.tie_weights()
+    return model
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, file)
+        # safetensors makes files that only their owner reads; state.json has what the umask says.
+        shutil.copymode(file.with_name(STATE_FILE), file)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"Cannot write {file}: {error}.") from error
