@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -152,6 +153,36 @@ def test_served_bytes_are_those_of_the_tensors(name: str, dtype: Dtype) -> None:
     assert memory.weights == sum(tensor.nbytes for tensor in tensors)
     assert memory.cache == Cache(config, 3, 50, dtype=getattr(torch, dtype)).size_bytes
     assert memory.serve == memory.weights + memory.cache + memory.working
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Follow the allocations of a run to their highest sum."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    return max(itertools.accumulate(size for _, size in sorted(changes, key=lambda it: it[0])))
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_working_set_is_what_a_prefill_allocates(name: str, dtype: Dtype) -> None:
+    config, torch_dtype = get_preset(name), getattr(torch, dtype)
+    model = built(config).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch_dtype)
+    batch, context = 8, 256
+    ids = torch.arange(context).expand(batch, -1)
+
+    @torch.inference_mode()
+    def prefill() -> None:
+        cache = Cache(config, batch, context, dtype=torch_dtype)
+        hidden = model(ids, cache=cache).hidden_BTD
+        model.logits(hidden[:, -1]).float()
+
+    memory = account(config, batch=batch, context=context, dtype=dtype).memory
+    assert memory.cache + memory.working == pytest.approx(peak_bytes(prefill), rel=0.12)
 
 
 def test_training_holds_masters_gradients_and_two_moments() -> None:
