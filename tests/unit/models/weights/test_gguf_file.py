@@ -198,6 +198,7 @@ def test_other_factors_are_refused(tmp_path):
         ("llama.attention.head_count_kv", [2, 1]),
         ("llama.attention.layer_norm_rms_epsilon", None),
         ("llama.block_count", "two"),
+        ("llama.block_count", True),
         ("llama.attention.head_count", 0),
         ("llama.block_count", 4_000_000_000),
         ("tokenizer.ggml.bos_token_id", 61),
@@ -211,6 +212,20 @@ def test_metadata_that_is_not_understood_is_refused_by_name(tmp_path, key, value
     )
     names = "|".join((key, last, "bos_token_id", "rope_theta"))
     with pytest.raises(CheckpointError, match=rf"model\.gguf.*({names})"):
+        load(file)
+
+
+def test_linear_scaling_beside_factors_is_refused(tmp_path):
+    metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    extra = {"rope_freqs.weight": np.array([1, 1, 8, 8], np.float32)}
+    file = write_gguf(build(config_of()), tmp_path / "a.gguf", metadata=metadata, extra=extra)
+    with pytest.raises(CheckpointError, match=r"both linear scaling and rope_freqs\.weight"):
+        load(file)
+
+
+def test_far_more_parameters_than_bytes_are_refused(tmp_path):
+    file = write_gguf(build(config_of()), tmp_path / "a.gguf", metadata={"llama.block_count": 512})
+    with pytest.raises(CheckpointError, match=r"a\.gguf describes \d+ parameters, too many"):
         load(file)
 
 

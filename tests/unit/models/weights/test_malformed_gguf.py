@@ -105,6 +105,18 @@ def gguf_key_twice(file):
     file.write_bytes(content[:16] + count.to_bytes(8, "little") + entry + content[24:])
 
 
+@case("blk.1.ffn_gate.weight", "twice")
+def gguf_tensor_twice(file):
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"blk.0.ffn_gate.weight", b"blk.1.ffn_gate.weight"))
+
+
+@case("token_embd.weight", "lacks")
+def gguf_without_an_embedding(file):
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"token_embd.weight", b"token_more.weight"))
+
+
 @case("unknown type 200")
 def gguf_metadata_of_unknown_type(file):
     change_number(file, b"llama.embedding_length", 0, 200, size=4)
@@ -139,6 +151,16 @@ def test_a_damaged_gguf_file_is_refused_by_name(name, tmp_path, monkeypatch):
     assert message.startswith(str(file))
     for words in named:
         assert words in message
+
+
+@pytest.mark.parametrize("alignment", [0, 3, 48])
+def test_an_alignment_that_is_no_power_of_two_is_refused(tmp_path, alignment):
+    metadata = {"general.alignment": alignment}
+    file = write_gguf(build(grouped_config()), tmp_path / "model.gguf", metadata=metadata)
+    with pytest.raises(
+        CheckpointError, match=rf"general\.alignment {alignment}, which is no power"
+    ):
+        load(file)
 
 
 def test_an_unknown_gguf_architecture_is_refused_by_name(tmp_path):
