@@ -1,0 +1,255 @@
+"""Conversations become rows: encoded by a chat format, packed whole, learned in part.
+
+A row holds as many whole conversations as fit; its tail is padding, document -1, that nothing
+learns from. Rows of several epochs follow each other, each epoch in another order; after the last
+one rows are empty, so that the last step of a run need not be cut.
+
+Shapes: B rows, T tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ziphius.core.errors import ChatError, ConfigError
+from ziphius.data.batch import Batch
+from ziphius.data.errors import DataError
+from ziphius.data.loader import Rows, fixed_rows
+from ziphius.data.messages import Conversation
+from ziphius.data.packing import permutation
+from ziphius.text.chat import ChatFormat
+from ziphius.text.tokenizer import Tokenizer
+
+OverLong = Literal["skip", "cut", "refuse"]
+DOMAIN = "conversations"
+OPEN_ROWS = 64
+"""Rows that may still be filled while packing; more would fit little better and cost time."""
+_STREAM = 0x5F7
+"""Keeps these permutations apart from those of running text."""
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """One conversation as ids, and which of them are to be learned."""
+
+    ids_T: NDArray[np.int64]
+    learned_T: NDArray[np.bool_]
+    bytes_count: int
+    """UTF-8 bytes of the tokens that are learned, special tokens left out."""
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What a model learns from, and what was left out on the way."""
+
+    kept: tuple[EncodedConversation, ...]
+    context: int
+    too_long: int = 0
+    """Conversations longer than a row: left out, or cut."""
+    longest: int = 0
+    """Tokens of the longest conversation, before any cut."""
+
+    @property
+    def tokens(self) -> int:
+        """Count all tokens."""
+        return sum(len(entry.ids_T) for entry in self.kept)
+
+    @property
+    def learned_tokens(self) -> int:
+        """Count the tokens that assistants wrote."""
+        return sum(int(entry.learned_T.sum()) for entry in self.kept)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name all ids and what is learned of them."""
+        digest = hashlib.sha256(str(self.context).encode())
+        for entry in self.kept:
+            digest.update(len(entry.ids_T).to_bytes(8, "little"))
+            digest.update(entry.ids_T.tobytes() + entry.learned_T.tobytes())
+        return digest.hexdigest()[:20]
+
+
+def encode_conversations(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
+    *,
+    context: int,
+    over_long: OverLong = "skip",
+) -> Conversations:
+    """Turn conversations into ids.
+
+    Args:
+        conversations: what was read.
+        tokenizer: of the model.
+        chat_format: how the model is spoken to.
+        context: tokens of a row.
+        over_long: a conversation that no row holds is left out, cut at the end of the row, or an
+            error.
+    """
+    kept: list[EncodedConversation] = []
+    too_long = longest = 0
+    for conversation in conversations:
+        ids, mask = _encode(conversation, tokenizer, chat_format)
+        longest = max(longest, len(ids))
+        if len(ids) > context:
+            too_long += 1
+            if over_long == "refuse":
+                raise DataError(
+                    f"{conversation.where}: {len(ids)} tokens, and a row has {context}. Give a "
+                    "longer context, or let such conversations be skipped or cut."
+                )
+            if over_long == "skip":
+                continue
+            ids, mask = ids[:context], mask[:context]
+        if any(mask[1:]):  # the first token has nothing to be predicted from
+            learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
+            size = len(tokenizer.decode(learned, skip_special=True).encode())
+            kept.append(EncodedConversation(np.array(ids, np.int64), np.array(mask), size))
+    return Conversations(tuple(kept), context, too_long, longest)
+
+
+def _encode(
+    conversation: Conversation, tokenizer: Tokenizer, chat_format: ChatFormat
+) -> tuple[list[int], list[bool]]:
+    try:
+        encoded = chat_format.encode(conversation.messages, tokenizer, tools=conversation.tools)
+    except ChatError as error:
+        raise DataError(f"{conversation.where}: {error}") from error
+    return encoded.ids, encoded.completion_mask
+
+
+class ConversationLoader:
+    """Rows of packed conversations over several epochs; see `data.loader.Loader`.
+
+    Args:
+        conversations: what to learn from, at least one.
+        seed: decides the order.
+        epochs: how often each conversation is seen.
+        rows: the rows of each step, or their number.
+        micro_rows: rows of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        conversations: Conversations,
+        *,
+        seed: int,
+        epochs: int,
+        rows: Rows | int,
+        micro_rows: int,
+    ) -> None:
+        if not conversations.kept:
+            raise DataError(
+                f"No conversation is left to learn from: {conversations.too_long} are longer than "
+                f"a row of {conversations.context} tokens, the longest has "
+                f"{conversations.longest}. Give a longer context."
+            )
+        self.conversations, self.seed, self.epochs = conversations, seed, epochs
+        self.micro_rows = micro_rows
+        self.rows = fixed_rows(rows) if isinstance(rows, int) else rows
+        self._packed = lru_cache(maxsize=2)(self._pack_epoch)
+        counts = (len(self._packed(epoch)) for epoch in range(epochs))
+        self._starts = list(accumulate(counts, initial=0))
+
+    @property
+    def total_rows(self) -> int:
+        """Count the rows of all epochs."""
+        return self._starts[-1]
+
+    @property
+    def filled_share(self) -> float:
+        """Return the share of all rows that is no padding."""
+        room = self.total_rows * self.conversations.context
+        return self.epochs * self.conversations.tokens / room
+
+    def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
+        """Return micro-batch `micro` of this rank's part of a step."""
+        if not 0 <= micro < self.micros(step, world_size):
+            raise IndexError(f"step {step} has no micro-batch {micro}")
+        numbers = self.rows(step)
+        first = (micro * world_size + rank) * self.micro_rows
+        rows = [self._row(number) for number in numbers[first : first + self.micro_rows]]
+        return pack_rows(self.conversations, rows)
+
+    def micros(self, step: int, world_size: int) -> int:
+        """Count the micro-batches of each rank in a step."""
+        rows, share = len(self.rows(step)), self.micro_rows * world_size
+        if rows == 0 or rows % share:
+            raise ConfigError(
+                f"Step {step} has {rows} rows, which {world_size} ranks cannot share in "
+                f"micro-batches of {self.micro_rows} rows. Choose a multiple of {share}."
+            )
+        return rows // share
+
+    def tokens_per_step(self, step: int) -> int:
+        """Count the tokens of a step, padding included, over all ranks."""
+        return len(self.rows(step)) * self.conversations.context
+
+    def _row(self, number: int) -> list[int]:
+        """Return the conversations of a row, none after the last epoch."""
+        if number >= self.total_rows:
+            return []
+        epoch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._packed(epoch)[number - self._starts[epoch]]
+
+    def _pack_epoch(self, epoch: int) -> list[list[int]]:
+        order = permutation(len(self.conversations.kept), self.seed, _STREAM, epoch)
+        return pack(self.conversations, order.tolist())
+
+
+def pack(conversations: Conversations, order: Sequence[int]) -> list[list[int]]:
+    """Put each conversation into the first row that has room for it."""
+    rows: list[list[int]] = []
+    room: dict[int, int] = {}
+    for index in order:
+        length = len(conversations.kept[index].ids_T)
+        found = next((row for row, left in room.items() if left >= length), None)
+        if found is None:
+            found = len(rows)
+            rows.append([])
+            room[found] = conversations.context
+        rows[found].append(index)
+        room[found] -= length
+        if len(room) > OPEN_ROWS:
+            del room[min(room, key=lambda row: room[row])]
+    return rows
+
+
+def pack_rows(conversations: Conversations, rows: Sequence[Sequence[int]]) -> Batch:
+    """Lay rows of conversations out as a batch."""
+    shape = len(rows), conversations.context
+    ids_BT = np.zeros(shape, dtype=np.int64)
+    documents_BT = np.full(shape, -1, dtype=np.int64)
+    learned_BT = np.zeros(shape, dtype=np.bool_)
+    size = 0
+    for row, members in enumerate(rows):
+        start = 0
+        for document, index in enumerate(members):
+            entry = conversations.kept[index]
+            place = slice(start, start + len(entry.ids_T))
+            ids_BT[row, place] = entry.ids_T
+            documents_BT[row, place] = document
+            learned_BT[row, place] = entry.learned_T
+            start, size = place.stop, size + entry.bytes_count
+    return Batch(
+        torch.from_numpy(ids_BT),
+        torch.from_numpy(documents_BT),
+        torch.from_numpy(learned_BT),
+        bytes_count=size,
+        domains=(DOMAIN,) * len(rows),
+    )
+
+
+def validation_batches(conversations: Conversations, batch_rows: int) -> Iterator[Batch]:
+    """Yield every conversation once, in the order they came."""
+    rows = pack(conversations, range(len(conversations.kept)))
+    for first in range(0, len(rows), batch_rows):
+        yield pack_rows(conversations, rows[first : first + batch_rows])

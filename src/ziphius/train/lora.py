@@ -1,0 +1,219 @@
+"""LoRA (arXiv 2106.09685): a frozen projection W plus a trained product of low rank, alpha / r B A.
+
+Layers are changed in place and keep their names: `q_proj.weight` stays what it was, and beside it
+stand `q_proj.lora_A.weight` [r, in] and `q_proj.lora_B.weight` [out, r], as PEFT calls them. B
+starts at zero, so a model with fresh adapters is the model without them.
+
+Whoever reads `.weight` of such a layer, as the absorbed form of latent attention does, gets the
+merged weight; the layer's own product takes the cheap way around.
+
+Routed experts stay as they are: each sees few tokens, and their stacked tensors are no projections.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ziphius.core.config import Config
+from ziphius.core.errors import CheckpointError, ConfigError, OutputError
+from ziphius.core.files import new_folder, write_file
+from ziphius.models.layers import Linear
+from ziphius.models.model import Model
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_IN_BLOCKS = (".self_attn.", ".mlp.")
+
+
+class LoraConfig(Config):
+    """Which projections get an adapter, and how large it is."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the adapters; 0 trains all weights instead."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The adapters' product is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of projections, such as q_b_proj or shared_experts.up_proj; by default all of attention
+    and of the dense and shared feed-forward layers."""
+
+
+class LoraLinear(Linear):
+    """A projection with an adapter; made from a plain one by `add_adapters`, never built."""
+
+    lora_A: Linear
+    lora_B: Linear
+    scaling: float
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        """Add the adapter's output to that of the frozen weight."""
+        base: Tensor = F.linear(x_D, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
+        # Adapters are float32; beside a frozen weight in bfloat16 they multiply in bfloat16 too.
+        down, up = (layer.weight.to(x_D.dtype) for layer in (self.lora_A, self.lora_B))
+        return base + self.scaling * F.linear(F.linear(x_D, down), up)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """Return the merged weight."""
+        frozen = self._parameters["weight"]
+        assert frozen is not None
+        product = self.scaling * (self.lora_B.weight @ self.lora_A.weight)
+        return frozen + product.to(frozen.dtype)
+
+
+def add_adapters(model: Model, config: LoraConfig, *, seed: int) -> list[str]:
+    """Freeze a model and give its projections fresh adapters, in place.
+
+    Args:
+        model: any model without adapters.
+        config: with a rank above 0.
+        seed: decides A.
+
+    Returns:
+        The names of the projections.
+    """
+    assert config.rank, "rank 0 means no adapters"
+    if found := dict(_adapters(model)):
+        raise ConfigError(f"The model has adapters already, on {next(iter(found))}.")
+    layers = dict(_targets(model, config.targets))
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for layer in layers.values():
+        _adapt(layer, config, generator)
+    return list(layers)
+
+
+def merge_adapters(model: Model) -> None:
+    """Fold all adapters into their weights, in place; the model is a plain one afterwards.
+
+    The weights are trainable again. In bfloat16 the sum is rounded once.
+    """
+    for _, layer in list(_adapters(model)):
+        merged = layer.weight.detach()
+        layer.__class__ = Linear  # type: ignore[assignment]
+        layer._parameters["weight"] = nn.Parameter(merged)
+        del layer.lora_A, layer.lora_B, layer.scaling
+    model.requires_grad_(True)
+
+
+def adapter_tensors(model: Model) -> dict[str, Tensor]:
+    """Name the tensors of all adapters as they are named in the model."""
+    return {
+        f"{name}.{part}.weight": getattr(layer, part).weight
+        for name, layer in _adapters(model)
+        for part in ("lora_A", "lora_B")
+    }
+
+
+def save_adapters(model: Model, folder: Path, *, base: str) -> None:
+    """Write the adapters to a new folder in PEFT's format.
+
+    Args:
+        model: with adapters.
+        folder: must not exist or be empty.
+        base: name or path of the model without them.
+    """
+    layers = dict(_adapters(model))
+    first = next(iter(layers.values()))
+    rank = first.lora_A.out_features
+    tensors = {
+        _PREFIX + name: tensor.detach().cpu().contiguous()
+        for name, tensor in adapter_tensors(model).items()
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": first.scaling * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        # Whole names: a last part such as up_proj would also match where there is no adapter.
+        "target_modules": list(layers),
+    }
+    with new_folder(folder) as unfinished:
+        try:
+            save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"Cannot write {folder / WEIGHTS_FILE}: {error}.") from error
+        write_file(unfinished / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def load_adapters(model: Model, folder: Path) -> None:
+    """Add adapters that `save_adapters` wrote to the model they were made for, in place."""
+    path = folder / CONFIG_FILE
+    try:
+        settings = json.loads(path.read_bytes())
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no adapters that can be read: {error}.") from error
+    match settings:
+        case {
+            "r": int(rank),
+            "lora_alpha": int() | float() as alpha,
+            "target_modules": list(names),
+        }:
+            config = LoraConfig(rank=rank, alpha=alpha, targets=tuple(names))
+        case _:
+            raise CheckpointError(f"{path} lacks r, lora_alpha or a list of target_modules.")
+    add_adapters(model, config, seed=0)
+    own = {_PREFIX + name: tensor for name, tensor in adapter_tensors(model).items()}
+    for name in own.keys() ^ tensors.keys():
+        where = "is left over" if name in tensors else "is missing"
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {name} {where}.")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{folder / WEIGHTS_FILE}: {name} has the shape {list(tensors[name].shape)}, "
+                f"not {list(tensor.shape)}."
+            )
+        tensor.data.copy_(tensors[name])
+
+
+def _adapters(model: Model) -> Iterator[tuple[str, LoraLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def _targets(model: Model, wanted: Sequence[str]) -> Iterator[tuple[str, Linear]]:
+    """Find the projections whose name ends as one of the wanted ones does, or all in blocks."""
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and any(mark in name for mark in _IN_BLOCKS)
+    }
+    endings = [f".{name}" for name in wanted]
+    for ending in endings:
+        if not any(f".{name}".endswith(ending) for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise ConfigError(
+                f"targets: the model has no projection {ending[1:]!r}; it has {', '.join(known)}."
+            )
+    for name, layer in layers.items():
+        if not endings or f".{name}".endswith(tuple(endings)):
+            yield name, layer
+
+
+def _adapt(layer: Linear, config: LoraConfig, generator: torch.Generator) -> None:
+    weight = layer.weight
+    down = Linear(layer.in_features, config.rank).to(weight.device, torch.float32)
+    up = Linear(config.rank, layer.out_features).to(weight.device, torch.float32)
+    # PEFT's draw: A uniform within 1 / sqrt(in), B zero. Adapters stay float32 beside bf16 weights.
+    bound = layer.in_features**-0.5
+    drawn = torch.empty(down.weight.shape).uniform_(-bound, bound, generator=generator)
+    down.weight.data.copy_(drawn)
+    up.weight.data.zero_()
+    layer.__class__ = LoraLinear
+    assert isinstance(layer, LoraLinear)
+    layer.lora_A, layer.lora_B = down, up
+    layer.scaling = config.alpha / config.rank

@@ -1,0 +1,110 @@
+"""Supervised fine-tuning: what assistants wrote in conversations, packed with sample masking.
+
+Source: DeepSeek-V3 report (arXiv 2412.19437), section 5.1. The losses are those of pretraining,
+MTP included, over the tokens that the chat format says an assistant wrote; a row's conversations
+never see each other.
+
+Shapes: B rows, T tokens, M = B * T.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ziphius.data.batch import Batch
+from ziphius.data.conversations import ConversationLoader
+from ziphius.data.floors import bits_per_byte
+from ziphius.dist.world import ALONE, World
+from ziphius.models.config import ModelConfig
+from ziphius.models.gates import Routing
+from ziphius.models.model import Model
+from ziphius.train.config import TrainConfig
+from ziphius.train.stage import LossOutput, Stage
+from ziphius.train.stages.language import NEXT, further, language_losses, language_weights
+
+
+class Sft(Stage):
+    """Learn to answer from conversations.
+
+    Args:
+        loader: the rows, in micro-batches.
+        model_config: of the model that is trained.
+        config: weights of the losses, rows.
+        validation: held-out conversations; without any nothing is measured.
+        world: the ranks that share the rows.
+    """
+
+    name = "sft"
+
+    def __init__(
+        self,
+        loader: ConversationLoader,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        *,
+        validation: Sequence[Batch] = (),
+        world: World = ALONE,
+    ) -> None:
+        self.loader, self.model_config, self.config = loader, model_config, config
+        self.validation, self.world = validation, world
+
+    def batches(self, step: int) -> list[Batch]:
+        """Return this rank's micro-batches of a step."""
+        rank, size = self.world.rank, self.world.size
+        micros = self.loader.micros(step, size)
+        return [self.loader.batch(step, micro, rank, size) for micro in range(micros)]
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """Count the targets that assistants wrote, by depth, and rows."""
+        return language_weights(batch, self.model_config)
+
+    def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
+        """Return all losses of a micro-batch; padding moves no router bias."""
+        output = language_losses(model, batch, self.config, progress)
+        is_text_M = batch.documents_BT.flatten() >= 0
+        output.routings = {
+            layer: _of(routing, is_text_M) for layer, routing in output.routings.items()
+        }
+        return output
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """Measure held-out conversations: mean losses of what assistants wrote, bits per byte."""
+        assert self.validation, "there is nothing to validate on"
+        device = next(model.parameters()).device
+        names = [NEXT, *map(further, range(1, model.config.num_nextn_predict_layers + 1))]
+        sums = dict.fromkeys([*names, *(f"{name} targets" for name in names), "bytes"], 0.0)
+        for index, batch in enumerate(self.validation):
+            if index % self.world.size != self.world.rank:
+                continue
+            weights = self.weights(batch)
+            output = language_losses(model, batch.to(device), self.config, progress=0.0)
+            for name in names:
+                sums[name] += float(output.terms[name].loss_sum)
+                sums[f"{name} targets"] += weights[name]
+            sums["bytes"] += batch.bytes_count
+        sums = self.world.sum_numbers(sums, device)
+        figures = {name: sums[name] / max(1.0, sums[f"{name} targets"]) for name in names}
+        figures = {"loss": figures.pop(NEXT), **figures}
+        if sums["bytes"]:
+            figures["bits_per_byte"] = bits_per_byte(sums[NEXT], int(sums["bytes"]))
+        return figures
+
+    def fingerprint(self) -> str:
+        """Name the conversations, their order and the shape of the batches."""
+        loader, config = self.loader, self.config
+        return (
+            f"{loader.conversations.fingerprint} x {loader.epochs} epochs seed {loader.seed} "
+            f"{config.rows} x {config.context}"
+        )
+
+
+def _of(routing: Routing, kept_M: Tensor) -> Routing:
+    """Keep the routing of some tokens."""
+    return replace(
+        routing,
+        experts_MK=routing.experts_MK[kept_M],
+        weights_MK=routing.weights_MK[kept_M],
+        probs_ME=routing.probs_ME[kept_M],
+        preferred_MK=routing.preferred_MK[kept_M],
+    )

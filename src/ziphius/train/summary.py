@@ -1,0 +1,121 @@
+"""What a run says at its end: a short table, one honest sentence, and result.json for programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ziphius.core.files import write_file
+from ziphius.train.instruments import LOAD_STEPS, Figures
+from ziphius.train.live import duration
+from ziphius.train.result import TrainResult
+
+RESULT_FILE = "result.json"
+FLOOR_NAMES = {"uniform": "ln(vocabulary)", "unigram": "unigram", "bigram": "bigram"}
+
+
+def summary_table(result: TrainResult, figures: Figures) -> Table:
+    """Lay the end of a run out for people: loss against floors, bits per byte, load, speed."""
+    table = Table("", "", title=f"{result.stage}: {_extent(result)}", show_header=False)
+    for name, value in _rows(result, figures):
+        table.add_row(name, value)
+    return table
+
+
+def verdict(result: TrainResult) -> str:
+    """Say in one sentence whether the model knows more than pairs of tokens."""
+    loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
+    if loss is None:
+        return "Nothing was measured on held-out text: the training loss alone proves little."
+    if bigram is None:
+        return f"The loss on held-out text is {loss:.4f}; no floor was measured to hold it against."
+    if loss >= bigram:
+        return (
+            f"This model does not beat the bigram floor: its loss on held-out text is {loss:.4f}, "
+            f"and counting pairs of tokens reaches {bigram:.4f}."
+        )
+    return (
+        f"The loss on held-out text is {loss:.4f}, {bigram - loss:.4f} below the bigram floor of "
+        f"{bigram:.4f}."
+    )
+
+
+def result_document(result: TrainResult, figures: Figures) -> dict[str, Any]:
+    """Return everything that the table shows, and more, JSON-serialisable."""
+    return {
+        "stage": result.stage,
+        "folder": str(result.folder),
+        "checkpoint": str(result.checkpoint),
+        "is_complete": result.is_complete,
+        "stopped_by": result.stopped_by,
+        "step": result.step,
+        "total_steps": result.total_steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "tokens_per_s": figures.speed.tokens_per_s,
+        "peak_share": figures.speed.peak_share,
+        "loss": result.loss,
+        "validation": result.validation,
+        "floors": result.floors,
+        "beats_bigram": _beats_bigram(result),
+        "verdict": verdict(result),
+        "max_vio_by_layer": figures.max_vio_by_layer,
+        "max_vio_over_steps": figures.steps_of_load,
+        "spikes": result.spikes,
+        "exact_resume": figures.exact,
+        "warnings": figures.warnings,
+    }
+
+
+def write_result(result: TrainResult, figures: Figures) -> Path:
+    """Write result.json into the run folder and return its path."""
+    path = result.folder / RESULT_FILE
+    write_file(path, json.dumps(result_document(result, figures), indent=1) + "\n")
+    return path
+
+
+def _beats_bigram(result: TrainResult) -> bool | None:
+    loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
+    return None if loss is None or bigram is None else loss < bigram
+
+
+def _extent(result: TrainResult) -> str:
+    total = "" if result.total_steps is None else f" of {result.total_steps:,}"
+    return f"{result.step:,}{total} steps, {result.tokens:,} tokens, {duration(result.seconds)}"
+
+
+def _rows(result: TrainResult, figures: Figures) -> list[tuple[str, str]]:
+    rows = []
+    if result.loss is not None:
+        rows.append(("loss of the last step", f"{result.loss:.4f}"))
+    validation = result.validation
+    if "loss" in validation:
+        rows.append(("loss on held-out text", f"{validation['loss']:.4f}"))
+    for name, label in FLOOR_NAMES.items():
+        if name in result.floors:
+            rows.append((f"  floor: {label}", f"{result.floors[name]:.4f}"))
+    for name, value in validation.items():
+        if name.startswith("mtp") and "/" not in name:
+            rows.append((f"  {name.removeprefix('mtp')} further token ahead", f"{value:.4f}"))
+    for name, value in validation.items():
+        kind, _, domain = name.partition("/")
+        if kind == "bits_per_byte":
+            rows.append((f"bits per byte{': ' * bool(domain)}{domain}", f"{value:.4f}"))
+    for name in ("loss_within", "loss_beyond"):
+        if name in validation:
+            where = name.removeprefix("loss_")
+            rows.append((f"loss {where} the old context", f"{validation[name]:.4f}"))
+    if loads := figures.max_vio_by_layer:
+        values = ", ".join(f"{value:.2f}" for value in loads.values())
+        steps = min(figures.steps_of_load, LOAD_STEPS)
+        rows.append((f"MaxVio by layer, last {steps} steps", values))
+    rows.append(("tokens/s", f"{figures.speed.tokens_per_s:,.0f}"))
+    if figures.speed.peak_share is not None:
+        rows.append(
+            ("share of the measured matrix peak", f"{100 * figures.speed.peak_share:.1f} %")
+        )
+    if result.spikes:
+        rows.append(("jumps of the loss", f"{len(result.spikes)}"))
+    rows.append(("model", str(result.checkpoint)))
+    return rows

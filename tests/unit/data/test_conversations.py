@@ -1,0 +1,164 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ziphius.core.errors import ConfigError
+from ziphius.data.conversations import (
+    ConversationLoader,
+    Conversations,
+    EncodedConversation,
+    encode_conversations,
+    pack,
+    validation_batches,
+)
+from ziphius.data.errors import DataError
+from ziphius.data.messages import Conversation
+from ziphius.text.chat import Message, get_chat_format
+from ziphius.text.vocabulary import deepseek_tokenizer
+
+TOKENIZER = deepseek_tokenizer(512)
+FORMAT = get_chat_format("deepseek-v3")
+
+
+def made(*lengths: int, context: int = 16) -> Conversations:
+    """Conversations of these lengths; conversation i is made of id i + 1, its last half learned."""
+    return Conversations(
+        tuple(
+            EncodedConversation(
+                np.full(length, i + 1), np.arange(length) >= length // 2, bytes_count=length
+            )
+            for i, length in enumerate(lengths)
+        ),
+        context,
+    )
+
+
+def talk(question: str, answer: str, line: int = 1) -> Conversation:
+    return Conversation(
+        f"f, line {line}", (Message("user", question), Message("assistant", answer))
+    )
+
+
+def encode(*talks: Conversation, context: int = 64, **options: str) -> Conversations:
+    return encode_conversations(talks, TOKENIZER, FORMAT, context=context, **options)
+
+
+def test_what_assistants_write_is_learned() -> None:
+    [entry] = encode(talk("why?", "because")).kept
+    learned = TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist())
+    assert learned == "because" + TOKENIZER.decode([TOKENIZER.eos_ids[0]])
+    assert "why?" in TOKENIZER.decode(entry.ids_T[~entry.learned_T].tolist())
+    assert entry.bytes_count == len("because")
+
+
+def test_over_long_conversations_are_skipped_cut_or_refused() -> None:
+    talks = talk("a", "b" * 4), talk("c", "d" * 400, line=2)
+    skipped = encode(*talks)
+    assert (len(skipped.kept), skipped.too_long) == (1, 1)
+    assert skipped.longest > 200
+    cut = encode(*talks, over_long="cut")
+    assert [len(entry.ids_T) for entry in cut.kept][1] == 64
+    assert cut.kept[1].learned_T[-1]
+    with pytest.raises(DataError, match=r"f, line 2: \d+ tokens, and a row has 64"):
+        encode(*talks, over_long="refuse")
+    # A cut that leaves nothing to learn leaves nothing.
+    assert encode(talk("q" * 400, "a"), over_long="cut").kept == ()
+
+
+def test_a_conversation_that_the_format_cannot_say_is_named() -> None:
+    messages = Message("user", "a"), Message("assistant", "b"), Message("assistant", "c")
+    with pytest.raises(DataError, match="f, line 7: Two assistant messages"):
+        encode(Conversation("f, line 7", messages))
+
+
+@given(st.lists(st.integers(1, 16), min_size=1, max_size=40), st.integers(0, 5))
+def test_rows_hold_each_conversation_of_an_epoch_whole_and_once(
+    lengths: list[int], seed: int
+) -> None:
+    conversations = made(*lengths)
+    loader = ConversationLoader(conversations, seed=seed, epochs=2, rows=1, micro_rows=1)
+    batches = [loader.batch(step, 0, 0, 1) for step in range(loader.total_rows)]
+    seen = []
+    for batch in batches:
+        assert batch.counted_BT is not None
+        for document in range(int(batch.documents_BT.max()) + 1):
+            ids = batch.ids_BT[batch.documents_BT == document]
+            assert len(set(ids.tolist())) == 1
+            index = int(ids[0]) - 1
+            assert len(ids) == lengths[index]
+            learned = batch.counted_BT[batch.documents_BT == document]
+            assert learned.tolist() == conversations.kept[index].learned_T.tolist()
+            seen.append(index)
+        padding = batch.documents_BT == -1
+        assert not batch.counted_BT[padding].any()
+        # Padding stands at the end, so that no document is torn.
+        assert torch.equal(padding, padding.cummax(dim=1).values)
+    half = len(seen) // 2
+    assert sorted(seen[:half]) == sorted(seen[half:]) == list(range(len(lengths)))
+
+
+def test_epochs_differ_and_the_seed_decides() -> None:
+    conversations = made(*range(3, 15))
+    loader = ConversationLoader(conversations, seed=1, epochs=2, rows=2, micro_rows=2)
+    again = ConversationLoader(conversations, seed=1, epochs=2, rows=2, micro_rows=2)
+    other = ConversationLoader(conversations, seed=2, epochs=2, rows=2, micro_rows=2)
+    assert torch.equal(loader.batch(1, 0, 0, 1).ids_BT, again.batch(1, 0, 0, 1).ids_BT)
+    assert not torch.equal(loader.batch(0, 0, 0, 1).ids_BT, other.batch(0, 0, 0, 1).ids_BT)
+    assert loader._packed(0) != loader._packed(1)
+
+
+def test_any_split_of_a_step_is_the_same_rows() -> None:
+    conversations = made(*range(3, 15))
+    whole = ConversationLoader(conversations, seed=0, epochs=1, rows=4, micro_rows=4)
+    parts = ConversationLoader(conversations, seed=0, epochs=1, rows=4, micro_rows=1)
+    rows = [parts.batch(0, micro, rank, 2).ids_BT for micro in range(2) for rank in range(2)]
+    assert torch.equal(torch.cat(rows), whole.batch(0, 0, 0, 1).ids_BT)
+    assert parts.micros(0, 2) == 2
+    assert whole.tokens_per_step(0) == 64
+    with pytest.raises(ConfigError, match="which 3 ranks cannot share"):
+        parts.micros(0, 3)
+    with pytest.raises(IndexError):
+        parts.batch(0, 2, 0, 2)
+
+
+def test_the_last_step_is_filled_with_empty_rows() -> None:
+    loader = ConversationLoader(made(16, 16, 16), seed=0, epochs=1, rows=2, micro_rows=2)
+    assert loader.total_rows == 3
+    last = loader.batch(1, 0, 0, 1)
+    assert (last.documents_BT[1] == -1).all()
+    assert last.bytes_count == 16
+    assert loader.filled_share == 1.0
+
+
+def test_packing_wastes_little() -> None:
+    generator = np.random.default_rng(0)
+    conversations = made(*generator.integers(3, 60, 2_000).tolist(), context=128)
+    loader = ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_rows=1)
+    assert loader.filled_share > 0.97
+    least = math.ceil(conversations.tokens / 128)
+    assert least <= len(pack(conversations, range(2_000))) < 1.03 * least
+
+
+def test_validation_sees_everything_once() -> None:
+    batches = list(validation_batches(made(*range(3, 15)), batch_rows=3))
+    assert sum(batch.bytes_count for batch in batches) == sum(range(3, 15))
+    assert [len(batch.ids_BT) for batch in batches[:-1]] == [3] * (len(batches) - 1)
+
+
+def test_nothing_left_to_learn_is_refused() -> None:
+    conversations = encode(talk("a", "b" * 400))
+    with pytest.raises(DataError, match="1 are longer than a row of 64 tokens, the longest has"):
+        ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_rows=1)
+
+
+def test_the_fingerprint_knows_ids_and_what_is_learned() -> None:
+    first, second = made(4, 5), made(4, 5)
+    assert first.fingerprint == second.fingerprint
+    entry = first.kept[0]
+    changed = EncodedConversation(entry.ids_T, ~entry.learned_T, entry.bytes_count)
+    assert Conversations((changed, first.kept[1]), 16).fingerprint != first.fingerprint
+    assert made(5, 4).fingerprint != first.fingerprint

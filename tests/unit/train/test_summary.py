@@ -1,0 +1,88 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ziphius.train.instruments import Figures
+from ziphius.train.records import Speed
+from ziphius.train.result import TrainResult
+from ziphius.train.summary import summary_table, verdict, write_result
+
+FLOORS = {"uniform": 8.3, "unigram": 6.0, "bigram": 4.0}
+FIGURES = Figures(Speed(1_234.0, 0.31), {1: 0.12, 2: 0.34}, steps_of_load=100)
+
+
+def result(folder: Path = Path("run"), **changes: object) -> TrainResult:
+    fields = {
+        "stage": "pretrain",
+        "folder": folder,
+        "checkpoint": folder / "checkpoints" / "step-10",
+        "step": 10,
+        "total_steps": 20,
+        "tokens": 20_480,
+        "seconds": 61.0,
+        "loss": 3.25,
+        "validation": {"loss": 3.5, "bits_per_byte": 1.5, "bits_per_byte/code": 1.25, "mtp1": 5.0},
+        "floors": FLOORS,
+    }
+    return TrainResult(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (3.5, "0.5000 below the bigram floor of 4.0000"),
+        (4.0, "does not beat the bigram floor: its loss on held-out text is 4.0000"),
+        (9.0, "does not beat the bigram floor"),
+    ],
+)
+def test_the_verdict_is_honest(loss: float, words: str) -> None:
+    assert words in verdict(result(validation={"loss": loss}))
+
+
+def test_the_verdict_says_what_was_not_measured() -> None:
+    assert "Nothing was measured on held-out text" in verdict(result(validation={}))
+    assert "no floor was measured" in verdict(result(floors={}))
+
+
+def test_the_table_shows_losses_beside_floors() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary_table(result(spikes=[{"step": 3}]), FIGURES))
+    text = console.file.getvalue()
+    assert "pretrain: 10 of 20 steps, 20,480 tokens, 1:01" in text
+    rows = dict(_cells(line) for line in text.splitlines() if line.startswith("\u2502"))
+    assert rows == {
+        "loss of the last step": "3.2500",
+        "loss on held-out text": "3.5000",
+        "floor: ln(vocabulary)": "8.3000",
+        "floor: unigram": "6.0000",
+        "floor: bigram": "4.0000",
+        "1 further token ahead": "5.0000",
+        "bits per byte": "1.5000",
+        "bits per byte: code": "1.2500",
+        "MaxVio by layer, last 100 steps": "0.12, 0.34",
+        "tokens/s": "1,234",
+        "share of the measured matrix peak": "31.0 %",
+        "jumps of the loss": "1",
+        "model": "run/checkpoints/step-10",
+    }
+
+
+def _cells(line: str) -> tuple[str, str]:
+    _, name, value, _ = (cell.strip() for cell in line.split("\u2502"))
+    return name, value
+
+
+@pytest.mark.parametrize(("loss", "beats"), [(3.5, True), (4.5, False), (None, None)])
+def test_programs_get_the_same(tmp_path: Path, loss: float | None, beats: bool | None) -> None:
+    validation = {} if loss is None else {"loss": loss}
+    path = write_result(result(tmp_path, validation=validation), FIGURES)
+    document = json.loads(path.read_text())
+    assert path == tmp_path / "result.json"
+    assert document["beats_bigram"] is beats
+    assert document["floors"] == FLOORS
+    assert document["max_vio_by_layer"] == {"1": 0.12, "2": 0.34}
+    assert (document["tokens_per_s"], document["peak_share"]) == (1_234.0, 0.31)
+    assert document["is_complete"] is False
