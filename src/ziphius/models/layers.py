@@ -7,8 +7,10 @@ Shapes: D hidden_size, F width of the feed-forward layer.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ziphius.ops.rms_norm import rms_norm
+from ziphius.ops.swiglu import swiglu
 
 
 class Linear(nn.Linear):
@@ -38,8 +40,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_D: Tensor) -> Tensor:
         """Normalise the last dimension; the result has the input's dtype."""
-        normed_D = F.rms_norm(x_D.float(), self.weight.shape, eps=self.eps)
-        return normed_D.to(x_D.dtype) * self.weight.to(x_D.dtype)
+        return rms_norm(x_D, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -53,5 +54,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x_D: Tensor) -> Tensor:
         """Apply the layer to the last dimension."""
-        out_D: Tensor = self.down_proj(F.silu(self.gate_proj(x_D)) * self.up_proj(x_D))
+        out_D: Tensor = self.down_proj(swiglu(self.gate_proj(x_D), self.up_proj(x_D)))
         return out_D

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ziphius.models.model import Model, Output
-from ziphius.ops.logprobs import token_logprobs
+from ziphius.ops.logprobs import summed_cross_entropy
 from ziphius.ops.targets import targets_ahead
 
 
@@ -75,9 +75,10 @@ def further_token_losses(
 def _cross_entropy(
     model: Model, hidden_BTD: Tensor, targets_BT: Tensor, counts_BT: Tensor
 ) -> TokenLoss:
-    logits_XW = model.logits(hidden_BTD[counts_BT])
-    logprobs_X = token_logprobs(logits_XW, targets_BT[counts_BT])
-    return TokenLoss(-logprobs_X.sum(), counts_BT.sum())
+    weight_WD = model.head.weight
+    assert isinstance(weight_WD, Tensor)
+    loss_sum = summed_cross_entropy(hidden_BTD[counts_BT], weight_WD, targets_BT[counts_BT])
+    return TokenLoss(loss_sum, counts_BT.sum())
 
 
 def further_loss_mean(losses: list[TokenLoss]) -> Tensor:

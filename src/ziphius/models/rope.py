@@ -1,8 +1,5 @@
 """Rotary positions: RoPE (arXiv 2104.09864), YaRN (2309.00071) and Llama 3.1's stretching.
 
-The checkpoints of V2 and V3 rotate neighbouring pairs (x0, x1), (x2, x3), ...; those of Llama and
-Qwen rotate x_i with x_(i + R/2). Both are here, because weights are used as they are stored.
-
 Shapes: B sequences, T new tokens, R rotated width, r = R/2 frequencies.
 """
 
@@ -71,22 +68,6 @@ def rope_multiplier(scaling: RopeScaling | None) -> float:
 def yarn_temperature(factor: float, mscale: float) -> float:
     """Return 0.1 mscale ln(factor) + 1 (YaRN, section 3.4)."""
     return 0.1 * mscale * math.log(factor) + 1.0
-
-
-def rotate_pairs(x_BTNR: Tensor, rope: Rope) -> Tensor:
-    """Rotate neighbouring pairs, as V2 and V3 store them; heads N may be any number, also 1."""
-    first, second = x_BTNR.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rope.cos_BTr.unsqueeze(2), rope.sin_BTr.unsqueeze(2)
-    rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.flatten(-2).to(x_BTNR.dtype)
-
-
-def rotate_halves(x_BTNR: Tensor, rope: Rope) -> Tensor:
-    """Rotate x_i with x_(i + R/2), as Llama and Qwen store them."""
-    first, second = x_BTNR.float().chunk(2, dim=-1)
-    cos, sin = rope.cos_BTr.unsqueeze(2), rope.sin_BTr.unsqueeze(2)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x_BTNR.dtype)
 
 
 def _yarn(frequencies_r: Tensor, width: int, theta: float, scaling: YarnScaling) -> Tensor:

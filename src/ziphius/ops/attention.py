@@ -3,8 +3,17 @@
 Shapes: B sequences, N heads, T queries, S keys, H width of a query or key, V width of a value.
 """
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ziphius.ops import native
+
+SCORE_BLOCK = 4 * 2**20
+"""Scores held at once in the backward pass: enough heads to keep both cores busy, few enough to stay
+in cache."""
 
 
 def attend(
@@ -26,6 +35,13 @@ def attend(
         is_causal: use the kernel's own causal mask; needs T = S.
         scale: factor on the scores before the softmax.
     """
+    if torch.is_grad_enabled() and native.serves(query_BNTH, key_BNSH, value_BNSV):
+        widths_equal = value_BNSV.shape[-1] == query_BNTH.shape[-1]
+        if widths_equal and any(x.requires_grad for x in (query_BNTH, key_BNSH, value_BNSV)):
+            trained_BNTH: Tensor = _Attention.apply(
+                query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal, scale
+            )
+            return trained_BNTH
     value_width = value_BNSV.shape[-1]
     # On a CPU the flash kernel wants equal widths; without the padding latent attention falls to a
     # path that keeps all scores in memory and is 4-5 times slower at 2,048 tokens.
@@ -42,3 +58,69 @@ def attend(
         scale=scale,
     )
     return out_BNTH[..., :value_width]
+
+
+class _Attention(torch.autograd.Function):
+    """PyTorch's flash kernel forward; backward as batched products over blocks of sequences.
+
+    The flash kernel's own backward takes 3 times as long on CPUs: its products are too small for
+    the matrix units.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BNTH: Tensor,
+        key_BNSH: Tensor,
+        value_BNSH: Tensor,
+        mask_BTS: Tensor | None,
+        is_causal: bool,
+        scale: float,
+    ) -> Tensor:
+        bias = None
+        if mask_BTS is not None:
+            bias = torch.zeros(mask_BTS.shape, dtype=query_BNTH.dtype)
+            bias = bias.masked_fill_(~mask_BTS, float("-inf"))[:, None]
+        out_BNTH, lse_BNT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_BNTH, key_BNSH, value_BNSH, 0.0, is_causal, attn_mask=bias, scale=scale
+        )
+        ctx.mask_BTS, ctx.is_causal, ctx.scale = mask_BTS, is_causal, scale
+        ctx.save_for_backward(query_BNTH, key_BNSH, value_BNSH, out_BNTH, lse_BNT)
+        return out_BNTH
+
+    @staticmethod
+    def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
+        query_BNTH, key_BNSH, value_BNSH, out_BNTH, lse_BNT = ctx.saved_tensors
+        batch, heads, queries, width = query_BNTH.shape
+        keys = key_BNSH.shape[2]
+        delta_BNT = (grad_BNTH.float() * out_BNTH).sum(-1)
+        lse_BNT = lse_BNT.float().contiguous()
+        inputs = (query_BNTH, key_BNSH, value_BNSH)
+        grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in inputs)
+        step = max(1, SCORE_BLOCK // (heads * queries * keys))
+        for first in range(0, batch, step):
+            rows = slice(first, first + step)
+            q, k, v, g = (x[rows].reshape(-1, x.shape[2], width) for x in (*inputs, grad_BNTH))
+            probs_ZTS = torch.bmm(q, k.transpose(1, 2))
+            grad_scores_ZTS = torch.bmm(g, v.transpose(1, 2))
+            mask = None if ctx.mask_BTS is None else ctx.mask_BTS[rows].contiguous()
+            native.call(
+                "attention_gradient",
+                native.SUFFIXES[q.dtype],
+                probs_ZTS,
+                grad_scores_ZTS,
+                lse_BNT[rows],
+                delta_BNT[rows],
+                mask,
+                heads,
+                q.shape[0],
+                queries,
+                keys,
+                int(ctx.is_causal),
+                ctx.scale,
+            )
+            grad_q, grad_k, grad_v = (x[rows].view(-1, x.shape[2], width) for x in grads)
+            torch.bmm(grad_scores_ZTS, k, out=grad_q)
+            torch.bmm(grad_scores_ZTS.transpose(1, 2), q, out=grad_k)
+            torch.bmm(probs_ZTS.transpose(1, 2), g, out=grad_v)
+        return *grads, None, None, None

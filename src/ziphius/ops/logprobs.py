@@ -5,8 +5,17 @@ reinforcement learning (GRPO, arXiv 2402.03300, eq. 3) then starts away from 1. 
 needs log pi(token) calls this function, on the same logits and at the same temperature.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ziphius.ops import native
+from ziphius.ops.precision import compute_dtype
+
+LOGITS_BLOCK = 4 * 2**20
+"""Logits held at once by `summed_cross_entropy`."""
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
@@ -29,3 +38,60 @@ def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float | Tensor =
         scaled = scaled / temperature
     chosen = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return chosen - torch.logsumexp(scaled, dim=-1)
+
+
+def summed_cross_entropy(hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor) -> Tensor:
+    """Return the sum of -log p(target) of a linear head, never holding all logits.
+
+    On a CPU the gradient is taken block by block in the forward pass, so the logits, W numbers per
+    token, exist for one block only; elsewhere through `token_logprobs`.
+
+    Args:
+        hidden_XD: hidden states of the tokens that count.
+        weight_WD: the head.
+        targets_X: the tokens to predict.
+    """
+    if native.serves(hidden_XD, weight_WD) and hidden_XD.numel():
+        loss: Tensor = _SummedCrossEntropy.apply(
+            hidden_XD, weight_WD, targets_X, compute_dtype(hidden_XD)
+        )
+        return loss
+    return -token_logprobs(F.linear(hidden_XD, weight_WD), targets_X).sum()
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        weight = weight_WD.to(dtype)
+        hidden = hidden_XD.to(dtype)
+        losses_X = torch.empty(len(hidden), dtype=torch.float32)
+        normalizers_X = torch.empty_like(losses_X)
+        grad_hidden_XD = torch.empty_like(hidden)
+        grad_weight_WD = torch.zeros(weight.shape, dtype=torch.float32)
+        step = max(1, LOGITS_BLOCK // len(weight))
+        for first in range(0, len(hidden), step):
+            rows = slice(first, first + step)
+            logits = torch.mm(hidden[rows], weight.t())
+            native.call(
+                "cross_entropy",
+                native.SUFFIXES[dtype],
+                logits,
+                targets_X[rows].contiguous(),
+                losses_X[rows],
+                normalizers_X[rows],
+                1.0,
+                len(logits),
+                len(weight),
+            )
+            torch.mm(logits, weight, out=grad_hidden_XD[rows])
+            grad_weight_WD += torch.mm(logits.t(), hidden[rows])
+        ctx.save_for_backward(grad_hidden_XD, grad_weight_WD)
+        ctx.input_dtype = hidden_XD.dtype
+        return losses_X.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden_XD, grad_weight_WD = ctx.saved_tensors
+        return (grad_hidden_XD * grad).to(ctx.input_dtype), grad_weight_WD * grad, None, None

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.layers import Linear, RMSNorm
-from ziphius.models.rope import rotate_halves
 from ziphius.ops.attention import attend
+from ziphius.ops.rotary import rotate_halves
 
 
 class GroupedAttention(nn.Module):
@@ -55,8 +55,9 @@ class GroupedAttention(nn.Module):
         value_BSX = self.v_proj(x_BTD)
         if self.has_qk_norm:
             query_BTNH, key_BTGH = self.q_norm(query_BTNH), self.k_norm(key_BTGH)
-        query_BTNH = rotate_halves(query_BTNH, context.rope)
-        key_BSX = rotate_halves(key_BTGH, context.rope).flatten(-2)
+        cos_BTr, sin_BTr = context.rope.cos_BTr, context.rope.sin_BTr
+        query_BTNH = rotate_halves(query_BTNH, cos_BTr, sin_BTr)
+        key_BSX = rotate_halves(key_BTGH, cos_BTr, sin_BTr).flatten(-2)
         if context.cache is not None:
             key_BSX, value_BSX = context.cache.append(self.layer_idx, key_BSX, value_BSX)
         out_BNTH = attend(

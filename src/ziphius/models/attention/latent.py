@@ -15,8 +15,10 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.layers import Linear, RMSNorm
 from ziphius.models.patterns import Visible
-from ziphius.models.rope import Rope, rotate_pairs
+from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
+from ziphius.ops.latent_heads import key_value_heads, query_heads
+from ziphius.ops.rotary import rotate_pairs
 
 # The published code fixes this, whatever rms_norm_eps says.
 LATENT_NORM_EPS = 1e-6
@@ -67,7 +69,7 @@ class LatentAttention(nn.Module):
         Returns:
             Hidden states [B, T, D], before the residual is added.
         """
-        query_BTNH = self._query(x_BTD, context.rope)
+        query_BNTH = self._query(x_BTD, context.rope)
         # One row per token, [latent | rotated key]: the cache holds it, the absorbed form reads it.
         row_BTX = self._row(x_BTD, context.rope)
         row_BSX = row_BTX
@@ -77,7 +79,7 @@ class LatentAttention(nn.Module):
             row_BTX.shape[1], row_BSX.shape[1]
         )
         form = self.absorbed if absorb else self.expanded
-        out_BTNV = form(query_BTNH, row_BSX, context.visible)
+        out_BTNV = form(query_BNTH, row_BSX, context.visible)
         out_BTD: Tensor = self.o_proj(out_BTNV.flatten(-2))
         return out_BTD
 
@@ -89,35 +91,34 @@ class LatentAttention(nn.Module):
         expanded = all_tokens * widths + new_tokens * all_tokens * expanded_score
         return new_tokens * widths + new_tokens * all_tokens * absorbed_score < expanded
 
-    def expanded(self, query_BTNH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
+    def expanded(self, query_BNTH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
         """Attend with a key and a value per head, built from the latents; [B, T, N, V]."""
         latent_BSC, k_rope_BSR = row_BSX.split((self.latent_width, self.rope_width), -1)
         expanded_BSNX = self.kv_b_proj(latent_BSC).unflatten(-1, (self.num_heads, -1))
-        k_nope_BSNP, value_BSNV = expanded_BSNX.split((self.nope_width, self.value_width), -1)
-        k_rope_BSNR = k_rope_BSR.unsqueeze(2).expand(-1, -1, self.num_heads, -1)
-        key_BSNH = torch.cat((k_nope_BSNP, k_rope_BSNR), dim=-1)
-        out_BNTV = attend(
-            query_BTNH.transpose(1, 2),
-            key_BSNH.transpose(1, 2),
-            value_BSNV.transpose(1, 2),
+        # Values come padded to the width of the keys, as the fused kernels want them.
+        key_BNSH, value_BNSH = key_value_heads(expanded_BSNX, k_rope_BSR, self.nope_width)
+        out_BNTH = attend(
+            query_BNTH,
+            key_BNSH,
+            value_BNSH,
             mask_BTS=visible.mask_BTS,
             is_causal=visible.is_causal,
             scale=self.scale,
         )
-        return out_BNTV.transpose(1, 2)
+        return out_BNTH[..., : self.value_width].transpose(1, 2)
 
-    def absorbed(self, query_BTNH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
+    def absorbed(self, query_BNTH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
         """Attend to the latents themselves, one key and value for all heads; [B, T, N, V].
 
         q . (W_k c) = (q W_k) . c, and sum p (W_v c) = W_v (sum p c): no key or value is built.
         """
         weight_NXC = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
         w_k_NPC, w_v_NVC = weight_NXC.split((self.nope_width, self.value_width), 1)
-        q_nope_BTNP, q_rope_BTNR = query_BTNH.split((self.nope_width, self.rope_width), -1)
-        q_latent_BTNC = torch.einsum("btnp,npc->btnc", q_nope_BTNP, w_k_NPC)
+        q_nope_BNTP, q_rope_BNTR = query_BNTH.split((self.nope_width, self.rope_width), -1)
+        q_latent_BNTC = torch.einsum("bntp,npc->bntc", q_nope_BNTP, w_k_NPC)
         shared_BNSX = row_BSX.unsqueeze(1).expand(-1, self.num_heads, -1, -1)
         out_BNTX = attend(
-            torch.cat((q_latent_BTNC, q_rope_BTNR), dim=-1).transpose(1, 2),
+            torch.cat((q_latent_BNTC, q_rope_BNTR), dim=-1),
             shared_BNSX,
             # The whole row serves as the value, its last R columns are thrown away: no copy.
             shared_BNSX,
@@ -128,19 +129,18 @@ class LatentAttention(nn.Module):
         return torch.einsum("bntc,nvc->btnv", out_BNTX[..., : self.latent_width], w_v_NVC)
 
     def _query(self, x_BTD: Tensor, rope: Rope) -> Tensor:
-        """Project to [B, T, N, P + R], through the query latent where there is one, and rotate."""
+        """Project to rotated heads [B, N, T, P + R], through the query latent if there is one."""
         if self.has_query_latent:
             flat_BTX = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
         else:
             flat_BTX = self.q_proj(x_BTD)
         query_BTNH = flat_BTX.unflatten(-1, (self.num_heads, -1))
-        q_nope_BTNP, q_rope_BTNR = query_BTNH.split((self.nope_width, self.rope_width), -1)
-        return torch.cat((q_nope_BTNP, rotate_pairs(q_rope_BTNR, rope)), dim=-1)
+        return query_heads(query_BTNH, rope.cos_BTr, rope.sin_BTr)
 
     def _row(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """Project to what is cached, [B, T, C + R]: the normalised latent and the rotated key."""
         latent_BTC, k_rope_BTR = self.kv_a_proj_with_mqa(x_BTD).split(
             (self.latent_width, self.rope_width), -1
         )
-        k_rope_BTR = rotate_pairs(k_rope_BTR.unsqueeze(2), rope).squeeze(2)
+        k_rope_BTR = rotate_pairs(k_rope_BTR.unsqueeze(2), rope.cos_BTr, rope.sin_BTr).squeeze(2)
         return torch.cat((self.kv_a_layernorm(latent_BTC), k_rope_BTR), dim=-1)

@@ -1,0 +1,388 @@
+// The pointwise and gather parts of a training step, fused for CPUs. ops/native/__init__.py compiles
+// and binds them; each has a plain PyTorch twin in ops/ that tests hold it to.
+//
+// Rows are split over OpenMP threads in fixed blocks, so results depend on the number of threads only
+// where a reduction crosses rows (weight gradients of norms), and never on timing.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+#include <vector>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline float load(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+inline void store(float* p, float x) { *p = x; }
+inline void store(bf16* p, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    // Round to nearest even; a NaN keeps a set mantissa bit.
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    p->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+// exp for vector loops: 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 2e-7.
+inline float fast_exp(float x) {
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    float n = std::nearbyint(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = (int32_t(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+template <class In, class Out>
+void rms_norm(const In* x, const float* weight, Out* out, float* inverse, int64_t rows, int64_t width,
+              float eps) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const In* row = x + i * width;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < width; j++) sum += load(row[j]) * load(row[j]);
+        float scale = 1.0f / std::sqrt(sum / width + eps);
+        inverse[i] = scale;
+        Out* to = out + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) store(to + j, load(row[j]) * scale * weight[j]);
+    }
+}
+
+// dx = s (w g - x s^2 mean(w g x)); dw = sum over rows of g x s.
+template <class In, class Out>
+void rms_norm_backward(const Out* grad, const In* x, const float* weight, const float* inverse,
+                       In* grad_x, float* grad_weight, int64_t rows, int64_t width) {
+    int threads = omp_get_max_threads();
+    std::vector<float> partial(size_t(threads) * width, 0.0f);
+#pragma omp parallel num_threads(threads)
+    {
+        float* own = partial.data() + size_t(omp_get_thread_num()) * width;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows; i++) {
+            const Out* g = grad + i * width;
+            const In* row = x + i * width;
+            In* to = grad_x + i * width;
+            float s = inverse[i], dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t j = 0; j < width; j++) dot += load(g[j]) * weight[j] * load(row[j]);
+            float pull = dot * s * s / width;
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) {
+                float gj = load(g[j]), xj = load(row[j]);
+                own[j] += gj * xj * s;
+                store(to + j, s * (gj * weight[j] - xj * pull));
+            }
+        }
+    }
+    for (int64_t j = 0; j < width; j++) {
+        float sum = 0;
+        for (int t = 0; t < threads; t++) sum += partial[size_t(t) * width + j];
+        grad_weight[j] = sum;
+    }
+}
+
+template <class T>
+void swiglu(const T* gate, const T* up, int64_t stride, T* out, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *g = gate + i * stride, *u = up + i * stride;
+        T* to = out + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float a = load(g[j]);
+            store(to + j, a * sigmoid(a) * load(u[j]));
+        }
+    }
+}
+
+template <class T>
+void swiglu_backward(const T* grad, const T* gate, const T* up, int64_t stride, T* grad_gate,
+                     T* grad_up, int64_t grad_stride, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *d = grad + i * width, *g = gate + i * stride, *u = up + i * stride;
+        T *dg = grad_gate + i * grad_stride, *du = grad_up + i * grad_stride;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float a = load(g[j]), s = sigmoid(a), dj = load(d[j]);
+            store(dg + j, dj * load(u[j]) * s * (1.0f + a * (1.0f - s)));
+            store(du + j, dj * a * s);
+        }
+    }
+}
+
+// out[m] = sum over k of weights[m, k] * rows_in[slot[m, k]]; a slot past the end adds nothing.
+template <class T, class Out>
+void combine(const T* rows_in, int64_t num_rows, const int64_t* slot, const float* weights, Out* out,
+             int64_t tokens, int64_t per_token, int64_t width) {
+#pragma omp parallel
+    {
+        std::vector<float> sum(width);
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < tokens; m++) {
+            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (int64_t k = 0; k < per_token; k++) {
+                int64_t at = slot[m * per_token + k];
+                if (at >= num_rows) continue;
+                float weight = weights ? weights[m * per_token + k] : 1.0f;
+                const T* row = rows_in + at * width;
+                float* to = sum.data();
+#pragma omp simd
+                for (int64_t j = 0; j < width; j++) to[j] += weight * load(row[j]);
+            }
+            Out* to = out + m * width;
+            const float* from = sum.data();
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
+        }
+    }
+}
+
+// grad_rows[slot[m, k]] = weights[m, k] * grad[m]; grad_weights[m, k] = <grad[m], rows[slot]>.
+template <class T, class Out>
+void combine_backward(const Out* grad, const T* rows_in, int64_t num_rows, const int64_t* slot,
+                      const float* weights, T* grad_rows, float* grad_weights, int64_t tokens,
+                      int64_t per_token, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t m = 0; m < tokens; m++) {
+        const Out* g = grad + m * width;
+        for (int64_t k = 0; k < per_token; k++) {
+            int64_t at = slot[m * per_token + k];
+            grad_weights[m * per_token + k] = 0;
+            if (at >= num_rows) continue;
+            float weight = weights[m * per_token + k], dot = 0;
+            const T* row = rows_in + at * width;
+            T* to = grad_rows + at * width;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t j = 0; j < width; j++) {
+                float gj = load(g[j]);
+                dot += gj * load(row[j]);
+                store(to + j, weight * gj);
+            }
+            grad_weights[m * per_token + k] = dot;
+        }
+    }
+}
+
+// One row of logits: its loss, and its gradient times `scale` in place of the logits.
+template <class T>
+void cross_entropy(T* logits, const int64_t* targets, float* losses, float* normalizers, float scale,
+                   int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        T* row = logits + i * width;
+        float top = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : top)
+        for (int64_t j = 0; j < width; j++) top = std::max(top, load(row[j]));
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < width; j++) sum += fast_exp(load(row[j]) - top);
+        float normalizer = top + std::log(sum);
+        float chosen = load(row[targets[i]]);
+        losses[i] = normalizer - chosen;
+        normalizers[i] = normalizer;
+        float inverse = scale / sum;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) store(row + j, fast_exp(load(row[j]) - top) * inverse);
+        store(row + targets[i], (fast_exp(chosen - top) / sum - 1.0f) * scale);
+    }
+}
+
+// Scores to probabilities and their gradient, for the rows of one causal or masked block:
+// p = exp(scale s - lse), ds = scale p (dp - delta). A masked or future pair gets 0 in both.
+template <class T>
+void attention_gradient(T* scores, T* grad_probs, const float* lse, const float* delta,
+                        const uint8_t* mask, int64_t heads_per_mask, int64_t heads, int64_t queries,
+                        int64_t keys, int causal, float scale) {
+#pragma omp parallel for schedule(static) collapse(2)
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t q = 0; q < queries; q++) {
+            int64_t at = h * queries + q;
+            T *s = scores + at * keys, *d = grad_probs + at * keys;
+            float own_lse = lse[at], own_delta = delta[at];
+            int64_t visible = causal ? q + 1 : keys;
+            if (mask) {
+                const uint8_t* seen = mask + ((h / heads_per_mask) * queries + q) * keys;
+#pragma omp simd
+                for (int64_t j = 0; j < keys; j++) {
+                    float p = seen[j] ? fast_exp(scale * load(s[j]) - own_lse) : 0.0f;
+                    store(s + j, p);
+                    store(d + j, scale * p * (load(d[j]) - own_delta));
+                }
+                continue;
+            }
+#pragma omp simd
+            for (int64_t j = 0; j < visible; j++) {
+                float p = fast_exp(scale * load(s[j]) - own_lse);
+                store(s + j, p);
+                store(d + j, scale * p * (load(d[j]) - own_delta));
+            }
+            std::memset(static_cast<void*>(s + visible), 0, sizeof(T) * (keys - visible));
+            std::memset(static_cast<void*>(d + visible), 0, sizeof(T) * (keys - visible));
+        }
+    }
+}
+
+// Rotate neighbouring pairs; `direction` -1 rotates back.
+template <class T>
+inline void rotate_pairs(const T* from, T* to, const float* cosine, const float* sine, int64_t pairs,
+                         float direction) {
+    for (int64_t i = 0; i < pairs; i++) {
+        float a = load(from[2 * i]), b = load(from[2 * i + 1]);
+        float c = cosine[i], s = direction * sine[i];
+        store(to + 2 * i, a * c - b * s);
+        store(to + 2 * i + 1, b * c + a * s);
+    }
+}
+
+// Queries [B, T, N, P + R] to heads-first [B, N, T, P + R] with the last R rotated, or back.
+template <class T>
+void latent_queries(const T* from, T* to, const float* cosine, const float* sine, int64_t batch,
+                    int64_t tokens, int64_t heads, int64_t nope, int64_t rope, int backward) {
+    int64_t width = nope + rope;
+#pragma omp parallel for schedule(static) collapse(2)
+    for (int64_t b = 0; b < batch; b++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            const float *c = cosine + (b * tokens + t) * rope / 2, *s = sine + (b * tokens + t) * rope / 2;
+            for (int64_t n = 0; n < heads; n++) {
+                int64_t token_first = ((b * tokens + t) * heads + n) * width;
+                int64_t head_first = ((b * heads + n) * tokens + t) * width;
+                const T* source = from + (backward ? head_first : token_first);
+                T* target = to + (backward ? token_first : head_first);
+                std::memcpy(static_cast<void*>(target), source, sizeof(T) * nope);
+                rotate_pairs(source + nope, target + nope, c, s, rope / 2, backward ? -1.0f : 1.0f);
+            }
+        }
+    }
+}
+
+// Expanded [B, T, N, P + V] and the shared rotated key [B, T, R] to heads-first keys [B, N, T, P + R]
+// and values [B, N, T, P + R], padded with zeros past V.
+template <class T>
+void latent_keys(const T* expanded, const T* shared, T* keys, T* values, int64_t batch, int64_t tokens,
+                 int64_t heads, int64_t nope, int64_t rope, int64_t value) {
+    int64_t width = nope + rope;
+#pragma omp parallel for schedule(static) collapse(2)
+    for (int64_t b = 0; b < batch; b++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            for (int64_t n = 0; n < heads; n++) {
+                const T* source = expanded + ((b * tokens + t) * heads + n) * (nope + value);
+                int64_t at = ((b * heads + n) * tokens + t) * width;
+                std::memcpy(static_cast<void*>(keys + at), source, sizeof(T) * nope);
+                std::memcpy(static_cast<void*>(keys + at + nope), shared + (b * tokens + t) * rope,
+                            sizeof(T) * rope);
+                std::memcpy(static_cast<void*>(values + at), source + nope, sizeof(T) * value);
+                std::memset(static_cast<void*>(values + at + value), 0, sizeof(T) * (width - value));
+            }
+        }
+    }
+}
+
+template <class T>
+void latent_keys_backward(const T* grad_keys, const T* grad_values, T* grad_expanded, T* grad_shared,
+                          int64_t batch, int64_t tokens, int64_t heads, int64_t nope, int64_t rope,
+                          int64_t value) {
+    int64_t width = nope + rope;
+#pragma omp parallel
+    {
+        std::vector<float> sum(rope);
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t b = 0; b < batch; b++) {
+            for (int64_t t = 0; t < tokens; t++) {
+                std::fill(sum.begin(), sum.end(), 0.0f);
+                for (int64_t n = 0; n < heads; n++) {
+                    T* target = grad_expanded + ((b * tokens + t) * heads + n) * (nope + value);
+                    int64_t at = ((b * heads + n) * tokens + t) * width;
+                    std::memcpy(static_cast<void*>(target), grad_keys + at, sizeof(T) * nope);
+                    std::memcpy(static_cast<void*>(target + nope), grad_values + at, sizeof(T) * value);
+                    for (int64_t j = 0; j < rope; j++) sum[j] += load(grad_keys[at + nope + j]);
+                }
+                for (int64_t j = 0; j < rope; j++) store(grad_shared + (b * tokens + t) * rope + j, sum[j]);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// One symbol per dtype: _f for float32, _b for bfloat16; two letters where input and output differ.
+extern "C" {
+#define NORM(suffix, In, Out)                                                                            \
+    void rms_norm_##suffix(const In* x, const float* w, Out* out, float* inverse, int64_t rows,           \
+                           int64_t width, float eps) {                                                    \
+        rms_norm(x, w, out, inverse, rows, width, eps);                                                   \
+    }                                                                                                     \
+    void rms_norm_backward_##suffix(const Out* g, const In* x, const float* w, const float* inverse,      \
+                                    In* gx, float* gw, int64_t rows, int64_t width) {                     \
+        rms_norm_backward(g, x, w, inverse, gx, gw, rows, width);                                         \
+    }
+NORM(ff, float, float)
+NORM(fb, float, bf16)
+NORM(bb, bf16, bf16)
+
+#define PLAIN(suffix, T)                                                                                  \
+    void swiglu_##suffix(const T* gate, const T* up, int64_t stride, T* out, int64_t rows,                \
+                         int64_t width) {                                                                 \
+        swiglu(gate, up, stride, out, rows, width);                                                       \
+    }                                                                                                     \
+    void swiglu_backward_##suffix(const T* g, const T* gate, const T* up, int64_t stride, T* gg, T* gu,   \
+                                  int64_t grad_stride, int64_t rows, int64_t width) {                     \
+        swiglu_backward(g, gate, up, stride, gg, gu, grad_stride, rows, width);                           \
+    }                                                                                                     \
+    void combine_##suffix(const T* in, int64_t num_rows, const int64_t* slot, const float* weights,       \
+                          T* out, int64_t tokens, int64_t per_token, int64_t width) {                     \
+        combine(in, num_rows, slot, weights, out, tokens, per_token, width);                              \
+    }                                                                                                     \
+    void combine_backward_##suffix(const T* g, const T* in, int64_t num_rows, const int64_t* slot,        \
+                                   const float* weights, T* gr, float* gw, int64_t tokens,                \
+                                   int64_t per_token, int64_t width) {                                    \
+        combine_backward(g, in, num_rows, slot, weights, gr, gw, tokens, per_token, width);               \
+    }                                                                                                     \
+    void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* normalizers,     \
+                                float scale, int64_t rows, int64_t width) {                               \
+        cross_entropy(logits, targets, losses, normalizers, scale, rows, width);                          \
+    }                                                                                                     \
+    void attention_gradient_##suffix(T* s, T* d, const float* lse, const float* delta,                    \
+                                     const uint8_t* mask, int64_t heads_per_mask, int64_t heads,          \
+                                     int64_t queries, int64_t keys, int causal, float scale) {            \
+        attention_gradient(s, d, lse, delta, mask, heads_per_mask, heads, queries, keys, causal, scale);  \
+    }                                                                                                     \
+    void latent_queries_##suffix(const T* from, T* to, const float* c, const float* s, int64_t batch,     \
+                                 int64_t tokens, int64_t heads, int64_t nope, int64_t rope,               \
+                                 int backward) {                                                          \
+        latent_queries(from, to, c, s, batch, tokens, heads, nope, rope, backward);                       \
+    }                                                                                                     \
+    void latent_keys_##suffix(const T* expanded, const T* shared, T* keys, T* values, int64_t batch,      \
+                              int64_t tokens, int64_t heads, int64_t nope, int64_t rope,                  \
+                              int64_t value) {                                                            \
+        latent_keys(expanded, shared, keys, values, batch, tokens, heads, nope, rope, value);             \
+    }                                                                                                     \
+    void latent_keys_backward_##suffix(const T* gk, const T* gv, T* ge, T* gs, int64_t batch,             \
+                                       int64_t tokens, int64_t heads, int64_t nope, int64_t rope,         \
+                                       int64_t value) {                                                   \
+        latent_keys_backward(gk, gv, ge, gs, batch, tokens, heads, nope, rope, value);                    \
+    }
+PLAIN(f, float)
+PLAIN(b, bf16)
+}

@@ -1,0 +1,26 @@
+"""Rotate parts of queries and keys by their positions (RoPE, arXiv 2104.09864).
+
+The checkpoints of V2 and V3 rotate neighbouring pairs (x0, x1), (x2, x3), ...; those of Llama and
+Qwen rotate x_i with x_(i + R/2). Both are here, because weights are used as they are stored.
+
+Shapes: B sequences, T tokens, N heads (any number, also 1), R rotated width, r = R/2.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotate_pairs(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
+    """Rotate neighbouring pairs, in float32."""
+    first, second = x_BTNR.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos_BTr.unsqueeze(2), sin_BTr.unsqueeze(2)
+    rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.flatten(-2).to(x_BTNR.dtype)
+
+
+def rotate_halves(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
+    """Rotate x_i with x_(i + R/2), in float32."""
+    first, second = x_BTNR.float().chunk(2, dim=-1)
+    cos, sin = cos_BTr.unsqueeze(2), sin_BTr.unsqueeze(2)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x_BTNR.dtype)
