@@ -80,7 +80,7 @@ def transformers(dtype: str, *, compiled: bool, experts: str = "grouped_mm") -> 
 
 
 def nanochat(dtype: str) -> Arm:
-    """Build nanochat's dense model and optimizer, compiled as it ships, from the checkout $NANOCHAT."""
+    """Build nanochat's dense model and optimizer, compiled as shipped, from folder $NANOCHAT."""
     sys.path.insert(0, os.environ["NANOCHAT"])
     os.environ["NANOCHAT_DTYPE"] = dtype
     from nanochat.gpt import GPT, GPTConfig

@@ -70,9 +70,9 @@ def test_absorbed_is_chosen_with_a_cache_where_it_is_cheaper(monkeypatch):
     for name in ("absorbed", "expanded"):
         form = getattr(latent.LatentAttention, name)
 
-        def spy(self, query_BTNH, row_BSX, visible, name=name, form=form):
-            calls.append((name, query_BTNH.shape[1]))
-            return form(self, query_BTNH, row_BSX, visible)
+        def spy(self, query_BNTH, row_BSX, visible, name=name, form=form):
+            calls.append((name, query_BNTH.shape[2]))
+            return form(self, query_BNTH, row_BSX, visible)
 
         monkeypatch.setattr(latent.LatentAttention, name, spy)
     # widths in V3's proportions: the latent is wider than a head

@@ -12,8 +12,7 @@ from torch import Tensor
 from ziphius.ops import native
 
 SCORE_BLOCK = 4 * 2**20
-"""Scores held at once in the backward pass: enough heads to keep both cores busy, few enough to stay
-in cache."""
+"""Scores held at once in the backward pass: few enough to stay in cache."""
 
 
 def attend(
@@ -38,8 +37,8 @@ def attend(
     if torch.is_grad_enabled() and native.serves(query_BNTH, key_BNSH, value_BNSV):
         widths_equal = value_BNSV.shape[-1] == query_BNTH.shape[-1]
         if widths_equal and any(x.requires_grad for x in (query_BNTH, key_BNSH, value_BNSV)):
-            trained_BNTH: Tensor = _Attention.apply(
-                query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal, scale
+            trained_BNTH: Tensor = native.apply(
+                _Attention, query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal, scale
             )
             return trained_BNTH
     value_width = value_BNSV.shape[-1]
@@ -81,6 +80,7 @@ class _Attention(torch.autograd.Function):
         if mask_BTS is not None:
             bias = torch.zeros(mask_BTS.shape, dtype=query_BNTH.dtype)
             bias = bias.masked_fill_(~mask_BTS, float("-inf"))[:, None]
+        out_BNTH: Tensor
         out_BNTH, lse_BNT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query_BNTH, key_BNSH, value_BNSH, 0.0, is_causal, attn_mask=bias, scale=scale
         )

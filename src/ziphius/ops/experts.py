@@ -39,8 +39,8 @@ def routed_experts(
     """
     plan = _plan(experts_MK, gate_up_E2FD.shape[0])
     if native.serves(x_MD, weights_MK) and torch.is_grad_enabled():
-        out_MD: Tensor = _RoutedExperts.apply(
-            x_MD, weights_MK, gate_up_E2FD, down_EDF, plan, compute_dtype(x_MD)
+        out_MD: Tensor = native.apply(
+            _RoutedExperts, x_MD, weights_MK, gate_up_E2FD, down_EDF, plan, compute_dtype(x_MD)
         )
         return out_MD
     return _reference(x_MD, weights_MK, gate_up_E2FD, down_EDF, plan)
@@ -185,9 +185,7 @@ class _RoutedExperts(torch.autograd.Function):
         )
 
 
-def _combine(
-    rows_JD: Tensor, slot_MK: Tensor, weights_MK: Tensor | None, out_MD: Tensor
-) -> None:
+def _combine(rows_JD: Tensor, slot_MK: Tensor, weights_MK: Tensor | None, out_MD: Tensor) -> None:
     """Fill each token of `out_MD` with the weighted sum of its rows."""
     tokens, per_token = slot_MK.shape
     native.call(

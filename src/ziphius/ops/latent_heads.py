@@ -19,7 +19,7 @@ from ziphius.ops.rotary import rotate_pairs
 def query_heads(query_BTNH: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
     """Rotate the last R = 2r numbers of each query and put heads first, [B, N, T, H]."""
     if native.serves(query_BTNH):
-        out_BNTH: Tensor = _QueryHeads.apply(query_BTNH, cos_BTr, sin_BTr)
+        out_BNTH: Tensor = native.apply(_QueryHeads, query_BTNH, cos_BTr, sin_BTr)
         return out_BNTH
     rope = 2 * cos_BTr.shape[-1]
     nope_BTNP, rope_BTNR = query_BTNH.split((query_BTNH.shape[-1] - rope, rope), -1)
@@ -27,9 +27,7 @@ def query_heads(query_BTNH: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
     return torch.cat((nope_BTNP, rotated_BTNR), dim=-1).transpose(1, 2)
 
 
-def key_value_heads(
-    expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int
-) -> tuple[Tensor, Tensor]:
+def key_value_heads(expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int) -> tuple[Tensor, Tensor]:
     """Give every head its key [B, N, T, H] and its value, padded with zeros to the same width.
 
     Args:
@@ -38,7 +36,8 @@ def key_value_heads(
         nope: P.
     """
     if native.serves(expanded_BTNX, shared_BTR):
-        return _KeyValueHeads.apply(expanded_BTNX, shared_BTR, nope)
+        heads: tuple[Tensor, Tensor] = native.apply(_KeyValueHeads, expanded_BTNX, shared_BTR, nope)
+        return heads
     value = expanded_BTNX.shape[-1] - nope
     nope_BTNP, value_BTNV = expanded_BTNX.split((nope, value), -1)
     rope_BTNR = shared_BTR.unsqueeze(2).expand(-1, -1, expanded_BTNX.shape[2], -1)

@@ -52,8 +52,8 @@ def summed_cross_entropy(hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor
         targets_X: the tokens to predict.
     """
     if native.serves(hidden_XD, weight_WD) and hidden_XD.numel():
-        loss: Tensor = _SummedCrossEntropy.apply(
-            hidden_XD, weight_WD, targets_X, compute_dtype(hidden_XD)
+        loss: Tensor = native.apply(
+            _SummedCrossEntropy, hidden_XD, weight_WD, targets_X, compute_dtype(hidden_XD)
         )
         return loss
     return -token_logprobs(F.linear(hidden_XD, weight_WD), targets_X).sum()

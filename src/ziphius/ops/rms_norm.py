@@ -17,7 +17,7 @@ def rms_norm(x_XD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Normalise the last dimension; under autocast the result already has its dtype."""
     dtype = compute_dtype(x_XD)
     if native.serves(x_XD, weight_D) and (x_XD.dtype, dtype) != (torch.bfloat16, torch.float32):
-        out_XD: Tensor = _RMSNorm.apply(x_XD, weight_D, eps, dtype)
+        out_XD: Tensor = native.apply(_RMSNorm, x_XD, weight_D, eps, dtype)
         return out_XD
     normed_XD = F.rms_norm(x_XD.float(), weight_D.shape, weight_D.float(), eps)
     return normed_XD.to(dtype)

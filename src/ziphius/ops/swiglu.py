@@ -15,7 +15,7 @@ from ziphius.ops import native
 def swiglu(gate_XF: Tensor, up_XF: Tensor) -> Tensor:
     """Return silu(gate) * up."""
     if native.serves(gate_XF, up_XF):
-        out_XF: Tensor = _SwiGLU.apply(gate_XF, up_XF)
+        out_XF: Tensor = native.apply(_SwiGLU, gate_XF, up_XF)
         return out_XF
     return F.silu(gate_XF) * up_XF
 

@@ -104,13 +104,13 @@ def check_absorbed(model: Model) -> Check:
     worst = 0.0
     for module in model.modules():
         if isinstance(module, LatentAttention):
-            shape = (2, CHECKED_TOKENS, module.num_heads, module.nope_width + module.rope_width)
-            query_BTNH = torch.randn(shape, generator=generator)
+            shape = (2, module.num_heads, CHECKED_TOKENS, module.nope_width + module.rope_width)
+            query_BNTH = torch.randn(shape, generator=generator)
             width = module.latent_width + module.rope_width
             row_BSX = torch.randn(2, CHECKED_TOKENS, width, generator=generator)
-            query_BTNH, row_BSX = (part.to(_weight(model)) for part in (query_BTNH, row_BSX))
-            expanded = module.expanded(query_BTNH, row_BSX, causal)
-            absorbed = module.absorbed(query_BTNH, row_BSX, causal)
+            query_BNTH, row_BSX = (part.to(_weight(model)) for part in (query_BNTH, row_BSX))
+            expanded = module.expanded(query_BNTH, row_BSX, causal)
+            absorbed = module.absorbed(query_BNTH, row_BSX, causal)
             worst = max(worst, _relative_difference(absorbed, expanded))
     return Check("absorbed = expanded", worst, ROUNDING)
 

@@ -9,24 +9,13 @@ from ziphius.models.rope import (
     build_rope,
     rope_frequencies,
     rope_multiplier,
-    rotate_halves,
-    rotate_pairs,
 )
 
 V3 = YarnScaling(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0)
-ROTATIONS = {
-    # which two numbers of a vector of 6 make frequency i's pair
-    rotate_pairs: lambda i: (2 * i, 2 * i + 1),
-    rotate_halves: lambda i: (i, i + 3),
-}
 
 
 def yarn(**changes):
     return YarnScaling(**({"factor": 40.0, "original_max_position_embeddings": 4096} | changes))
-
-
-def random_heads(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_yarn_frequencies_of_v3():
@@ -134,41 +123,3 @@ def test_angles_are_position_times_frequency(config, width):
     torch.testing.assert_close(rope.cos_BTr.double(), angles_BTr.cos(), rtol=0, atol=0.02)
     torch.testing.assert_close(rope.sin_BTr.double(), angles_BTr.sin(), rtol=0, atol=0.02)
     assert rope.cos_BTr.dtype == torch.float32
-
-
-@pytest.mark.parametrize("rotate", ROTATIONS)
-def test_rotation_turns_each_pair_as_a_complex_number(rotate):
-    config = latent_config(rope_scaling=None)
-    x_BTNR = random_heads(2, 5, 3, 6)
-    positions_BT = torch.tensor([[0, 1, 2, 3, 4], [9, 3, 11, 0, 2]])
-    rotated_BTNR = rotate(x_BTNR, build_rope(config, positions_BT))
-    for index in range(3):
-        first, second = ROTATIONS[rotate](index)
-        number_BTN = torch.complex(x_BTNR[..., first], x_BTNR[..., second])
-        angle_BT = positions_BT * 10_000 ** (-index / 3)
-        expected_BTN = number_BTN * torch.polar(torch.ones(2, 5), angle_BT)[..., None]
-        actual_BTN = torch.complex(rotated_BTNR[..., first], rotated_BTNR[..., second])
-        torch.testing.assert_close(actual_BTN, expected_BTN)
-
-
-@pytest.mark.parametrize("rotate", ROTATIONS)
-def test_scores_depend_on_distance_alone(rotate):
-    query, key = random_heads(1, 2, 1, 6).chunk(2, dim=1)
-    config = latent_config()
-
-    def score(query_position, key_position):
-        turned = [
-            rotate(x, build_rope(config, torch.tensor([[position]])))
-            for x, position in ((query, query_position), (key, key_position))
-        ]
-        return (turned[0] * turned[1]).sum()
-
-    torch.testing.assert_close(score(9, 4), score(105, 100))
-    assert (score(9, 4) - score(9, 5)).abs() > 0.01
-
-
-@pytest.mark.parametrize("rotate", ROTATIONS)
-def test_bfloat16_is_rotated_in_float32_and_rounded_once(rotate):
-    rope = build_rope(latent_config(), torch.arange(40)[None])
-    x_BTNR = random_heads(1, 40, 2, 6).bfloat16()
-    assert torch.equal(rotate(x_BTNR, rope), rotate(x_BTNR.float(), rope).bfloat16())

@@ -81,7 +81,8 @@ def test_rows_are_padded_to_the_alignment_and_every_pair_has_its_own(alignment, 
     generator = torch.Generator().manual_seed(0)
     experts_MK = torch.rand(400, 6, generator=generator).topk(2).indices
     experts_MK[::7, 0] = 6
-    source_J, slot_MK, rows_per_expert = experts._plan(experts_MK, 6)
+    plan = experts._plan(experts_MK, 6)
+    source_J, slot_MK, rows_per_expert = plan.source_J, plan.slot_MK, plan.rows_per_expert
     assert all(rows % alignment == 0 for rows in rows_per_expert)
     assert len(source_J) == sum(rows_per_expert)
     kept_MK = experts_MK < 6
@@ -93,8 +94,8 @@ def test_rows_are_padded_to_the_alignment_and_every_pair_has_its_own(alignment, 
 
 def test_few_tokens_are_not_padded():
     # decoding: 4 tokens with 2 of 64 experts each
-    _, _, rows_per_expert = experts._plan(torch.arange(8).view(4, 2) * 8, 64)
-    assert sum(rows_per_expert) == 8
+    plan = experts._plan(torch.arange(8).view(4, 2) * 8, 64)
+    assert sum(plan.rows_per_expert) == 8
 
 
 def test_a_dropped_pair_adds_nothing_whatever_its_weight():

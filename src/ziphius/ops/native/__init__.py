@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,11 @@ def call(kernel: str, dtypes: str, *arguments: Tensor | int | float | None) -> N
     assert library is not None
     function = getattr(library, f"{kernel}_{dtypes}")
     function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """Run an autograd function; torch leaves `Function.apply` without types."""
+    return function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
 @cache

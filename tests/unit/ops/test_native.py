@@ -1,0 +1,174 @@
+"""Every native kernel against its PyTorch twin, in float32 and bfloat16, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ziphius.ops import native
+from ziphius.ops.attention import attend
+from ziphius.ops.experts import routed_experts
+from ziphius.ops.latent_heads import key_value_heads, query_heads
+from ziphius.ops.logprobs import summed_cross_entropy
+from ziphius.ops.rms_norm import rms_norm
+from ziphius.ops.swiglu import swiglu
+
+pytestmark = pytest.mark.skipif(
+    not native.serves(torch.zeros(1)), reason=f"native kernels {native.status()}"
+)
+# float32: the order of sums. bfloat16: both sides round, the twin at every step between.
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+DTYPES = pytest.mark.parametrize("dtype", BOUNDS)
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def both_ways(monkeypatch, function, inputs):
+    """Return outputs and gradients of the kernels and of the twin, as float32 tensors."""
+    results = []
+    for twin in (False, True):
+        leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
+        with monkeypatch.context() as patch:
+            if twin:
+                patch.setattr(native, "serves", lambda *tensors: False)
+            outputs = function(*leaves)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            torch.autograd.backward(
+                outputs, [draw(*out.shape, dtype=out.dtype, seed=9) for out in outputs]
+            )
+        grads = [leaf.grad for leaf in leaves if leaf.requires_grad]
+        results.append([x.detach().float() for x in (*outputs, *grads)])
+    return results
+
+
+def assert_equal_within(monkeypatch, function, inputs, bound):
+    ours, twins = both_ways(monkeypatch, function, inputs)
+    for own, twin in zip(ours, twins, strict=True):
+        assert own.isfinite().all()
+        assert (own - twin).norm() <= bound * twin.norm(), (own - twin).norm() / twin.norm()
+
+
+def test_kernels_run_here_unless_switched_off(monkeypatch):
+    assert native.status().startswith("on")
+    monkeypatch.setenv(native.SWITCH, "off")
+    native._build.cache_clear()
+    assert native.status() == "off: ZIPHIUS_NATIVE=off"
+    native._build.cache_clear()
+
+
+def test_no_compiler_is_said_not_hidden(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    native._build.cache_clear()
+    assert "no C++ compiler" in native.status()
+    native._build.cache_clear()
+
+
+@DTYPES
+def test_rms_norm(monkeypatch, dtype):
+    inputs = [3 * draw(5, 7, 96, dtype=dtype), draw(96, seed=1)]
+    assert_equal_within(monkeypatch, lambda x, w: rms_norm(x, w, 1e-6), inputs, BOUNDS[dtype])
+
+
+def test_rms_norm_under_autocast_rounds_once(monkeypatch):
+    def normed(x, weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            return rms_norm(x, weight, 1e-5)
+
+    inputs = [draw(9, 64), draw(64, seed=1)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert normed(*inputs).dtype == torch.bfloat16
+    assert_equal_within(monkeypatch, normed, inputs, 1e-3)
+
+
+@DTYPES
+def test_swiglu(monkeypatch, dtype):
+    inputs = [4 * draw(3, 11, 40, dtype=dtype), draw(3, 11, 40, dtype=dtype, seed=1)]
+    assert_equal_within(monkeypatch, swiglu, inputs, BOUNDS[dtype])
+
+
+def test_swiglu_of_extreme_gates_is_finite():
+    gate = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]], requires_grad=True)
+    out = swiglu(gate, torch.ones(1, 5))
+    out.sum().backward()
+    torch.testing.assert_close(out, F.silu(gate))
+    torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]))
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [3, 200])
+def test_routed_experts(monkeypatch, dtype, tokens):
+    experts, width, inner = 6, 32, 16
+    scores_ME = draw(tokens, experts, seed=5)
+    weights_MK, experts_MK = scores_ME.softmax(-1)[:, :5].topk(2)  # the last expert gets nothing
+    experts_MK[0, 1] = experts  # a dropped pair
+
+    def layer(x, weights, gate_up, down):
+        return routed_experts(x, experts_MK, weights, gate_up, down)
+
+    inputs = [
+        draw(tokens, width, dtype=dtype),
+        weights_MK,
+        draw(experts, 2 * inner, width, dtype=dtype, seed=1),
+        draw(experts, width, inner, dtype=dtype, seed=2),
+    ]
+    assert_equal_within(monkeypatch, layer, inputs, BOUNDS[dtype])
+
+
+@DTYPES
+def test_query_heads(monkeypatch, dtype):
+    angles_BTr = draw(2, 9, 4)
+    inputs = [draw(2, 9, 3, 24, dtype=dtype)]
+    assert_equal_within(
+        monkeypatch,
+        lambda x: query_heads(x, angles_BTr.cos(), angles_BTr.sin()),
+        inputs,
+        BOUNDS[dtype],
+    )
+
+
+@DTYPES
+def test_key_value_heads(monkeypatch, dtype):
+    inputs = [draw(2, 9, 3, 16 + 12, dtype=dtype), draw(2, 9, 8, dtype=dtype, seed=1)]
+    assert_equal_within(monkeypatch, lambda x, r: key_value_heads(x, r, 16), inputs, BOUNDS[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["causal", "full", "documents"])
+def test_attention(monkeypatch, dtype, kind):
+    mask_BTS = None
+    if kind == "documents":
+        document_BT = torch.tensor([[0] * 20 + [1] * 13, [0] * 33])
+        same = document_BT[:, :, None] == document_BT[:, None, :]
+        mask_BTS = same & torch.ones(33, 33, dtype=torch.bool).tril()
+
+    def attention(q, k, v):
+        return attend(q, k, v, mask_BTS=mask_BTS, is_causal=kind == "causal", scale=0.3)
+
+    inputs = [draw(2, 3, 33, 16, dtype=dtype, seed=seed) for seed in range(3)]
+    assert_equal_within(monkeypatch, attention, inputs, BOUNDS[dtype])
+
+
+def test_attention_in_blocks_of_sequences(monkeypatch):
+    monkeypatch.setattr("ziphius.ops.attention.SCORE_BLOCK", 1)
+
+    def attention(q, k, v):
+        return attend(q, k, v, mask_BTS=None, is_causal=True, scale=0.25)
+
+    inputs = [draw(5, 2, 17, 8, seed=seed) for seed in range(3)]
+    assert_equal_within(monkeypatch, attention, inputs, BOUNDS[torch.float32])
+
+
+@DTYPES
+def test_summed_cross_entropy_in_blocks(monkeypatch, dtype):
+    monkeypatch.setattr("ziphius.ops.logprobs.LOGITS_BLOCK", 7 * 50)
+    targets_X = torch.randint(50, (23,), generator=torch.Generator().manual_seed(3))
+    inputs = [draw(23, 32, dtype=dtype), draw(50, 32, dtype=dtype, seed=1)]
+    assert_equal_within(
+        monkeypatch, lambda h, w: summed_cross_entropy(h, w, targets_X), inputs, BOUNDS[dtype]
+    )
+
+
+def test_summed_cross_entropy_of_nothing_is_zero():
+    hidden_XD = torch.zeros(0, 8, requires_grad=True)
+    assert summed_cross_entropy(hidden_XD, draw(5, 8), torch.zeros(0, dtype=torch.int64)) == 0
