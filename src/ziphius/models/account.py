@@ -324,38 +324,34 @@ def _working_bytes(config: ModelConfig, tokens: int, batch: int, size: int) -> i
 def activation_bytes(config: ModelConfig, size: int) -> int:
     """Estimate the bytes per token that a training step holds at the start of its backward pass.
 
-    Counts what each operation of `models/` keeps for its gradient, without recomputation, and at
-    the head the float32 logits with their gradient and two temporaries (4 W). A norm keeps its
-    input and the normed values in float32; with a smaller dtype each product keeps its own copy of
-    the input in that dtype, `size` bytes wide.
+    Counts what the fused operations of `ops/` keep for their gradients, without recomputation: a
+    norm its float32 input and its result, each product its input, `size` bytes wide, the head the
+    gradient of its input. Logits exist a block at a time and are left out.
     """
-    copies = 1 if size == 4 else 2  # products that read one norm: two on average
-    norm = config.hidden_size * (8 + copies * size)
-    total = norm + 16 * config.vocab_size
+    norm = config.hidden_size * (4 + size)
+    total = norm + size * config.hidden_size
     layers = config.num_hidden_layers + config.num_nextn_predict_layers
     for layer_idx in range(layers):
-        total += 2 * norm + size * _attention_activations(config, size)
+        total += 2 * norm + size * _attention_activations(config)
         if config.is_expert_layer(layer_idx):
-            experts = config.num_experts_per_tok + config.n_shared_experts
-            total += size * 4 * experts * config.moe_intermediate_size
-            # A routed pair's row goes in in the smaller dtype and comes out in float32.
-            total += (size + 4) * config.num_experts_per_tok * config.hidden_size
-            total += 8 * config.n_routed_experts
+            routed, shared = config.num_experts_per_tok, config.n_shared_experts
+            total += size * 3 * (routed + shared) * config.moe_intermediate_size
+            # A routed pair's row goes in and comes out.
+            total += 2 * size * routed * config.hidden_size + 16 * config.n_routed_experts
         else:
-            total += size * 4 * config.intermediate_size
-    # An MTP layer keeps three more norms, their joined input, and logits of its own.
-    further = 3 * norm + 2 * config.hidden_size * size + 4 * config.vocab_size
+            total += size * 3 * config.intermediate_size
+    # An MTP layer keeps three more norms, their joined input, and its input to the head.
+    further = 3 * norm + 3 * config.hidden_size * size
     return total + config.num_nextn_predict_layers * further
 
 
-def _attention_activations(config: ModelConfig, size: int) -> int:
-    """Count values per token and layer: queries, keys, values, output per head, and its copy."""
+def _attention_activations(config: ModelConfig) -> int:
+    """Count values per token and layer: queries, keys, values and outputs, and the latents."""
     heads = config.num_attention_heads
     kept = 4 * heads * config.q_head_dim + heads * _value_width(config)
     if config.attention == "mla":
         assert config.kv_lora_rank is not None
-        # Each latent: in, normed (in float32 first) and scaled.
-        return kept + (2 + 4 // size) * (config.kv_lora_rank + (config.q_lora_rank or 0))
+        return kept + 4 * config.kv_lora_rank + 2 * (config.q_lora_rank or 0)
     if config.qk_norm:
-        kept += (1 + 4 // size) * (heads + config.num_key_value_heads) * config.q_head_dim
+        kept += (heads + config.num_key_value_heads) * config.q_head_dim
     return kept
