@@ -340,8 +340,8 @@ def activation_bytes(config: ModelConfig, size: int) -> int:
             total += 2 * size * routed * config.hidden_size + 16 * config.n_routed_experts
         else:
             total += size * 3 * config.intermediate_size
-    # An MTP layer keeps three more norms, their joined input, and its input to the head.
-    further = 3 * norm + 3 * config.hidden_size * size
+    # An MTP layer keeps the embeddings, the joined input, its last norm and the head's gradient.
+    further = norm + config.hidden_size * (4 + 3 * size)
     return total + config.num_nextn_predict_layers * further
 
 
