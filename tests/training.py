@@ -190,6 +190,6 @@ class Run:
             self.config,
             self.folder,
             store=self.store,
-            recorder=self.recorder,
+            recorder=self.recorder if self.world.is_first else None,
             world=self.world,
         )

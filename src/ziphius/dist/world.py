@@ -6,10 +6,11 @@ CPUs, NCCL on CUDA); objects never travel, only tensors, because objects would b
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed
@@ -18,7 +19,10 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-TIMEOUT_S = 600.0
+TIMEOUT_S = 1_800.0
+"""Long enough for the first rank to prepare text while the others wait."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,16 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         yield World(rank, size, local_rank)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def first_before_others(world: World, device: torch.device, work: Callable[[], T]) -> T:
+    """Do work that leaves files on the first rank, then on all others, which find them there."""
+    if world.is_first:
+        done = work()
+        world.of_first(0.0, device)
+        return done
+    world.of_first(0.0, device)
+    return work()
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -15,6 +15,8 @@ from ziphius.train.guard import GuardConfig
 from ziphius.train.optim.config import OptimizerConfig
 from ziphius.train.schedules import RowSchedule
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+
 
 class TrainConfig(Config):
     """How long, how fast, in which batches and in which numbers a stage is trained."""
@@ -26,7 +28,7 @@ class TrainConfig(Config):
     """Decides the first weights and the order of the data."""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Numbers of products; bfloat16 is autocast beside float32 weights, and auto takes it on
     accelerators only."""
 
@@ -85,7 +87,7 @@ class TrainConfig(Config):
     workers: Annotated[int, Field(ge=0, le=64)] = 1
     """Threads that read ahead; the batches are the same with any number."""
     deterministic: bool = True
-    """Take only kernels that give the same numbers each time, which exact resuming needs."""
+    """Kernels that give the same numbers each time, which exact resuming needs; some are slower."""
 
     @property
     def rows(self) -> RowSchedule:

@@ -5,6 +5,7 @@ for every step: the learning rate from the schedule, the step, the record, the p
 if it is due, a checkpoint if it is due. A signal ends the run after the step that is going on.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -39,7 +40,7 @@ def train(
     folder: Path,
     *,
     store: Store,
-    recorder: Recorder,
+    recorder: Recorder | None,
     world: World = ALONE,
 ) -> TrainResult:
     """Train a model until its budget is spent or a signal comes; a run that is there goes on.
@@ -50,7 +51,7 @@ def train(
         config: how.
         folder: of the run; a step that fails is saved there.
         store: where checkpoints go and come from.
-        recorder: where figures go.
+        recorder: where figures go; None on all ranks but the first.
         world: the ranks that do this together. Each calls this with the same arguments; the first
             one writes.
 
@@ -63,7 +64,8 @@ def train(
         stack.enter_context(same_numbers_each_time(config.deterministic))
         stack.enter_context(recomputed_blocks(model, config.recompute))
         request = stack.enter_context(stop_requests())
-        stack.callback(recorder.close)
+        if recorder is not None:
+            stack.callback(recorder.close)
         run = _Run(stage, model, config, folder, store, recorder, world, request)
         run.resume()
         run.go()
@@ -76,6 +78,8 @@ def same_numbers_each_time(is_on: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     fills_before = settings.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(is_on)
+    if is_on:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Filling fresh memory with NaN finds errors of kernels, at a price; it changes no result.
     settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -115,7 +119,7 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         store: Store,
-        recorder: Recorder,
+        recorder: Recorder | None,
         world: World,
         request: StopRequest,
     ) -> None:
@@ -160,7 +164,7 @@ class _Run:
         checkpoint = self.store.latest()
         if checkpoint is not None:
             exact = self.store.restore(self.state, checkpoint)
-            if self.world.is_first:
+            if self.recorder is not None:
                 self.recorder.resumed(self.state.step, exact)
         self.clock.saved(self.state.step)
 
@@ -230,7 +234,7 @@ class _Run:
         self, outcome: StepOutcome, seconds: float, learning_rate: float, done: float
     ) -> None:
         state = self.state
-        if not self.world.is_first:
+        if self.recorder is None:
             return
         if outcome.jump is not None:
             self.recorder.warn(
@@ -270,7 +274,7 @@ class _Run:
         seconds = time.perf_counter() - started
         self.pace.validation_s = seconds
         state.seconds += seconds
-        if self.world.is_first:
+        if self.recorder is not None:
             self.recorder.validation(ValidationRecord(state.step, state.validation, seconds))
 
     def _save(self) -> None:

@@ -90,7 +90,8 @@ class Pretrain(Stage):
         """Return what uniform, unigram and bigram models reach on the held-out rows."""
         if self.measured_floors is None:
             return {}
-        return self.measured_floors.total.model_dump(include={"uniform", "unigram", "bigram"})
+        known = self.measured_floors.total
+        return {"uniform": known.uniform, "unigram": known.unigram, "bigram": known.bigram}
 
     def fingerprint(self) -> str:
         """Name the text, the seed and the shape of the batches."""

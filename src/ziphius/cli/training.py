@@ -1,0 +1,202 @@
+"""What training commands share: options of every run, its folder, what is said at its end."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+from pydantic import Field, ValidationError
+from rich.console import Console
+
+import ziphius
+from ziphius.cli.options import AsJson
+from ziphius.core.config import Config, explain
+from ziphius.core.errors import ConfigError
+from ziphius.core.files import refuse_occupied, write_file
+from ziphius.train.budget import BudgetText
+from ziphius.train.config import Dtype, TrainConfig
+from ziphius.train.fingerprint import WITHOUT_EFFECT
+from ziphius.train.lock import LOCK_FILE, locked
+
+if TYPE_CHECKING:
+    from ziphius.train.instruments import Figures
+    from ziphius.train.result import TrainResult
+
+CONFIG_FILE = "config.json"
+
+_Bare = tyro.conf.arg(prefix_name=False)
+
+
+class TrainOptions(TrainConfig):
+    """How to train, with the options of every day by their bare names."""
+
+    budget: Annotated[BudgetText, _Bare] = "10m"
+    """How long: a time (90s, 10m, 2h), tokens (200M-tokens) or steps (500-steps). A time becomes
+    a number of steps once the first steps are measured."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), _Bare] = 0
+    """Decides the first weights and the order of the data."""
+    device: Annotated[str, _Bare] = "auto"
+    """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: Annotated[Dtype, _Bare] = "auto"
+    """Numbers of products; bfloat16 is autocast beside float32 weights, and auto takes it on
+    accelerators only."""
+
+
+class RunOptions(Config):
+    """Options of a run that are no part of what it computes."""
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the run. The same command again goes on where the run stopped."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Go on with the run in this folder, with the settings it was started with."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Start a new run in `out` with the settings of another run's config.json."""
+    fresh: bool = False
+    """Start anew; a run that is in `out` already is moved aside."""
+    require_exact: bool = False
+    """Refuse to go on if the numbers would differ from those of a run that never stopped."""
+    as_json: AsJson = False
+    """Print the result as one JSON document."""
+
+
+C = TypeVar("C", bound=RunOptions)
+
+_OF_THE_CALL = set(RunOptions.model_fields)
+
+
+def settle(options: C) -> tuple[C, Path]:
+    """Return all settings of a run, read from a file where that was asked for, and its folder."""
+    if options.resume is not None and options.config is not None:
+        raise ConfigError("resume and config: give one of them.")
+    if options.resume is not None:
+        _refuse_settings(options, "resume")
+        if options.out is not None or options.fresh:
+            raise ConfigError("out and fresh have no effect with resume.")
+        return _read(options, options.resume / CONFIG_FILE), options.resume
+    if options.out is None:
+        raise ConfigError("out: name the folder of the run, such as --out runs/first.")
+    if options.config is not None:
+        _refuse_settings(options, "config")
+        return _read(options, options.config), options.out
+    return options, options.out
+
+
+def claim_folder(options: RunOptions, folder: Path) -> None:
+    """Make the folder of a run and write its config.json; what a user has there is never lost.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        OutputError: it holds something else.
+        TrainingError: another process uses it.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists() and not _has_only_a_lock(folder):
+        refuse_occupied(folder)
+    with locked(folder):
+        if path.exists() and options.fresh:
+            _move_aside(folder)
+        elif path.exists():
+            _refuse_changes(options, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(_document(options), indent=1) + "\n")
+
+
+def report(
+    result: "TrainResult", figures: "Figures", console: Console, *, name: str, as_json: bool
+) -> None:
+    """Show how a run ended; after a signal say how to go on, and exit as the signal asks."""
+    from ziphius.train.summary import result_document, summary_table, verdict, write_result
+
+    write_result(result, figures)
+    console.print(summary_table(result, figures))
+    console.print(verdict(result), highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result_document(result, figures), indent=1))
+    if result.stopped_by is not None:
+        which = signal.Signals(result.stopped_by).name
+        print(
+            f"Stopped by {which} after step {result.step}; saved. To go on:\n"
+            f"  ziphius {name} --resume {result.folder}",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + result.stopped_by)
+
+
+def _document(options: RunOptions) -> dict[str, Any]:
+    import torch
+
+    settings = options.model_dump(mode="json", exclude=_OF_THE_CALL)
+    versions = {"ziphius": ziphius.__version__, "torch": torch.__version__}
+    return {"versions": versions, "settings": settings}
+
+
+def _read(options: C, path: Path) -> C:
+    """Read the settings of a run; options of the call stay."""
+    try:
+        settings = json.loads(path.read_bytes())["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no config.json of a run ({error}).") from error
+    try:
+        of_the_call = {name: getattr(options, name) for name in _OF_THE_CALL}
+        return type(options).model_validate({**settings, **of_the_call})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error)}") from error
+
+
+def _refuse_settings(options: RunOptions, name: str) -> None:
+    """Refuse options beside those of the call: the file decides."""
+    defaults = dict(_flat("", type(options)().model_dump(mode="json", exclude=_OF_THE_CALL)))
+    given = dict(_flat("", options.model_dump(mode="json", exclude=_OF_THE_CALL)))
+    changed = [field for field, value in given.items() if value != defaults.get(field)]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: no effect with {name}, which brings all settings of the run."
+        )
+
+
+def _refuse_changes(options: RunOptions, folder: Path) -> None:
+    """Refuse settings that would make the rest of a run another one; its length may change."""
+    before = _read(options, folder / CONFIG_FILE)
+    old, new = (
+        dict(_flat("", each.model_dump(mode="json", exclude=_OF_THE_CALL | {"instruments"})))
+        for each in (before, options)
+    )
+    changed = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in (new | old)
+        if old.get(name) != new.get(name) and name not in WITHOUT_EFFECT
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with other settings: {'; '.join(changed)}. Go on with it by "
+            f"--resume {folder}, start anew with --fresh, or choose another --out."
+        )
+
+
+def _has_only_a_lock(folder: Path) -> bool:
+    """Tell whether a run was killed before it wrote its settings."""
+    return folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK_FILE]
+
+
+def _move_aside(folder: Path) -> None:
+    """Rename the folder of an old run; nothing of it is removed."""
+    for number in range(1, 10_000):
+        target = folder.with_name(f"{folder.name}.old-{number}")
+        if not target.exists():
+            os.rename(folder, target)
+            print(f"The run that was in {folder} is now in {target}.", file=sys.stderr)
+            return
+    raise ConfigError(f"{folder} has 9,999 old runs beside it: remove some.")
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Name every leaf of nested dictionaries by its path."""
+    if isinstance(value, dict) and value:
+        for name, entry in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else name, entry)
+    else:
+        yield prefix, value
