@@ -67,6 +67,7 @@ def _torch() -> list[Finding]:
     import torch
 
     from ziphius.core.device import available_devices
+    from ziphius.ops import native
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
@@ -74,9 +75,15 @@ def _torch() -> list[Finding]:
     return [
         Finding("torch", torch.__version__),
         Finding("cpu", f"{cores} cores, {torch.get_num_threads()} torch threads, {capability}"),
+        _kernels(native.status()),
         *(Finding(name, _accelerator(name)) for name in accelerators),
         *([] if accelerators else [Finding("accelerator", "none: everything runs on the CPU")]),
     ]
+
+
+def _kernels(status: str) -> Finding:
+    """Tell whether the fused CPU kernels run; without them training is right, but slower."""
+    return Finding("native kernels", status, "" if status.startswith("on") else "install g++")
 
 
 def _accelerator(name: str) -> str:

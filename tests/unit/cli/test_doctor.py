@@ -8,6 +8,7 @@ import torch
 
 from ziphius.cli.main import main
 from ziphius.core import device
+from ziphius.ops import native
 
 
 @pytest.fixture
@@ -66,3 +67,12 @@ def test_accelerators_are_listed(report: Report, monkeypatch: pytest.MonkeyPatch
     found = report()
     assert found["mps:0"] == ("present", "")
     assert "accelerator" not in found
+
+
+def test_it_says_whether_the_native_kernels_run(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "status", lambda: "on: compiled by g++")
+    assert report()["native kernels"] == ("on: compiled by g++", "")
+    monkeypatch.setattr(native, "status", lambda: "off: no C++ compiler found")
+    assert report()["native kernels"] == ("off: no C++ compiler found", "install g++")
