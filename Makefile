@@ -9,24 +9,28 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 TESTS := tests/house tests/unit tests/numerics tests/e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fmt lint type house unit numerics e2e docs size clean
+.PHONY: help run test bench-train fmt lint type house unit numerics e2e docs size clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 run: $(STAMP) ## Do the main job (ARGS="..." for its options)
 	$(BIN)/ziphius run $(ARGS)
 
+# One file stays on one process, so that what a file sets up is set up once.
 test: lint type ## Lint, check types and run all tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+
+bench-train: $(STAMP) ## Measure training speed against the peers (ARGS="--nanochat FOLDER")
+	$(BIN)/python bench/train.py $(ARGS)
 
 fmt: $(STAMP) ## Format the code and mend what lint can mend
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
 
 lint: $(STAMP) ## Check format and style
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
 
 type: $(STAMP) ## Check types, strictly
 	$(BIN)/mypy
