@@ -1,0 +1,255 @@
+import json
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import build, grouped_config
+from tests.training import RandomRows, moe_config, train_config
+from ziphius.models.config import ModelConfig
+from ziphius.models.weights.names import model_tensors
+from ziphius.train.config import TrainConfig
+from ziphius.train.ema import Ema
+from ziphius.train.errors import TrainingError
+from ziphius.train.guard import Guard
+from ziphius.train.inventory import PARTS, Held, has_adapters, merged_tensors
+from ziphius.train.lora import LoraConfig, add_adapters, merge_adapters
+from ziphius.train.optim import OPTIMIZERS, build_optimizer
+from ziphius.train.rng import rng_state, set_rng_state
+from ziphius.train.seams import TrainState
+from ziphius.train.stages.pretrain import Pretrain
+
+CPU = torch.device("cpu")
+CONFIG = train_config(ema_decay=0.9)
+
+
+@pytest.fixture(autouse=True)
+def _random_states_of_other_tests() -> Iterator[None]:
+    state = rng_state(CPU)
+    yield
+    set_rng_state(*state, CPU)
+
+
+class Remembering(Pretrain):
+    """A stage that has something to remember."""
+
+    memory = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.memory = state["memory"]
+
+
+def started(
+    seed: int,
+    config: TrainConfig = CONFIG,
+    model_config: ModelConfig | None = None,
+    *,
+    lora: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> TrainState:
+    """A state in the middle of a run; with another seed everything in it is other."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    model = build(model_config or moe_config(), 0 if lora else seed).to(dtype)
+    if lora:
+        add_adapters(model, LoraConfig(rank=2), seed=seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    ema = Ema(model, 0.9) if config.ema_decay else None
+    stage = Remembering(RandomRows(config), model.config, config)
+    guard = Guard(config.guard)
+    state = TrainState(model, optimizer, ema, stage, guard, plan={"budget": config.budget})
+    for step in range(3):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn_like(parameter)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        optimizer.step()
+        if ema is not None:
+            ema.update(model, step)
+        guard.observe(step, 1.0 + seed / 7 + step)
+    optimizer.zero_grad()
+    for buffer in model.buffers():
+        buffer.normal_()
+    stage.memory = 10 + seed
+    state.step, state.tokens_seen, state.seconds = 3 + seed, 300 + seed, 0.1 + seed
+    state.plan["total_steps"] = 30 + seed
+    state.validation = {"loss": 0.3 + seed}
+    return state
+
+
+def observed(state: TrainState) -> dict[str, Any]:
+    """Everything about a state that can be seen, without the code under test."""
+    found: dict[str, Any] = {f"weights {n}": t for n, t in state.model.state_dict().items()}
+    for name, parameter in state.model.named_parameters():
+        for key, value in state.optimizer.state[parameter].items():
+            found[f"optimizer {name} {key}"] = value
+    for name, value in ({} if state.ema is None else state.ema.tensors).items():
+        found[f"ema {name}"] = value
+    found["drawn by torch"] = torch.rand(2)
+    found["drawn by numpy"] = np.random.randn()
+    found["drawn by python"] = random.random()
+    for name in ("step", "tokens_seen", "seconds", "plan", "validation"):
+        found[name] = getattr(state, name)
+    return found | {"guard": list(state.guard.window), "memory": state.stage.state()}
+
+
+def different(first: Mapping[str, Any], second: Mapping[str, Any]) -> set[str]:
+    """Name what is not equal, bit for bit."""
+    assert first.keys() == second.keys()
+    return {name for name in first if not _same(first[name], second[name])}
+
+
+def _same(first: Any, second: Any) -> bool:
+    if not isinstance(first, Tensor):
+        return bool(first == second)
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+def moved(held: Held) -> Held:
+    """A part as it comes back from disk."""
+    tensors = {name: tensor.clone() for name, tensor in held.tensors.items()}
+    return Held(tensors, json.loads(json.dumps(held.values)))
+
+
+def restore(state: TrainState, held: Mapping[str, Held]) -> None:
+    """Put back what is held, in the order of the inventory."""
+    for name, part in PARTS.items():
+        if name in held:
+            part.restore(state, held[name])
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no average": {"config": train_config()},
+    "adapters": {"lora": True},
+    "adapters on bfloat16": {"lora": True, "dtype": torch.bfloat16},
+    "tied": {"model_config": grouped_config(tie_word_embeddings=True)},
+    "muon": {"config": train_config(optimizer={"name": "muon"}, ema_decay=0.9)},
+    "bfloat16 moments": {"config": train_config(optimizer={"moments": "bfloat16"})},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_parts_together_make_an_equal_state(name: str) -> None:
+    variant = VARIANTS[name]
+    state = started(1, **variant)
+    held = {name: moved(part.capture(state)) for name, part in PARTS.items()}
+    expected = observed(state)
+    other = started(2, **variant)
+    place = other.model.model.norm.weight.data_ptr()
+    restore(other, held)
+    assert different(observed(other), expected) == set()
+    assert other.model.model.norm.weight.data_ptr() == place, "the optimizer knows the old tensors"
+
+
+TOUCHED = {
+    "model": ("weights ",),
+    "adapters": (),
+    "optimizer": ("optimizer ",),
+    "ema": ("ema ",),
+    "rng": ("drawn ",),
+    "progress": ("step", "tokens_seen", "seconds", "plan", "validation"),
+    "guard": ("guard",),
+    "stage": ("memory",),
+}
+
+
+@pytest.mark.parametrize("left_out", PARTS)
+def test_each_part_left_out_leaves_its_own_things_other(left_out: str) -> None:
+    state = started(1)
+    held = {name: moved(part.capture(state)) for name, part in PARTS.items() if name != left_out}
+    expected = observed(state)
+    other = started(2)
+    restore(other, held)
+    found = different(observed(other), expected)
+    wanted = {name for name in expected if name.startswith(TOUCHED[left_out])}
+    if left_out == "optimizer":  # the number of the step is the same
+        wanted = {name for name in wanted if not name.endswith(" step")}
+    assert found == (wanted if TOUCHED[left_out] else set())
+
+
+def test_each_optimizer_has_state_to_keep() -> None:
+    for name in OPTIMIZERS:
+        state = started(1, train_config(optimizer={"name": name}))
+        held = PARTS["optimizer"].capture(state)
+        assert {key.split("|")[0] for key in held.tensors} == {
+            key for key, _ in state.model.named_parameters()
+        }
+
+
+def test_copies_do_not_follow_the_run() -> None:
+    state = started(1)
+    held = {name: part.capture(state) for name, part in PARTS.items() if name != "stage"}
+    before = {name: moved(part) for name, part in held.items()}
+    for parameter in state.model.parameters():
+        parameter.data.zero_()
+        for value in state.optimizer.state[parameter].values():
+            value.zero_()
+    for value in (*state.ema.tensors.values(), *state.model.buffers()):
+        value.zero_()
+    for name, part in before.items():
+        assert different(held[name].tensors, part.tensors) == set(), name
+
+
+def test_adapters_move_and_frozen_weights_are_not_kept() -> None:
+    state = started(1, lora=True)
+    assert has_adapters(state.model)
+    names = PARTS["adapters"].capture(state).tensors.keys()
+    assert any(name.endswith("lora_A.weight") for name in names)
+    assert any(name.endswith("e_score_correction_bias") for name in names)
+    assert "lm_head.weight" not in names
+    assert not has_adapters(started(1).model)
+    assert PARTS["adapters"].capture(started(1)).tensors == {}
+
+
+def test_a_model_with_adapters_is_written_as_the_plain_one_it_equals() -> None:
+    model = started(1, lora=True).model
+    merged = {name: tensor.detach().clone() for name, tensor in merged_tensors(model).items()}
+    merge_adapters(model)
+    assert different(merged, {n: t.detach() for n, t in model_tensors(model).items()}) == set()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "reason"),
+    [
+        ({"model_config": moe_config(intermediate_size=36)}, {}, r"shape \[32, 24\] in the chec"),
+        ({}, {"model_config": moe_config(num_nextn_predict_layers=0)}, "no tensor in the checkp"),
+        ({"model_config": moe_config(num_nextn_predict_layers=0)}, {}, "no tensor in this run"),
+        ({"lora": True}, {}, "lora_A.weight has no tensor in the checkpoint"),
+        ({}, {"lora": True}, "lora_A.weight has the shape .* no tensor in this run"),
+        ({"config": train_config()}, {}, "ema_decay"),
+        ({}, {"config": train_config()}, "ema_decay"),
+    ],
+)
+def test_a_state_of_another_shape_is_refused(
+    ours: dict[str, Any], theirs: dict[str, Any], reason: str
+) -> None:
+    state, other = started(1, **ours), started(1, **theirs)
+    held = {name: part.capture(other) for name, part in PARTS.items()}
+    with pytest.raises(TrainingError, match=rf"does not fit this run: .*{reason}"):
+        restore(state, held)
+
+
+def test_an_optimizer_of_other_weights_is_refused() -> None:
+    held = PARTS["optimizer"].capture(started(1, model_config=moe_config(intermediate_size=36)))
+    with pytest.raises(TrainingError, match="fits no weight of the model"):
+        PARTS["optimizer"].restore(started(1), held)
+
+
+def test_a_new_budget_keeps_its_own_plan() -> None:
+    held = PARTS["progress"].capture(started(1))
+    same, other = started(2), started(2, train_config(ema_decay=0.9, budget="99-steps"))
+    for state in (same, other):
+        PARTS["progress"].restore(state, held)
+    assert same.plan == {"budget": "10-steps", "total_steps": 31}
+    assert other.plan == {"budget": "99-steps", "total_steps": 32}
+    assert same.step == other.step == 4
