@@ -120,8 +120,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer) -> PreparedData:
                 dtype=id_type(tokenizer.vocab_size),
             )
             domains[name] = _domain(plan, pool)
-    ordered = {name: domains[name] for name in shares}
-    return PreparedData(ordered, shares, token_bytes(tokenizer))
+    return PreparedData(domains, shares, token_bytes(tokenizer))
 
 
 def token_bytes(tokenizer: Tokenizer) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.data.made import use_corpora
+from tests.unit.data.made import make_data, use_corpora
 from ziphius.data import floors as module
 from ziphius.data.batch import Batch
 from ziphius.data.config import DataConfig
@@ -69,12 +69,21 @@ def test_constants_are_those_that_predict_best() -> None:
 
 
 def test_only_predicted_tokens_count() -> None:
-    ids_BT = torch.tensor([[1, 2, 3, 4, 9], [5, 6, 7, 8, 9]])
-    documents_BT = torch.tensor([[0, 0, 1, 1, -1], [0, 0, 0, 0, 1]])
+    ids_BT = torch.tensor([[1, 2, 3, 4, 9, 9], [5, 6, 7, 8, 9, 9]])
+    documents_BT = torch.tensor([[0, 0, 1, 1, -1, -1], [0, 0, 0, 0, 1, 2]])
     assert predicted_pairs(Batch(ids_BT, documents_BT)).tolist() == [
         [1, 3, 5, 6, 7],
         [2, 4, 6, 7, 8],
     ]
+
+
+def test_constants_are_fitted_on_rows_that_are_not_counted(tmp_path: Path) -> None:
+    loader = MixLoader(
+        make_data(tmp_path, {"books": [16] * 100}), context=16, seed=0, rows=4, micro_rows=4
+    )
+    counted, fitted = module._training_pairs(loader)
+    assert (counted.shape, fitted.shape) == ((2, 97 * 15), (2, 3 * 15))
+    assert not set(counted[0].tolist()) & set(fitted[0].tolist())
 
 
 def test_bits_per_byte() -> None:

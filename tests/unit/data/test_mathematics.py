@@ -85,6 +85,39 @@ def test_answers_of_other_kinds(name: str, pattern: str, right: object) -> None:
         assert right(a, b, int(exercise.answer)), exercise
 
 
+NOT_A_NUMBER_AT_THE_END = {"division", "binary", "factors", "greatest_divisor", "simplification"}
+
+
+@pytest.mark.parametrize("name", sorted(EXERCISES.keys() - NOT_A_NUMBER_AT_THE_END))
+def test_the_last_step_is_the_answer(name: str) -> None:
+    random = Random(name)
+    for _ in range(60):
+        exercise = EXERCISES[name](random)
+        _, last = equations(render(exercise, 0, 0))[-1]
+        assert value(last) == value(exercise.answer.removeprefix("x = "))
+
+
+def test_digits_that_are_written_make_the_sum() -> None:
+    random = Random(5)
+    for _ in range(100):
+        exercise = EXERCISES["addition"](random)
+        for language, pattern in ((0, r"write (\d)"), (1, r"\u5199 (\d)")):
+            text = render(exercise, language, 0)
+            written = "".join(reversed(re.findall(pattern, text)))
+            assert exercise.answer in (written, f"1{written}")
+
+
+def test_digits_of_a_quotient_come_one_by_one() -> None:
+    random = Random(6)
+    for _ in range(100):
+        exercise = EXERCISES["division"](random)
+        digits = re.findall(r"\* (\d+) \+", "\n".join(map(str, exercise.steps[:-1])))
+        assert all(0 < int(digit) < 10 for digit in digits)
+        quotient, remainder = map(int, exercise.answer.split(", "))
+        a, b = map(int, re.findall(r"\d+", exercise.question[0]))
+        assert (quotient, remainder) == divmod(a, b)
+
+
 def test_primes_multiply_to_the_number() -> None:
     random = Random(3)
     for _ in range(100):
@@ -106,7 +139,7 @@ def test_a_document_is_a_function_of_seed_and_number() -> None:
     documents = list(islice(mathematics(7), 30))
     assert documents[20] == exercises(7, 20)
     assert len({document.text for document in documents}) == 30
-    assert exercises(8, 20) != exercises(7, 20)
+    assert exercises(8, 20).text != exercises(7, 20).text
 
 
 def test_both_languages_occur_and_are_not_mixed() -> None:

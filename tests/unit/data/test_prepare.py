@@ -1,6 +1,7 @@
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_a_second_time_nothing_is_read(
     assert again.fingerprint == first.fingerprint
 
 
+def test_assets_are_not_needed_once_they_are_tokenized(
+    cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_corpora(monkeypatch, texts(20))
+    for name, corpus in module.CORPORA.items():
+        monkeypatch.setitem(module.CORPORA, name, replace(corpus, assets=("chitchat",)))
+    fetched: list[str] = []
+    monkeypatch.setattr(module, "fetch", fetched.append)
+    prepare(config(), tokenizer)
+    assert fetched == ["chitchat"] * 4
+    prepare(config(), tokenizer)
+    assert fetched == ["chitchat"] * 4
+
+
 @pytest.mark.parametrize(
     ("settings", "made_anew"),
     [({"fim_rate": 0.7}, ["code"]), ({"domain_megabytes": 0.001}, [*DOMAINS])],
@@ -119,7 +134,7 @@ def test_mathematics_is_made_as_the_mix_needs_it(
     sizes = {n: d.train.counts.bytes + d.validation.counts.bytes for n, d in data.domains.items()}
     share = sizes["mathematics"] / sum(sizes.values())
     assert 0.3 <= share < 0.33
-    assert list(data.domains) == ["general", "chinese", "books", "code", "mathematics"]
+    assert list(data.shares) == ["general", "chinese", "books", "code", "mathematics"]
 
 
 def test_code_is_filled_in_the_middle_and_nothing_else(
@@ -205,9 +220,9 @@ def test_another_process_may_be_faster(
     (cache / "tokens").rename(moved)
     real = module.write_shards
 
-    def late(folder: Path, *rest: Any) -> Any:
-        counts = real(folder, *rest)
-        for finished in moved.glob("books-*"):
+    def late(folder: Path, name: str, encoded: Any) -> Any:
+        counts = real(folder, name, encoded)
+        for finished in moved.glob(f"{name}-*"):
             finished.rename(folder.parent / finished.name)
         return counts
 

@@ -18,6 +18,7 @@ def test_the_table_says_what_each_domain_gave(tmp_path: Path) -> None:
     Console(file=output, width=120).print(mix_table(loader, 100))
     lines = {line.split()[1]: line for line in output.getvalue().splitlines() if "%" in line}
     assert [*lines] == ["general", "code"]
+    assert (lines["general"].count("75.0 %"), lines["code"].count("25.0 %")) == (2, 2)
     for shown in ("75.0 %", "600", "1.50", "10"):
         assert shown in lines["general"]
     for shown in ("25.0 %", "200", "0.50", "3 duplicate"):
