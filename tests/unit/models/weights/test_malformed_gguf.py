@@ -86,6 +86,11 @@ def gguf_tensor_out_of_the_file(file):
     change_number(file, b"output_norm.weight", 4 + 8 + 4, 2**40)
 
 
+@case("output_norm.weight", "gap or an overlap")
+def gguf_tensor_over_another(file):
+    change_number(file, b"output_norm.weight", 4 + 8 + 4, 0)
+
+
 @case("output_norm.weight", "9 dimensions")
 def gguf_nine_dimensions(file):
     change_number(file, b"output_norm.weight", 0, 9, size=4)
