@@ -165,6 +165,11 @@ class ConversationLoader:
         return self._starts[-1]
 
     @property
+    def fingerprint(self) -> str:
+        """Name the conversations and the order of the rows."""
+        return f"{self.conversations.fingerprint} x {self.epochs} seed {self.seed}"
+
+    @property
     def filled_share(self) -> float:
         """Return the share of all rows that is no padding."""
         room = self.total_rows * self.conversations.context

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+import tyro
 from pydantic import model_validator
 from rich.console import Console
 
@@ -37,16 +38,20 @@ LOAD_STEPS = 100
 """Steps whose expert loads are added up for the summary."""
 
 
+# On a command line without the prefix: --quiet.
+_Bare = tyro.conf.arg(prefix_name=False)
+
+
 class InstrumentsConfig(Config):
     """What is shown and kept of a run."""
 
-    quiet: bool = False
+    quiet: Annotated[bool, _Bare] = False
     """Show no live line."""
-    tensorboard: bool = True
+    tensorboard: Annotated[bool, _Bare] = True
     """Write curves for TensorBoard into the run folder."""
-    wandb: str | None = None
+    wandb: Annotated[str | None, _Bare] = None
     """Project of Weights & Biases that gets the curves too."""
-    wandb_offline: bool = False
+    wandb_offline: Annotated[bool, _Bare] = False
     """Keep what Weights & Biases would be sent in the run folder."""
 
     @model_validator(mode="after")
@@ -164,6 +169,10 @@ class Instruments:
             curves.write(validation_scalars(record), record.step)
         if not self.line.is_quiet:
             self.line.message(_validation_text(record))
+
+    def note(self, message: str) -> None:
+        """Show something the user should know."""
+        self.line.message(message)
 
     def warn(self, message: str) -> None:
         """Show a warning and keep it for the summary."""

@@ -13,8 +13,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from ziphius.data.batch import Batch
-from ziphius.data.conversations import ConversationLoader
 from ziphius.data.floors import bits_per_byte
+from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
 from ziphius.models.gates import Routing
@@ -32,6 +32,7 @@ class Sft(Stage):
         model_config: of the model that is trained.
         config: weights of the losses, rows.
         validation: held-out conversations; without any nothing is measured.
+        data_fingerprint: names the conversations and their order.
         world: the ranks that share the rows.
     """
 
@@ -39,15 +40,17 @@ class Sft(Stage):
 
     def __init__(
         self,
-        loader: ConversationLoader,
+        loader: Loader,
         model_config: ModelConfig,
         config: TrainConfig,
         *,
         validation: Sequence[Batch] = (),
+        data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
         self.loader, self.model_config, self.config = loader, model_config, config
-        self.validation, self.world = validation, world
+        self.validation, self.data_fingerprint = validation, data_fingerprint
+        self.world = world
 
     def batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step."""
@@ -92,11 +95,7 @@ class Sft(Stage):
 
     def fingerprint(self) -> str:
         """Name the conversations, their order and the shape of the batches."""
-        loader, config = self.loader, self.config
-        return (
-            f"{loader.conversations.fingerprint} x {loader.epochs} epochs seed {loader.seed} "
-            f"{config.rows} x {config.context}"
-        )
+        return f"{self.data_fingerprint} {self.config.rows} x {self.config.context}"
 
 
 def _of(routing: Routing, kept_M: Tensor) -> Routing:

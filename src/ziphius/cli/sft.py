@@ -1,0 +1,74 @@
+"""`ziphius sft`: teach a model conversations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+from rich.console import Console
+
+from ziphius.cli.training import RunOptions, claim_folder, report, settle
+from ziphius.train.budget import BudgetText
+from ziphius.train.config import Dtype
+from ziphius.train.finetuning import DEFAULT_BUDGET, SftSettings, SftTraining
+
+_Bare = tyro.conf.arg(prefix_name=False)
+
+
+class SftOptions(SftTraining):
+    """How to train, with the options of every day by their bare names."""
+
+    budget: Annotated[BudgetText, tyro.conf.Suppress] = DEFAULT_BUDGET
+    """Not to be given: epochs says how long the run is."""
+    learning_rate: Annotated[float, Field(gt=0), _Bare] = 1e-4
+    """Highest learning rate; small models take more, published ones took 5e-6."""
+    context: Annotated[int, Field(ge=2), _Bare] = 512
+    """Tokens of a row, which holds several conversations."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), _Bare] = 0
+    """Decides the order of the conversations and the first adapters."""
+    device: Annotated[str, _Bare] = "auto"
+    """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: Annotated[Dtype, _Bare] = "auto"
+    """Numbers of products; bfloat16 is autocast beside float32 weights, and auto takes it on
+    accelerators only."""
+
+
+class SftConfig(SftSettings, RunOptions):
+    """What `ziphius sft` needs to know."""
+
+    model: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="MODEL")]] = None
+    """Model folder or .gguf file to teach, with its tokenizer."""
+    train: SftOptions = SftOptions()
+    """How to train."""
+
+
+def sft(config: SftConfig) -> None:
+    """Teach a model to answer: the loss counts what assistants wrote, and nothing else.
+
+    Rows hold several conversations that never see each other. Several processes share the work
+    when torchrun starts them. Ctrl-C ends the run after its step and saves; the same command, or
+    --resume, goes on.
+
+    Example:
+        ziphius sft runs/first/checkpoints/step-1000 --data chats.jsonl --out runs/chat --epochs 3
+        ziphius sft MODEL --data chats.jsonl --out runs/lora --lora.rank 8 --lora.alpha 16
+        ziphius sft --resume runs/chat
+    """
+    from ziphius.core.device import resolve_device
+    from ziphius.dist.world import join_world, local_device
+    from ziphius.train.finetuning import run_sft
+
+    settings, folder = settle(config)
+    device = local_device(resolve_device(settings.train.device))
+    with join_world(device) as world:
+        if world.is_first:
+            claim_folder(settings, folder)
+        console = Console(stderr=True, quiet=not world.is_first)
+        tuned = run_sft(
+            settings, folder, world=world, require_exact=config.require_exact, console=console
+        )
+    if tuned.figures is not None:
+        shown = Console(stderr=config.as_json)
+        if tuned.adapter is not None:
+            shown.print(f"Adapters are in {tuned.adapter}", highlight=False)
+        report(tuned.result, tuned.figures, shown, name="sft", as_json=config.as_json)

@@ -1,0 +1,184 @@
+"""`ziphius sft` from a model folder and a file of conversations to a model that can be used."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ziphius.cli.main import main
+from ziphius.data.conversations import ConversationLoader
+from ziphius.models.model import Model
+from ziphius.models.presets import get_preset
+from ziphius.models.weights import load, save
+from ziphius.text.tokenizer import load_tokenizer
+from ziphius.text.vocabulary import deepseek_tokenizer
+from ziphius.train.lora import load_adapters, merge_adapters
+from ziphius.train.records import metrics_hash, read_metrics
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny V3 and its tokenizer."""
+    folder = tmp_path_factory.mktemp("sft") / "base"
+    model = Model(get_preset("v3-tiny"))
+    model.initialize(0)
+    save(model, folder, deepseek_tokenizer(512), weight_format="float32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four short conversations, and one that no row holds."""
+    path = tmp_path_factory.mktemp("sft") / "sums.jsonl"
+    answers = [str(2 * i) for i in range(24)] + ["1" * 400]
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{i}+{i}?"},
+                {"role": "assistant", "content": a},
+            ]
+        }
+        for i, a in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peak of this machine that need not be measured."""
+    monkeypatch.setattr("ziphius.train.instruments.matrix_peak", lambda device, dtype: 1e12)
+
+
+def arguments(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    short = "--context 48 --epochs 2 --train.batch-rows 2 --learning-rate 0.003"
+    files = ["sft", str(base), "--data", str(data), "--out", str(out)]
+    quiet = "--quiet --no-tensorboard"
+    return [*files, *short.split(), *quiet.split(), *more]
+
+
+def test_a_run_from_conversations_to_a_model(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    line = arguments(base, data, out, "--hold-out", "0.3", "--chat-format", "deepseek-v3", "--json")
+    assert main(line) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["is_complete"]
+    assert result["stage"] == "sft"
+    steps = [entry for entry in read_metrics(out) if entry["kind"] == "step"]
+    assert len(steps) == result["total_steps"]
+    assert {"loss", "mtp1", "bits_per_byte"} <= set(result["validation"])
+    assert "1 longer than a row of 48" in captured.err
+    assert "in the format deepseek-v3" in captured.err
+    assert json.loads((out / "result.json").read_text()) == result
+    checkpoint = Path(result["checkpoint"])
+    assert load_tokenizer(checkpoint).chat_format == "deepseek-v3"
+    before, after = load(base), load(checkpoint)
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+
+    assert main(line) == 0  # done already: nothing is done again
+    again = json.loads(capsys.readouterr().out)
+    assert (again["step"], again["loss"]) == (result["step"], None)
+
+
+def test_adapters_and_the_merged_model_are_the_same(base: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(base, data, out, "--lora.rank", "4", "--hold-out", "0")) == 0
+    [checkpoint] = (out / "checkpoints").iterdir()
+    model = load(base, dtype=torch.float32)
+    frozen = model.model.embed_tokens.weight.detach().clone()
+    load_adapters(model, out / "adapter")
+    merge_adapters(model)
+    merged = load(checkpoint)
+    assert merged.state_dict().keys() == model.state_dict().keys()
+    changed = 0
+    for name, tensor in merged.state_dict().items():
+        assert torch.allclose(tensor, model.state_dict()[name], atol=1e-6), name
+        changed += not torch.equal(tensor, load_tensor(base, name))
+    assert changed > 10
+    assert torch.equal(merged.model.embed_tokens.weight, frozen)
+
+
+def load_tensor(folder: Path, name: str) -> torch.Tensor:
+    return _loaded.setdefault(folder, load(folder).state_dict())[name]
+
+
+_loaded: dict[Path, Any] = {}
+
+
+@pytest.mark.parametrize("options", [(), ("--lora.rank", "4")])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = (*options, "--hold-out", "0", "--train.workers", "0")
+    assert main(arguments(base, data, tmp_path / "whole", *options)) == 0
+    batch = ConversationLoader.batch
+
+    def batch_with_a_signal(self: ConversationLoader, step: int, *place: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step, *place)
+
+    line = arguments(base, data, tmp_path / "stopped", *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversationLoader, "batch", batch_with_a_signal)
+        with pytest.raises(SystemExit) as stopped:
+            main(line)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "ziphius sft --resume" in capsys.readouterr().err
+    assert main(["sft", "--resume", str(tmp_path / "stopped")]) == 0
+    assert "Going on from step 3. exact: yes" in capsys.readouterr().err
+    assert metrics_hash(tmp_path / "stopped") == metrics_hash(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (("--context", "1000000"), "the model is made for"),
+        (("--context", "4"), "No conversation is left to learn from"),
+        (("--chat-format", "morse"), "Unknown chat format 'morse'"),
+        (("--over-long", "refuse"), "line 25: "),
+        (("--lora.rank", "2", "--lora.targets", "w_proj"), "no projection 'w_proj'"),
+        (("--validation", "nothing.jsonl"), "nothing.jsonl cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    change: tuple[str, ...],
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(arguments(base, data, tmp_path / "run", "--hold-out", "0.05", *change)) == 2
+    error = capsys.readouterr().err
+    assert problem in error
+    assert "Traceback" not in error
+
+
+def test_a_bad_line_is_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n{"messages": 1}\n')
+    assert main(arguments(base, path, tmp_path / "run")) == 2
+    assert "bad.jsonl, line 2: must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "line"), [("model", []), ("data", ["some/model"])])
+def test_model_and_data_must_be_named(
+    missing: str, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sft", *line, "--out", str(tmp_path / "run")]) == 2
+    assert f"{missing}: name the model" in capsys.readouterr().err
