@@ -21,6 +21,4 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Return what an unfinished character leaves, as U+FFFD, and start afresh."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)

@@ -107,6 +107,12 @@ def test_ids_are_those_of_the_library_for_the_rendered_text(small: Tokenizer, na
     assert chat_format.encode(turns, small).ids == small.encode(text, allow_special=True)
 
 
+def test_ids_of_the_plain_format_are_those_of_its_text(small: Tokenizer) -> None:
+    plain, turns = CHAT_FORMATS["plain"], [user("What is 2 + 2?")]
+    text = plain.render(turns, generation_prompt=True)
+    assert plain.encode(turns, small, generation_prompt=True).ids == [0, *small.encode(text)]
+
+
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_ids_of_tools_and_calls_are_those_of_the_library(small: Tokenizer, name: str) -> None:
     chat_format = CHAT_FORMATS[name]
