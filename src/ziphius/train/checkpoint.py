@@ -80,6 +80,7 @@ class CheckpointStore:
         self._pool = ThreadPoolExecutor(1, "ziphius-checkpoint")
         self._writing: Future[_Written] | None = None
         self._frozen: str | None = None
+        self._told: set[str] = set()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -113,9 +114,7 @@ class CheckpointStore:
             except DamagedError as error:
                 damaged.append(f"{path.name}: {error}")
                 continue
-            if self.world.is_first:
-                for note in damaged:
-                    self._warn(f"Ignored a damaged checkpoint, {note}. Going on from {path.name}.")
+            self._tell(damaged, path)
             return path
         if damaged:
             raise TrainingError(
@@ -181,6 +180,13 @@ class CheckpointStore:
         newest = self.latest()
         assert newest is not None, "nothing was saved"
         return newest
+
+    def _tell(self, damaged: list[str], taken: Path) -> None:
+        """Warn once of each checkpoint that was passed over."""
+        for note in damaged:
+            if self.world.is_first and note not in self._told:
+                self._told.add(note)
+                self._warn(f"Ignored a damaged checkpoint, {note}. Going on from {taken.name}.")
 
     def _fingerprint(self, state: TrainState) -> Fingerprint:
         if self._frozen is None:
