@@ -66,6 +66,8 @@ class RunOptions(Config):
 C = TypeVar("C", bound=RunOptions)
 
 _OF_THE_CALL = set(RunOptions.model_fields)
+_SHOWN = "instruments"
+"""Part of the settings that a call may change: it is no part of what is computed."""
 
 
 def settle(options: C) -> tuple[C, Path]:
@@ -135,13 +137,15 @@ def _document(options: RunOptions) -> dict[str, Any]:
 
 
 def _read(options: C, path: Path) -> C:
-    """Read the settings of a run; options of the call stay."""
+    """Read the settings of a run; options of the call stay, and instruments that it names."""
     try:
         settings = json.loads(path.read_bytes())["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no config.json of a run ({error}).") from error
+        raise ConfigError(f"{path} holds no settings of a run ({error}).") from error
     try:
         of_the_call = {name: getattr(options, name) for name in _OF_THE_CALL}
+        if (shown := getattr(options, _SHOWN)) != type(options).model_fields[_SHOWN].default:
+            of_the_call[_SHOWN] = shown
         return type(options).model_validate({**settings, **of_the_call})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
@@ -149,8 +153,7 @@ def _read(options: C, path: Path) -> C:
 
 def _refuse_settings(options: RunOptions, name: str) -> None:
     """Refuse options beside those of the call: the file decides."""
-    defaults = dict(_flat("", type(options)().model_dump(mode="json", exclude=_OF_THE_CALL)))
-    given = dict(_flat("", options.model_dump(mode="json", exclude=_OF_THE_CALL)))
+    defaults, given = _settings(type(options)()), _settings(options)
     changed = [field for field, value in given.items() if value != defaults.get(field)]
     if changed:
         raise ConfigError(
@@ -161,10 +164,7 @@ def _refuse_settings(options: RunOptions, name: str) -> None:
 def _refuse_changes(options: RunOptions, folder: Path) -> None:
     """Refuse settings that would make the rest of a run another one; its length may change."""
     before = _read(options, folder / CONFIG_FILE)
-    old, new = (
-        dict(_flat("", each.model_dump(mode="json", exclude=_OF_THE_CALL | {"instruments"})))
-        for each in (before, options)
-    )
+    old, new = _settings(before), _settings(options)
     changed = [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in (new | old)
@@ -175,6 +175,11 @@ def _refuse_changes(options: RunOptions, folder: Path) -> None:
             f"{folder} holds a run with other settings: {'; '.join(changed)}. Go on with it by "
             f"--resume {folder}, start anew with --fresh, or choose another --out."
         )
+
+
+def _settings(options: RunOptions) -> dict[str, Any]:
+    """Name every setting that decides what is computed."""
+    return dict(_flat("", options.model_dump(mode="json", exclude=_OF_THE_CALL | {_SHOWN})))
 
 
 def _has_only_a_lock(folder: Path) -> bool:

@@ -221,7 +221,7 @@ class _Run:
         state.tokens_seen += outcome.tokens
         state.seconds += seconds
         self._plan()
-        self._record(outcome, seconds, learning_rate, done)
+        self._record(outcome, seconds, learning_rate)
 
     def _plan(self) -> None:
         """Turn a budget of time into steps, as soon as enough of them were measured."""
@@ -230,9 +230,7 @@ class _Run:
             total = self.pace.total_steps(state.step, state.seconds)
             state.plan["total_steps"] = int(self.world.of_first(total, self.device))
 
-    def _record(
-        self, outcome: StepOutcome, seconds: float, learning_rate: float, done: float
-    ) -> None:
+    def _record(self, outcome: StepOutcome, seconds: float, learning_rate: float) -> None:
         state = self.state
         if self.recorder is None:
             return
@@ -255,7 +253,7 @@ class _Run:
                 grad_norm_by_part=outcome.grad_norm_by_part,
                 counts_by_layer=outcome.counts_by_layer,
                 gate_entropy_by_layer=outcome.gate_entropy_by_layer,
-                progress=done,
+                progress=progress(self.config.rows, state.step, self.total_steps),
                 eta_s=self.pace.eta_s(state.step, self.total_steps, state.seconds),
                 bytes_count=outcome.bytes_count,
             )

@@ -51,6 +51,7 @@ class StepRecord:
     counts_by_layer: dict[int, list[int]]
     gate_entropy_by_layer: dict[int, float]
     progress: float
+    """Share of the run done, this step included; 0 while its length is not known."""
     eta_s: float
     bytes_count: int
 

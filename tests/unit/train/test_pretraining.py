@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ziphius.core.errors import ConfigError
+from ziphius.data.config import DataConfig
+from ziphius.models.config import YarnScaling
+from ziphius.models.presets import get_preset
+from ziphius.models.published import to_published
+from ziphius.models.weights import load
+from ziphius.text.tokenizer import load_tokenizer
+from ziphius.text.vocabulary import deepseek_tokenizer
+from ziphius.train.config import TrainConfig
+from ziphius.train.instruments import InstrumentsConfig
+from ziphius.train.lora import LoraConfig
+from ziphius.train.pretraining import Finished, PretrainSettings, run_pretraining
+
+LINES = [f"{n} and {n + 1} make {2 * n + 1}; the whale dives {n} metres.\n" for n in range(3_000)]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for part in range(60):
+        (folder / f"{part}.txt").write_text("".join(LINES[50 * part : 50 * part + 50]))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenized text and the machine's peak are kept over the tests of this file."""
+    folder = tmp_path_factory.getbasetemp() / "pretraining-cache"
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(folder))
+
+
+def settings(text: Path, *, train: dict[str, Any] | None = None, **fields: Any) -> PretrainSettings:
+    short = {
+        "budget": "3-steps",
+        "context": 32,
+        "batch_rows": 4,
+        "validate_rows": 4,
+        "device": "cpu",
+    }
+    new = {} if "from_model" in fields else {"preset": "v3-tiny"}
+    return PretrainSettings(
+        **new | fields,
+        data=DataConfig(own=(str(text),), processes=0),
+        train=TrainConfig(**short | (train or {})),
+        instruments=InstrumentsConfig(quiet=True, tensorboard=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.getbasetemp() / "pretraining-cache"
+        patch.setenv("ZIPHIUS_CACHE", str(folder))
+        return run_pretraining(settings(text), tmp_path_factory.mktemp("run") / "first")
+
+
+def test_a_run_leaves_a_model_with_its_tokenizer(trained: Finished) -> None:
+    result = trained.result
+    assert (result.stage, result.step, result.is_complete) == ("pretrain", 3, True)
+    assert result.tokens == 3 * 4 * 32
+    assert set(result.floors) == {"uniform", "unigram", "bigram"}
+    assert result.floors["bigram"] < result.floors["unigram"] < result.floors["uniform"]
+    assert {"loss", "loss/own", "bits_per_byte", "mtp1"} <= result.validation.keys()
+    model = load(result.checkpoint, dtype=torch.float32)
+    assert model.config.num_nextn_predict_layers == 1
+    tokenizer = load_tokenizer(result.checkpoint)
+    assert tokenizer.encode("the whale") == deepseek_tokenizer(512).encode("the whale")
+    assert trained.figures is not None
+    assert trained.figures.speed.tokens_per_s > 0.0
+
+
+def test_a_trained_model_goes_on_in_another_run(
+    trained: Finished, text: Path, tmp_path: Path
+) -> None:
+    more = settings(text, from_model=trained.result.checkpoint, train={"budget": "1-steps"})
+    finished = run_pretraining(more, tmp_path)
+    assert finished.result.loss is not None
+    assert trained.result.loss is not None
+    assert finished.result.loss < trained.result.floors["uniform"] - 0.1
+
+
+def test_the_context_is_extended(text: Path, tmp_path: Path) -> None:
+    plain = get_preset("v3-tiny").model_copy(update={"rope_scaling": None})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_published(plain)))
+    first = run_pretraining(settings(text, preset=str(path)), tmp_path / "short").result
+    longer = settings(
+        text, from_model=first.checkpoint, extend_context=64, yarn_factor=8.0, train={"context": 32}
+    )
+    result = run_pretraining(longer, tmp_path / "long").result
+    assert (result.stage, result.tokens) == ("extend", 3 * 2 * 64)
+    scaling = load(result.checkpoint).config.rope_scaling
+    assert isinstance(scaling, YarnScaling)
+    assert (scaling.original_max_position_embeddings, scaling.factor) == (32, 8.0)
+    assert longer.training.learning_rate == pytest.approx(3e-3 * 7.3 / 220)
+
+
+def test_adapters_are_trained_instead_of_the_weights(
+    trained: Finished, text: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained.result.checkpoint
+    lora = LoraConfig(rank=2, targets=("o_proj",))
+    train = {"budget": "2-steps", "bias_rate": 0.0, "warmup_steps": 0}
+    result = run_pretraining(
+        settings(text, from_model=checkpoint, lora=lora, train=train), tmp_path
+    ).result
+    before, after = load(checkpoint).state_dict(), load(result.checkpoint).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"model.layers.{index}.self_attn.o_proj.weight" for index in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"extend_context": 64}, "extend_context needs from_model"),
+        ({"lora": {"rank": 2}}, "lora.rank needs from_model"),
+        ({"from_model": "a", "tokenizer": "b"}, "tokenizer has no effect with from_model"),
+        ({"from_model": "a", "preset": "v3-tiny"}, "preset has no effect with from_model"),
+        ({"yarn_factor": 2.0}, "yarn_factor has no effect without extend_context"),
+    ],
+)
+def test_settings_without_effect_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PretrainSettings(**fields)
+
+
+def test_what_does_not_fit_the_model_is_refused(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"context = 4096: the model is made for 2048 tokens"):
+        run_pretraining(settings(text, train={"context": 4_096}), tmp_path)
+    deepseek_tokenizer(600).save(tmp_path)
+    with pytest.raises(ConfigError, match="The tokenizer has 600 tokens, the model only 512 rows"):
+        run_pretraining(settings(text, tokenizer=tmp_path), tmp_path)
