@@ -9,7 +9,7 @@ Shapes: B rows, T tokens.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Literal
@@ -251,6 +251,13 @@ def pack_rows(conversations: Conversations, rows: Sequence[Sequence[int]]) -> Ba
         bytes_count=size,
         domains=(DOMAIN,) * len(rows),
     )
+
+
+def fill_rows(conversations: Conversations, rows: int) -> Conversations:
+    """Keep the conversations that fill so many rows, the first that come."""
+    packed = pack(conversations, range(len(conversations.kept)))[:rows]
+    kept = sorted(index for row in packed for index in row)
+    return replace(conversations, kept=tuple(conversations.kept[index] for index in kept))
 
 
 def validation_batches(conversations: Conversations, batch_rows: int) -> Iterator[Batch]:

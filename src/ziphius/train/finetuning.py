@@ -3,9 +3,8 @@
 The command, recipes and tests all start here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -16,12 +15,13 @@ from rich.console import Console
 from ziphius.core.config import Config
 from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.errors import ConfigError
-from ziphius.data.batch import Batch
+from ziphius.data.conversation_floors import conversation_floors
 from ziphius.data.conversations import (
     ConversationLoader,
     Conversations,
     OverLong,
     encode_conversations,
+    fill_rows,
     validation_batches,
 )
 from ziphius.data.messages import Conversation, read_conversations, split_held_out
@@ -150,17 +150,19 @@ def run_sft(
     store = CheckpointStore(
         folder, config, tokenizer=tokenizer, world=world, require_exact=require_exact
     )
+    floors = conversation_floors(learned, held_out, model.config.vocab_size)
     text = _description(loader, held_out, tokenizer)
     recorder = None
     if world.is_first:
-        recorder = _instruments(settings, config, model, folder, world, console)
+        recorder = _instruments(settings, config, model, folder, floors, world, console)
         recorder.note(text)
     with Prefetcher(loader, workers=config.workers) as prefetcher:
         stage = Sft(
             prefetcher,
             model.config,
             config,
-            validation=_validation(held_out, config),
+            validation=list(validation_batches(held_out, config.rows.first)),
+            floors=floors,
             data_fingerprint=loader.fingerprint,
             world=world,
         )
@@ -208,7 +210,7 @@ def _conversations(
         for part in (learned, held_out)
     )
     first, second = encoded
-    return first, second
+    return first, fill_rows(second, settings.train.validate_rows)
 
 
 def _training(
@@ -239,12 +241,6 @@ def _model(settings: SftSettings, path: Path, device: torch.device) -> Model:
     return model.to(device)
 
 
-def _validation(held_out: Conversations, config: TrainConfig) -> list[Batch]:
-    """Lay out the held-out rows that are measured, a micro-batch of a training step at a time."""
-    batches: Iterator[Batch] = validation_batches(held_out, config.rows.first)
-    return list(islice(batches, -(-config.validate_rows // config.rows.first)))
-
-
 def _description(loader: ConversationLoader, held_out: Conversations, tokenizer: Tokenizer) -> str:
     """Say what is learned from, and what was left out."""
     learned = loader.conversations
@@ -254,7 +250,7 @@ def _description(loader: ConversationLoader, held_out: Conversations, tokenizer:
         "learned",
         f"{loader.total_rows:,} rows in {loader.epochs} epochs, {100 * loader.filled_share:.0f} % "
         "filled",
-        f"{len(held_out.kept):,} held out",
+        f"{len(held_out.kept):,} others measured on",
     ]
     if too_long := learned.too_long + held_out.too_long:
         longest = max(learned.longest, held_out.longest)
@@ -269,6 +265,7 @@ def _instruments(
     config: TrainConfig,
     model: Model,
     folder: Path,
+    floors: Mapping[str, float],
     world: World,
     console: Console | None,
 ) -> Instruments:
@@ -285,6 +282,7 @@ def _instruments(
     return Instruments(
         folder,
         settings.instruments,
+        floors=floors,
         effort=effort,
         console=console,
         run_config=settings.model_dump(mode="json"),

@@ -97,6 +97,8 @@ class Figures:
     max_vio_by_layer: dict[int, float] = field(default_factory=dict)
     """Of the load of the last `LOAD_STEPS` steps together."""
     steps_of_load: int = 0
+    loss: float | None = None
+    """Of the last step, of this start of the run or an earlier one."""
     exact: str | None = None
     """How the run went on, if it was resumed."""
     warnings: list[str] = field(default_factory=list)
@@ -131,6 +133,7 @@ class Instruments:
         self._speeds: deque[tuple[int, float]] = deque(maxlen=SPEED_STEPS)
         self._loads: deque[dict[int, list[int]]] = deque(maxlen=LOAD_STEPS)
         self._has_begun = False
+        self._loss: float | None = None
         self._exact: str | None = None
         self._warnings: list[str] = []
 
@@ -138,11 +141,13 @@ class Instruments:
         """Forget what was recorded after `step`, and say how the run goes on."""
         self._exact = exact
         self._begin(after=step)
+        self._remember()
         self.line.message(f"Going on from step {step}. exact: {exact}")
 
     def step(self, record: StepRecord) -> None:
         """Write a step down and show it."""
         self._begin()
+        self._loss = record.loss
         self._speeds.append((record.tokens, record.seconds))
         if record.counts_by_layer:
             self._loads.append(record.counts_by_layer)
@@ -204,6 +209,7 @@ class Instruments:
                 for layer in layers
             },
             steps_of_load=len(self._loads),
+            loss=self._loss,
             exact=self._exact,
             warnings=list(self._warnings),
         )
@@ -216,6 +222,15 @@ class Instruments:
         self.metrics.cut_after(after)
         for curves in self.curves:
             curves.cut_after(after)
+
+    def _remember(self) -> None:
+        """Take up what earlier starts wrote, so that a summary is of the run and not of a start."""
+        for entry in self.metrics.entries():
+            if entry["kind"] == "step":
+                self._loss = entry["loss"]
+                self._speeds.append((entry["tokens"], entry["seconds"]))
+                if loads := entry["expert_counts"]:
+                    self._loads.append({int(layer): counts for layer, counts in loads.items()})
 
     def _counts(self, layer: int) -> list[list[int]]:
         return [counts[layer] for counts in self._loads]

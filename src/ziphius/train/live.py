@@ -50,7 +50,9 @@ class LiveLine:
             self._pending = line
 
     def message(self, text: str) -> None:
-        """Print something that stays, above the line."""
+        """Print something that stays, after a line that came before it."""
+        if self._pending is not None:
+            self._print(self._pending)
         self.console.print(Text(text))
 
     def close(self) -> None:

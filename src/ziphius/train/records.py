@@ -60,6 +60,13 @@ class MetricsFile:
         kept = [line for line in self.path.read_bytes().splitlines() if _reaches(line) <= step]
         write_file(self.path, b"".join(line + b"\n" for line in kept))
 
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects that were written, without torn ones."""
+        if self.path.exists():
+            for line in self.path.read_bytes().splitlines():
+                if (entry := _entry(line)) is not None:
+                    yield entry
+
 
 def step_line(record: StepRecord, speed: Speed) -> dict[str, Any]:
     """Lay a step out for the file."""
@@ -108,10 +115,8 @@ def max_vio(counts: Sequence[int]) -> float:
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run folder that are whole."""
-    for line in (folder / METRICS_FILE).read_bytes().splitlines():
-        if (entry := _entry(line)) is not None:
-            yield entry
+    """Return the lines of a run folder that are whole; none without a file."""
+    return MetricsFile(folder).entries()
 
 
 def metrics_hash(folder: Path) -> str:

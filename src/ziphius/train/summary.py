@@ -55,7 +55,7 @@ def result_document(result: TrainResult, figures: Figures) -> dict[str, Any]:
         "seconds": result.seconds,
         "tokens_per_s": figures.speed.tokens_per_s,
         "peak_share": figures.speed.peak_share,
-        "loss": result.loss,
+        "loss": _loss(result, figures),
         "validation": result.validation,
         "floors": result.floors,
         "beats_bigram": _beats_bigram(result),
@@ -75,6 +75,11 @@ def write_result(result: TrainResult, figures: Figures) -> Path:
     return path
 
 
+def _loss(result: TrainResult, figures: Figures) -> float | None:
+    """Return the loss of the last step, also where this start of the run did none."""
+    return figures.loss if result.loss is None else result.loss
+
+
 def _beats_bigram(result: TrainResult) -> bool | None:
     loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
     return None if loss is None or bigram is None else loss < bigram
@@ -87,8 +92,8 @@ def _extent(result: TrainResult) -> str:
 
 def _rows(result: TrainResult, figures: Figures) -> list[tuple[str, str]]:
     rows = []
-    if result.loss is not None:
-        rows.append(("loss of the last step", f"{result.loss:.4f}"))
+    if (loss := _loss(result, figures)) is not None:
+        rows.append(("loss of the last step", f"{loss:.4f}"))
     validation = result.validation
     if "loss" in validation:
         rows.append(("loss on held-out text", f"{validation['loss']:.4f}"))

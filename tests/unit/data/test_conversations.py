@@ -12,6 +12,7 @@ from ziphius.data.conversations import (
     Conversations,
     EncodedConversation,
     encode_conversations,
+    fill_rows,
     pack,
     validation_batches,
 )
@@ -147,6 +148,13 @@ def test_validation_sees_everything_once() -> None:
     batches = list(validation_batches(made(*range(3, 15)), batch_rows=3))
     assert sum(batch.bytes_count for batch in batches) == sum(range(3, 15))
     assert [len(batch.ids_BT) for batch in batches[:-1]] == [3] * (len(batches) - 1)
+
+
+def test_rows_are_filled_with_the_first_that_come() -> None:
+    conversations = made(9, 9, 7, 16, 3)
+    assert [len(e.ids_T) for e in fill_rows(conversations, 1).kept] == [9, 7]
+    assert [len(e.ids_T) for e in fill_rows(conversations, 2).kept] == [9, 9, 7, 3]
+    assert fill_rows(conversations, 99) == conversations
 
 
 def test_nothing_left_to_learn_is_refused() -> None:

@@ -57,6 +57,18 @@ def test_a_resumed_run_forgets_what_was_after_the_checkpoint(tmp_path: Path) -> 
     assert second.figures.exact == "no because torch was 2.12"
 
 
+def test_a_start_without_steps_still_knows_the_run(tmp_path: Path) -> None:
+    first = instruments(tmp_path)
+    for step in (1, 2, 3):
+        first.step(step_record(step, counts_by_layer={1: [step, 1]}))
+    second = instruments(tmp_path)
+    second.resumed(2, "yes")
+    assert second.figures.loss == step_record(2).loss
+    assert second.figures.max_vio_by_layer == {1: pytest.approx(0.2)}
+    assert second.figures.steps_of_load == 2
+    assert second.speed.tokens_per_s == 256.0
+
+
 def test_a_run_that_died_before_its_first_checkpoint_starts_its_records_anew(
     tmp_path: Path,
 ) -> None:

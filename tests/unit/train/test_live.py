@@ -17,13 +17,24 @@ def output(console: Console) -> str:
 
 
 def test_a_log_file_gets_a_line_now_and_then_and_the_last_one() -> None:
-    times = iter([0.0, 0.0, 1.0, PLAIN_EVERY_S, PLAIN_EVERY_S, PLAIN_EVERY_S + 1, 99.0])
+    now = 0.0
     place = console(is_terminal=False)
-    line = LiveLine(place, clock=lambda: next(times))
-    for number in range(4):
+    line = LiveLine(place, clock=lambda: now)
+    for number, seconds in enumerate((0.0, 1.0, PLAIN_EVERY_S, PLAIN_EVERY_S + 1)):
+        now = seconds
         line.show(f"step {number}")
     line.close()
     assert output(place).splitlines() == ["step 0", "step 2", "step 3"]
+
+
+def test_a_message_comes_after_the_line_before_it() -> None:
+    place = console(is_terminal=False)
+    line = LiveLine(place, clock=lambda: 0.0)
+    line.show("step 0")
+    line.show("step 1")
+    line.message("a measurement")
+    line.close()
+    assert output(place).splitlines() == ["step 0", "step 1", "a measurement"]
 
 
 def test_a_terminal_gets_one_line_redrawn() -> None:

@@ -75,6 +75,13 @@ def _cells(line: str) -> tuple[str, str]:
     return name, value
 
 
+def test_a_start_without_steps_tells_of_the_run(tmp_path: Path) -> None:
+    figures = Figures(Speed(1.0), loss=2.5)
+    path = write_result(result(tmp_path, loss=None), figures)
+    assert json.loads(path.read_text())["loss"] == 2.5
+    assert json.loads(write_result(result(tmp_path), figures).read_text())["loss"] == 3.25
+
+
 @pytest.mark.parametrize(("loss", "beats"), [(3.5, True), (4.5, False), (None, None)])
 def test_programs_get_the_same(tmp_path: Path, loss: float | None, beats: bool | None) -> None:
     validation = {} if loss is None else {"loss": loss}

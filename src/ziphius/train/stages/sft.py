@@ -7,7 +7,7 @@ never see each other.
 Shapes: B rows, T tokens, M = B * T.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -32,6 +32,7 @@ class Sft(Stage):
         model_config: of the model that is trained.
         config: weights of the losses, rows.
         validation: held-out conversations; without any nothing is measured.
+        floors: of those.
         data_fingerprint: names the conversations and their order.
         world: the ranks that share the rows.
     """
@@ -45,12 +46,13 @@ class Sft(Stage):
         config: TrainConfig,
         *,
         validation: Sequence[Batch] = (),
+        floors: Mapping[str, float] | None = None,
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
         self.loader, self.model_config, self.config = loader, model_config, config
         self.validation, self.data_fingerprint = validation, data_fingerprint
-        self.world = world
+        self.measured_floors, self.world = dict(floors or {}), world
 
     def batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step."""
@@ -92,6 +94,10 @@ class Sft(Stage):
         if sums["bytes"]:
             figures["bits_per_byte"] = bits_per_byte(sums[NEXT], int(sums["bytes"]))
         return figures
+
+    def floors(self) -> dict[str, float]:
+        """Return what uniform, unigram and bigram models reach on the held-out conversations."""
+        return self.measured_floors
 
     def fingerprint(self) -> str:
         """Name the conversations, their order and the shape of the batches."""

@@ -13,6 +13,7 @@ from ziphius.data.conversations import (
     EncodedConversation,
     validation_batches,
 )
+from ziphius.dist.world import World
 from ziphius.models.losses import further_token_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
@@ -132,6 +133,16 @@ def test_validation_is_the_mean_over_what_assistants_wrote(tmp_path: Path) -> No
     assert result.validation["bits_per_byte"] == pytest.approx(
         float(sums[0]) / np.log(2.0) / size, rel=1e-5
     )
+
+
+def test_ranks_share_the_rows_of_a_step() -> None:
+    config = train_config(batch_rows=4, micro_rows=1)
+    learned = conversations(12)
+    whole = torch.cat([batch.ids_BT for batch in sft(config, learned).batches(0)])
+    shares = [sft(config, learned, world=World(rank, 2)).batches(0) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 2]
+    shared = [batch.ids_BT for pair in zip(*shares, strict=True) for batch in pair]
+    assert torch.equal(torch.cat(shared), whole)
 
 
 def test_the_fingerprint_names_conversations_order_and_shape() -> None:

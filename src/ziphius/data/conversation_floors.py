@@ -1,0 +1,45 @@
+"""What the loss on conversations has to beat: the floors of `data/floors.py`, for learned tokens.
+
+The predecessor of a learned token may be the prompt's last; what the prompt says is not predicted.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from ziphius.data.conversations import Conversations, EncodedConversation
+from ziphius.data.floors import FITTED_SHARE, Pairs, fit
+
+
+def conversation_floors(
+    learned: Conversations, held_out: Conversations, vocab_size: int
+) -> dict[str, float]:
+    """Measure floors on held-out conversations, with models of those that are learned.
+
+    Returns:
+        Nats per learned token of the uniform, unigram and bigram model; nothing where nothing is
+        held out.
+    """
+    if not held_out.kept or not learned.kept:
+        return {}
+    # The last ones fit the constants and are not counted; a single conversation has to do both.
+    border = min(int(len(learned.kept) * (1.0 - FITTED_SHARE)), len(learned.kept) - 1)
+    counted, fitted = learned.kept[:border], learned.kept[border:]
+    model = fit(_pairs(counted or fitted), _pairs(fitted), vocab_size)
+    pairs = _pairs(held_out.kept)
+    return {
+        "uniform": math.log(vocab_size),
+        "unigram": float(-np.log(model.unigram(pairs)).mean()),
+        "bigram": float(-np.log(model.bigram(pairs)).mean()),
+    }
+
+
+def _pairs(conversations: Iterable[EncodedConversation]) -> Pairs:
+    """Join the learned tokens of conversations, each with its predecessor."""
+    parts = [
+        np.stack([entry.ids_T[:-1], entry.ids_T[1:]])[:, entry.learned_T[1:]]
+        for entry in conversations
+    ]
+    joined: Pairs = np.concatenate(parts, axis=1)
+    return joined

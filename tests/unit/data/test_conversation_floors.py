@@ -1,0 +1,40 @@
+import math
+
+import numpy as np
+import pytest
+
+from ziphius.data.conversation_floors import conversation_floors
+from ziphius.data.conversations import Conversations, EncodedConversation
+
+
+def talks(*rows: list[int]) -> Conversations:
+    """Conversations whose first two tokens are the prompt."""
+    return Conversations(
+        tuple(
+            EncodedConversation(np.array(row), np.arange(len(row)) >= 2, bytes_count=1)
+            for row in rows
+        ),
+        context=16,
+    )
+
+
+def test_a_known_successor_is_predicted_by_the_bigram_alone() -> None:
+    generator = np.random.default_rng(0)
+    rows = [[0, token, 10 + token] for token in generator.integers(0, 10, 2_000).tolist()]
+    floors = conversation_floors(talks(*rows[:1_800]), talks(*rows[1_800:]), vocab_size=64)
+    assert floors["uniform"] == pytest.approx(math.log(64))
+    assert floors["unigram"] == pytest.approx(math.log(10), rel=0.02)
+    assert floors["bigram"] < 0.1
+
+
+def test_what_the_prompt_says_is_not_predicted() -> None:
+    # The prompt's tokens are unlike one another, the answer is always the same.
+    rows = [[token % 50, (token * 7) % 50, 60] for token in range(500)]
+    floors = conversation_floors(talks(*rows[:450]), talks(*rows[450:]), vocab_size=64)
+    assert floors["unigram"] < 0.05
+
+
+def test_one_conversation_is_enough_and_none_is_not() -> None:
+    one = talks([1, 2, 3])
+    assert set(conversation_floors(one, one, 8)) == {"uniform", "unigram", "bigram"}
+    assert conversation_floors(one, talks(), 8) == {}
