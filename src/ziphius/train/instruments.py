@@ -84,9 +84,9 @@ def measured_effort(
 ) -> Effort:
     """Work out the cost of a token and measure the peak of this machine, if that was not done."""
     flops = account(config, context=context).flops
-    # Processes on one CPU share its cores; each accelerator is a machine of its own.
-    machines = 1 if device.type == "cpu" else processes
-    return Effort(flops.training + flops.training_mtp, machines * matrix_peak(device, dtype))
+    # Each process has an accelerator, or threads, of its own: torchrun shares the cores out.
+    peak = processes * matrix_peak(device, dtype)
+    return Effort(flops.training + flops.training_mtp, peak)
 
 
 @dataclass

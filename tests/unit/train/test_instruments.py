@@ -104,12 +104,12 @@ def test_load_is_summed_over_steps_before_it_is_judged(tmp_path: Path) -> None:
 def test_effort_is_that_of_the_account_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "matrix_peak", lambda device, dtype: 1e9)
     config = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1)
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    effort = measured_effort(config, context=64, device=cpu, dtype=torch.float32, processes=2)
+    cpu = torch.device("cpu")
+    effort = measured_effort(config, context=64, device=cpu, dtype=torch.float32)
     flops = account(config, context=64).flops
     assert effort == Effort(flops.training + flops.training_mtp, 1e9)
     assert flops.training_mtp > 0
-    two = measured_effort(config, context=64, device=gpu, dtype=torch.bfloat16, processes=2)
+    two = measured_effort(config, context=64, device=cpu, dtype=torch.bfloat16, processes=2)
     assert two.peak_flops_per_s == 2e9
 
 
