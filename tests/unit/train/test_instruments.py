@@ -121,7 +121,6 @@ def test_missing_tensorboard_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_curves_get_every_step_and_measurement(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     found = instruments(tmp_path, InstrumentsConfig(quiet=True))
     found.step(step_record(1))
     found.validation(ValidationRecord(1, {"loss": 5.0}, 0.1))

@@ -52,7 +52,6 @@ def points(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_reader_sees_each_step_once_after_a_resume(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     curves = TensorBoardCurves(tmp_path)
     for step in (1, 2, 3, 4):
         curves.write({"loss": float(step)}, step)
