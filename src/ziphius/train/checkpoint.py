@@ -112,7 +112,9 @@ class CheckpointStore:
             try:
                 check_folder(path)
             except DamagedError as error:
-                damaged.append(f"{path.name}: {error}")
+                # The first rank may take an old one away while another one looks.
+                if path.exists():
+                    damaged.append(f"{path.name}: {error}")
                 continue
             self._tell(damaged, path)
             return path

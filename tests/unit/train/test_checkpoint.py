@@ -1,6 +1,7 @@
 import errno
 import os
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,29 @@ def test_a_damaged_one_is_told_of_and_the_one_before_taken(tmp_path: Path) -> No
     other_rank = Store(tmp_path, world=World(1, 2))
     assert other_rank.latest() == store.latest()
     assert other_rank.warnings == []
+
+
+def test_one_that_the_first_rank_takes_away_meanwhile_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = checkpoints.check_folder
+    Store(tmp_path).save(1)
+
+    def check_too_late(folder: Path) -> Any:
+        shutil.rmtree(folder)
+        return check(folder)
+
+    monkeypatch.setattr(checkpoints, "check_folder", check_too_late)
+    assert Store(tmp_path, world=World(1, 2)).latest() is None
+
+
+def test_a_damage_is_told_once(tmp_path: Path) -> None:
+    Store(tmp_path).save(1)
+    cut(Store(tmp_path).save(2))
+    store = Store(tmp_path)
+    for _ in range(3):
+        store.latest()
+    assert len(store.warnings) == 1
 
 
 def test_where_all_are_damaged_nothing_is_done(tmp_path: Path) -> None:
