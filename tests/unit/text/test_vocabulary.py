@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ziphius.core.errors import TokenizerError
 from ziphius.text import special, vocabulary
+from ziphius.text.pretokenizers import DEEPSEEK_V3
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import MIN_SIZE, deepseek_tokenizer, train_tokenizer
 
@@ -70,6 +71,11 @@ def test_the_same_size_gives_the_same_file_for_ever(tmp_path: Path) -> None:
     listed += sorted((token["id"], token["content"]) for token in spec["added_tokens"])
     digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
     assert digest == "b83b33331d720fab130fae9df69730cb60a3809e3c3d99f227732b76a03d8691"
+
+
+def test_text_is_cut_by_the_published_rules() -> None:
+    path = vocabulary._package_folder() / "tokenizer.json"
+    assert json.loads(path.read_text())["pre_tokenizer"] == DEEPSEEK_V3
 
 
 @pytest.mark.parametrize("size", [0, MIN_SIZE - 1, 128_815, 200_000])

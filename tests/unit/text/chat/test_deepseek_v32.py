@@ -73,6 +73,7 @@ def test_kinds_of_parameters() -> None:
         "o": 'false">{"k": null}<', "t": 'false">true<', "z": 'true">\u4f60<',
     }.items():  # fmt: skip
         assert golden(f'<~DSML~parameter name="{key}" string="{shown}/~DSML~parameter>') in text
+    assert text.count(golden("</~DSML~parameter>\n<")) == len(arguments)  # one on each line
     parsed = V32.parse(text[text.index("</think>") + 8 :])
     assert parsed.tool_calls[0].values() == arguments
 
