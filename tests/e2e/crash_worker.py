@@ -37,6 +37,7 @@ from ziphius.train.checkpoint import CheckpointStore
 from ziphius.train.config import TrainConfig
 from ziphius.train.loop import train
 from ziphius.train.result import TrainResult
+from ziphius.train.rng import seed_generators
 from ziphius.train.seams import StepRecord, ValidationRecord
 from ziphius.train.stage import LossOutput
 from ziphius.train.stages.pretrain import Pretrain
@@ -139,9 +140,7 @@ def start(folder: Path, config: TrainConfig) -> TrainResult:
     model = Model(model_config)
     model.initialize(config.seed)
     curve = Curve(folder)
-    random.seed(1)
-    np.random.seed(1)
-    torch.manual_seed(1)
+    seed_generators(config.seed)
     store = CheckpointStore(folder, config, warn=curve.warn)
     with Prefetcher(RandomRows(config), workers=config.workers) as loader:
         stage = NoisyStage(loader, model_config, config)

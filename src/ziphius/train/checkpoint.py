@@ -76,7 +76,7 @@ class CheckpointStore:
         self.run_folder, self.folder = folder, folder / CHECKPOINTS
         self.config, self.tokenizer, self.world = config, tokenizer, world
         self.require_exact, self._warn = require_exact, warn
-        self._draws = DrawWatch(local_device(resolve_device(config.device)))
+        self._draws: DrawWatch | None = None
         self._pool = ThreadPoolExecutor(1, "ziphius-checkpoint")
         self._writing: Future[_Written] | None = None
         self._frozen: str | None = None
@@ -106,6 +106,7 @@ class CheckpointStore:
         Raises:
             TrainingError: there are checkpoints, and not one of them is whole.
         """
+        self._watch()
         self._report(self._settle())
         damaged: list[str] = []
         for path in sorted(self._checkpoints(), key=_step_of, reverse=True):
@@ -150,7 +151,7 @@ class CheckpointStore:
                 f"{checkpoint}: the run would not go on exactly, because {'; '.join(reasons)}."
             )
         states.restore(state, stored)
-        self._draws.go_on(notes["random_numbers_drawn"])
+        self._watch().go_on(notes["random_numbers_drawn"])
         return f"no because {'; '.join(reasons)}" if reasons else "yes"
 
     def save_async(self, state: TrainState) -> None:
@@ -162,7 +163,7 @@ class CheckpointStore:
         self._report(self._settle())
         notes = {
             "fingerprint": self._fingerprint(state),
-            "random_numbers_drawn": self._draws.has_drawn(),
+            "random_numbers_drawn": self._watch().has_drawn(),
         }
         self._writing = self._pool.submit(self._write, states.capture(state, notes))
 
@@ -189,6 +190,12 @@ class CheckpointStore:
             if self.world.is_first and note not in self._told:
                 self._told.add(note)
                 self._warn(f"Ignored a damaged checkpoint, {note}. Going on from {taken.name}.")
+
+    def _watch(self) -> DrawWatch:
+        """Watch the random generators from the loop's first question on, when they are seeded."""
+        if self._draws is None:
+            self._draws = DrawWatch(local_device(resolve_device(self.config.device)))
+        return self._draws
 
     def _fingerprint(self, state: TrainState) -> Fingerprint:
         if self._frozen is None:

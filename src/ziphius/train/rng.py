@@ -62,6 +62,16 @@ def set_rng_state(
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
+def seed_generators(seed: int) -> None:
+    """Begin all generators anew, those of accelerators too, so that a run hangs on its seed alone.
+
+    NumPy's begins with 32 bits only: they are drawn from the seed.
+    """
+    random.seed(seed)
+    np.random.seed(random.Random(seed).getrandbits(32))
+    torch.manual_seed(seed)
+
+
 class DrawWatch:
     """Tell whether anything was drawn from the global generators since the run began."""
 

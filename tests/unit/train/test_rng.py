@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ziphius.train.rng import DrawWatch, rng_state, set_rng_state
+from ziphius.train.rng import DrawWatch, rng_state, seed_generators, set_rng_state
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,16 @@ def test_all_generators_go_on_where_they_were() -> None:
     expected = [draw() for _ in range(3)]
     set_rng_state(written, json.loads(text), CPU)
     assert [draw() for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_a_seed_decides_all_generators(seed: int) -> None:
+    seed_generators(seed)
+    first = draw()
+    seed_generators(seed)
+    assert draw() == first
+    seed_generators(seed + 1)
+    assert all(new != old for new, old in zip(draw(), first, strict=True))
 
 
 def test_the_copy_does_not_follow_the_generators() -> None:
