@@ -1,5 +1,6 @@
 """Runs that are killed, damaged or started twice end as the run that nothing happened to."""
 
+import errno
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,29 @@ def is_traced(process: int) -> bool:
     """Tell whether somebody traces a process."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return "TracerPid:\t0" not in lines
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_for_a_while_stops_nothing(
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+) -> None:
+    fsync, calls = os.fsync, count()
+
+    def failing(descriptor: int) -> None:
+        if 30 <= next(calls) < 34:
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    start(tmp_path / "run", run_config())
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) in range(1, 5)
+    assert all(os.strerror(code) in warning for warning in warnings)
+    assert_equal_to(reference, tmp_path / "run")
 
 
 def cut(path: Path, older: Path) -> None:
