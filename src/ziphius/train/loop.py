@@ -18,6 +18,7 @@ from torch.utils import deterministic as settings
 from ziphius.core.device import resolve_dtype
 from ziphius.dist.world import ALONE, World
 from ziphius.models.model import Model
+from ziphius.ops.precision import prefer_onednn_for_float32
 from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
@@ -62,6 +63,7 @@ def train(
         if world.is_first:
             stack.enter_context(store.lock())
         stack.enter_context(same_numbers_each_time(config.deterministic))
+        stack.enter_context(fast_float32(next(model.parameters()).device))
         stack.enter_context(recomputed_blocks(model, config.recompute))
         request = stack.enter_context(stop_requests())
         if recorder is not None:
@@ -87,6 +89,19 @@ def same_numbers_each_time(is_on: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         settings.fill_uninitialized_memory = fills_before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def fast_float32(device: torch.device) -> Iterator[None]:
+    """Let the faster library multiply float32 matrices on a CPU, where it is as exact."""
+    matrices = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matrices.fp32_precision
+    if device.type == "cpu":
+        prefer_onednn_for_float32()
+    try:
+        yield
+    finally:
+        matrices.fp32_precision = before
 
 
 @dataclass

@@ -54,6 +54,8 @@ def test_slow_steps_are_measured_for_a_tenth_of_the_time() -> None:
     assert measured.is_known(60.0)
     assert measured.total_steps(2, 60.0) == 3
     assert measured.total_steps(2, 120.0) == 2
+    measured.observe(2, 1.0)
+    assert measured.total_steps(3, 61.0) == 3 + 39
 
 
 def test_measurements_on_held_out_text_fit_in() -> None:
