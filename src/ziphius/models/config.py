@@ -28,9 +28,9 @@ class YarnScaling(Config):
     """How many times longer the context becomes."""
     original_max_position_embeddings: Count
     """Context length before stretching, tokens."""
-    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    beta_fast: Annotated[float, Field(gt=0, le=1e6)] = 32.0
     """Rotations over the original context above which a frequency is left alone."""
-    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    beta_slow: Annotated[float, Field(ge=1e-6)] = 1.0
     """Rotations over the original context below which a frequency is divided by `factor`."""
     mscale: Annotated[float, Field(gt=0)] | None = None
     """Weight of ln(factor) in the cos/sin multiplier; needs `mscale_all_dim`."""
@@ -133,7 +133,7 @@ class ModelConfig(Config):
     """Width V of a value."""
 
     # position
-    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_theta: Annotated[float, Field(gt=1)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """How the rotary frequencies are stretched to a longer context."""
@@ -276,9 +276,10 @@ class ModelConfig(Config):
             # The fused attention kernels want values no wider than keys.
             rule = f"must be at most qk_nope_head_dim + qk_rope_head_dim = {self.q_head_dim}"
             _refuse("v_head_dim", self.v_head_dim, rule)
-        self._no_effect(
-            "with latent attention", "head_dim", "attention_bias", "qkv_bias", "qk_norm"
-        )
+        if self.attention_bias:
+            rule = "latent attention with biases is not supported; no published model has them"
+            _refuse("attention_bias", True, rule)
+        self._no_effect("with latent attention", "head_dim", "qkv_bias", "qk_norm")
 
     def _check_grouped_attention(self) -> None:
         if self.head_dim is None or self.head_dim % 2:
@@ -307,7 +308,10 @@ class ModelConfig(Config):
             _refuse("num_experts_per_tok", self.num_experts_per_tok, rule)
         layers = self.num_hidden_layers + self.num_nextn_predict_layers
         if not any(self.is_expert_layer(index) for index in range(layers)):
-            rule = f"leaves no expert layer among {self.num_hidden_layers} layers"
+            rule = (
+                f"leaves no expert layer among {self.num_hidden_layers} layers; lower it, or set "
+                "n_routed_experts to 0 (null) for a dense model"
+            )
             _refuse("first_k_dense_replace", self.first_k_dense_replace, rule)
 
     def _check_gate(self) -> None:

@@ -52,7 +52,8 @@ def refusal(base: ModelConfig, **changes: Any) -> str:
         (V3, {"v_head_dim": 193}, "v_head_dim = 193: must be at most"),
         (V3, {"num_key_value_heads": 64}, "num_key_value_heads = 64"),
         (V3, {"head_dim": 64}, "head_dim = 64: has no effect with latent attention"),
-        (V3, {"attention_bias": True}, "attention_bias"),
+        (V3, {"attention_bias": True}, "attention_bias = True: latent attention with biases"),
+        (V3, {"rope_theta": 1.0}, "rope_theta"),
         (V3, {"qkv_bias": True}, "qkv_bias"),
         (V3, {"qk_norm": True}, "qk_norm"),
         # grouped attention

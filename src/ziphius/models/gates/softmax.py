@@ -2,7 +2,8 @@
 
 Sources: DeepSeek-V2 report (arXiv 2405.04434), section 2.2; DeepSeekMoE (arXiv 2401.06066). V2
 never renormalises the chosen weights and multiplies them by routed_scaling_factor; where
-norm_topk_prob is set, its published code divides by their sum and does not scale.
+norm_topk_prob is set, its published code divides by their sum and does not scale. So do these
+gates; transformers 5.23 ignores that flag in V2, which no published checkpoint sets.
 
 Shapes: M tokens, E experts, G groups, K experts per token.
 """

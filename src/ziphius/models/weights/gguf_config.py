@@ -150,9 +150,11 @@ def _scaling(
         _refuse(header, f"has both linear scaling and {FREQUENCY_FACTORS}")
     scaling = Llama3Scaling(factor=round(factors_r.max().item(), 3), **_LLAMA3)
     width, theta = fields["head_dim"], fields["rope_theta"]
+    if theta <= 1 or factors_r.shape != (width // 2,):  # before anything of that size is made
+        _refuse(header, f"has {tuple(factors_r.shape)} {FREQUENCY_FACTORS} for heads of {width}")
     plain_r = rope_frequencies(width, theta, None)
     expected_r = plain_r / rope_frequencies(width, theta, scaling)
-    if factors_r.shape != expected_r.shape or not factors_r.allclose(expected_r, rtol=1e-4):
+    if not factors_r.allclose(expected_r, rtol=1e-4):
         _refuse(header, f"has factors in {FREQUENCY_FACTORS} that are not Llama 3.1's")
     return scaling
 

@@ -223,6 +223,15 @@ def test_linear_scaling_beside_factors_is_refused(tmp_path):
         load(file)
 
 
+def test_a_head_width_that_lies_is_refused_before_anything_of_its_size_is_made(tmp_path):
+    keys = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    metadata = {f"llama.{key}": 2**30 for key in keys}
+    extra = {"rope_freqs.weight": np.array([1, 1, 8, 8], np.float32)}
+    file = write_gguf(build(config_of()), tmp_path / "a.gguf", metadata=metadata, extra=extra)
+    with pytest.raises(CheckpointError, match=r"\(4,\) rope_freqs\.weight for heads of 1073741824"):
+        load(file)
+
+
 def test_far_more_parameters_than_bytes_are_refused(tmp_path):
     file = write_gguf(build(config_of()), tmp_path / "a.gguf", metadata={"llama.block_count": 512})
     with pytest.raises(CheckpointError, match=r"a\.gguf describes \d+ parameters, too many"):
