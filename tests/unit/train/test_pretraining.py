@@ -8,6 +8,7 @@ import torch
 from ziphius.core.errors import ConfigError
 from ziphius.data.config import DataConfig
 from ziphius.models.config import YarnScaling
+from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import to_published
 from ziphius.models.weights import load
@@ -96,6 +97,12 @@ def test_the_context_is_extended(text: Path, tmp_path: Path) -> None:
     )
     result = run_pretraining(longer, tmp_path / "long").result
     assert (result.stage, result.tokens) == ("extend", 3 * 2 * 64)
+    start = Model(plain)
+    start.initialize(0)
+    begin, trained, after = (
+        model.lm_head.weight for model in (start, load(first.checkpoint), load(result.checkpoint))
+    )
+    assert (after - trained).norm() < 0.2 * (trained - begin).norm()
     scaling = load(result.checkpoint).config.rope_scaling
     assert isinstance(scaling, YarnScaling)
     assert (scaling.original_max_position_embeddings, scaling.factor) == (32, 8.0)
