@@ -55,6 +55,8 @@ class Conversations:
     """Conversations longer than a row: left out, or cut."""
     longest: int = 0
     """Tokens of the longest conversation, before any cut."""
+    unanswered: int = 0
+    """Conversations left out because nothing an assistant wrote is in them, or was cut off."""
 
     @property
     def tokens(self) -> int:
@@ -95,7 +97,7 @@ def encode_conversations(
             error.
     """
     kept: list[EncodedConversation] = []
-    too_long = longest = 0
+    too_long = longest = unanswered = 0
     for conversation in conversations:
         ids, mask = _encode(conversation, tokenizer, chat_format)
         longest = max(longest, len(ids))
@@ -113,7 +115,9 @@ def encode_conversations(
             learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
             size = len(tokenizer.decode(learned, skip_special=True).encode())
             kept.append(EncodedConversation(np.array(ids, np.int64), np.array(mask), size))
-    return Conversations(tuple(kept), context, too_long, longest)
+        else:
+            unanswered += 1
+    return Conversations(tuple(kept), context, too_long, longest, unanswered)
 
 
 def _encode(
@@ -149,8 +153,9 @@ class ConversationLoader:
         if not conversations.kept:
             raise DataError(
                 f"No conversation is left to learn from: {conversations.too_long} are longer than "
-                f"a row of {conversations.context} tokens, the longest has "
-                f"{conversations.longest}. Give a longer context."
+                f"a row of {conversations.context} tokens (the longest has {conversations.longest}) "
+                f"and {conversations.unanswered} have no answer, or lost it to the cut. Give a "
+                "longer context."
             )
         self.conversations, self.seed, self.epochs = conversations, seed, epochs
         self.micro_rows = micro_rows

@@ -257,6 +257,8 @@ def _description(loader: ConversationLoader, held_out: Conversations, tokenizer:
         parts.append(
             f"{too_long:,} longer than a row of {learned.context} (the longest has {longest:,})"
         )
+    if unanswered := learned.unanswered + held_out.unanswered:
+        parts.append(f"{unanswered:,} left out, as no answer is in them or it was cut off")
     return "; ".join(parts) + "."
 
 

@@ -14,6 +14,7 @@ import torch
 import ziphius
 from ziphius.dist.world import World
 from ziphius.models.model import Model
+from ziphius.ops import native
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.seams import TrainState
@@ -90,11 +91,12 @@ def _phrase(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _arithmetic(device: torch.device) -> str:
-    """Name what decides the rounding of sums: the accelerator, or the CPU's vector instructions."""
+    """Name what decides the rounding of sums: the accelerator, or the CPU and its kernels."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"cpu with {torch.backends.cpu.get_cpu_capability()}"
+        kernels = "native" if native.serves(torch.empty(0)) else "plain"
+        return f"cpu with {torch.backends.cpu.get_cpu_capability()}, {kernels} kernels"
     return device.type
 
 

@@ -67,7 +67,8 @@ def test_over_long_conversations_are_skipped_cut_or_refused() -> None:
     with pytest.raises(DataError, match=r"f, line 2: \d+ tokens, and a row has 64"):
         encode(*talks, over_long="refuse")
     # A cut that leaves nothing to learn leaves nothing.
-    assert encode(talk("q" * 400, "a"), over_long="cut").kept == ()
+    nothing = encode(talk("q" * 400, "a"), over_long="cut")
+    assert (nothing.kept, nothing.unanswered, nothing.too_long) == ((), 1, 1)
 
 
 def test_a_conversation_that_the_format_cannot_say_is_named() -> None:

@@ -7,6 +7,7 @@ from tests.tiny import build
 from tests.training import RandomRows, moe_config, train_config
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
+from ziphius.ops import native
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.fingerprint import (
@@ -97,6 +98,15 @@ def test_software_and_machine_are_compared(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
     names = [phrase.split(" was ")[0] for phrase in differences(before, made())]
     assert names == ["ziphius", "torch", "device", "threads"]
+
+
+def test_native_kernels_switched_off_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "serves", lambda *tensors: True)
+    before = made()
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    [phrase] = differences(before, made())
+    assert "native kernels" in phrase
+    assert "plain kernels" in phrase
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "muon"}, {"moments": "bfloat16"}])
