@@ -153,9 +153,9 @@ class ConversationLoader:
         if not conversations.kept:
             raise DataError(
                 f"No conversation is left to learn from: {conversations.too_long} are longer than "
-                f"a row of {conversations.context} tokens (the longest has {conversations.longest}) "
-                f"and {conversations.unanswered} have no answer, or lost it to the cut. Give a "
-                "longer context."
+                f"a row of {conversations.context} tokens (the longest has "
+                f"{conversations.longest}), {conversations.unanswered} have no answer or lost it "
+                "to the cut. Give a longer context."
             )
         self.conversations, self.seed, self.epochs = conversations, seed, epochs
         self.micro_rows = micro_rows
