@@ -12,16 +12,17 @@ in transformers 5.23), and what the family implies without saying so. The rules 
 """
 
 import json
-import stat
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
 from ziphius.core.config import explain
 from ziphius.core.errors import CheckpointError
+from ziphius.core.reading import file_inside, read_object
 from ziphius.models.config import ModelConfig
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -152,9 +153,10 @@ def read_config(path: Path) -> ModelConfig:
         CheckpointError: the file is missing, not a JSON object, too large, of an unknown
             architecture, or says something that cannot be; the message names file and key.
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = file_inside(path, "config.json", CheckpointError) if os.path.isdir(path) else path
+    data = read_object(file, MAX_FILE_BYTES, CheckpointError)
     try:
-        return from_published(_read_object(file))
+        return from_published(data)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}.") from error
 
@@ -193,35 +195,6 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
         written["first_k_dense_replace"] = config.num_hidden_layers
     own = {key: value for key, value in values.items() if value != _implied(family, key)}
     return written | ({"ziphius": own} if own else {})
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        info = file.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise CheckpointError("is not a regular file")
-        if info.st_size > MAX_FILE_BYTES:
-            raise CheckpointError(
-                f"has {info.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
-            )
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file; a model folder needs a config.json") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror or error}") from error
-    except CheckpointError:
-        raise
-    except RecursionError as error:
-        raise CheckpointError("is nested too deeply to be a config") from error
-    except ValueError as error:
-        raise CheckpointError(f"is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"holds a JSON {type(data).__name__}, not an object")
-    return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise CheckpointError(f"holds {name}, which is not JSON")
 
 
 def _find_family(data: dict[str, Any]) -> Family:

@@ -1,21 +1,19 @@
 """The vocabulary that a GGUF file carries: `tokenizer.ggml.*` of byte-level ("gpt2") models.
 
 The file names its pre-tokenizer instead of describing it; `pretokenizers.PRE_TOKENIZERS` says what
-each name means. Numbers of the file are checked against its size before they are followed.
+each name means. The header is read by `core.gguf_header`, which follows no number unchecked.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ziphius.core.errors import MissingExtraError, TokenizerError
+from ziphius.core.errors import TokenizerError
+from ziphius.core.gguf_header import read_gguf_header
 from ziphius.text.byte_level import added_token, tokenizer_json
 from ziphius.text.folder import backend_of
 from ziphius.text.parts import TokenizerParts, detect_chat_format
 from ziphius.text.pretokenizers import IGNORE_MERGES, NFC_NORMALIZED, PRE_TOKENIZERS
-
-if TYPE_CHECKING:
-    import gguf
 
 _CONTROL, _USER_DEFINED = 3, 4
 _PREFIX = "tokenizer.ggml."
@@ -65,58 +63,11 @@ def read_gguf(path: Path) -> TokenizerParts:
 
 def _fields(path: Path) -> dict[str, Any]:
     """Read the `tokenizer.*` keys of the file's head, the prefix cut off."""
-    if not path.is_file():
-        raise TokenizerError(f"{path} is not a file. Give the path of a .gguf file.")
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingExtraError("GGUF files need: pip install 'ziphius[quant]'.") from error
-
-    class BoundedReader(gguf.GGUFReader):
-        """Fail on a length that leads past the end, instead of counting up to it."""
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            found = super()._get(offset, dtype, count, override_order)
-            if len(found) != count:
-                raise ValueError(f"its head runs past the end of the file at byte {offset}")
-            return found
-
-        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            # The library makes two arrays per string: 4 s for the lists of a vocabulary of 49,152.
-            kinds = (gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
-            item_type = self._get(orig_offs, "u4")[0] if raw_type == kinds[0] else None
-            if item_type != kinds[1] or self.byte_order == "S":
-                return super()._get_field_parts(orig_offs, raw_type)
-            count = int(self._get(orig_offs + 4, "u8")[0])
-            parts = _cut_strings(self.data.data, orig_offs + 12, count)
-            size = 12 + sum(8 + part.nbytes for part in parts)
-            return size, parts, list(range(count)), list(kinds)
-
-    try:
-        return _contents(BoundedReader(path))
-    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, TypeError) as error:
-        raise TokenizerError(
-            f"{path} is not a GGUF file that can be read: {error}. It is cut off or damaged; copy "
-            "it again."
-        ) from error
-
-
-def _cut_strings(data: memoryview, offset: int, count: int) -> list[memoryview]:
-    """Return views of `count` strings that each follow their length in eight bytes."""
-    strings = []
-    for _ in range(count):
-        start = offset + 8
-        offset = start + int.from_bytes(data[offset:start], "little")
-        if offset > len(data) or start > len(data):
-            raise ValueError(f"its head runs past the end of the file at byte {start}")
-        strings.append(data[start:offset])
-    return strings
-
-
-def _contents(reader: "gguf.GGUFReader") -> dict[str, Any]:
+    lists = [f"{_PREFIX}{key}" for key in ("tokens", "merges", "token_type")]
+    header = read_gguf_header(path, keep=lists, error=TokenizerError)
     return {
-        key.removeprefix(_PREFIX).removeprefix("tokenizer."): field.contents()
-        for key, field in reader.fields.items()
+        key.removeprefix(_PREFIX).removeprefix("tokenizer."): value
+        for key, value in header.metadata.items()
         if key.startswith("tokenizer.")
     }
 

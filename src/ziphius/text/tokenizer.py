@@ -17,6 +17,7 @@ from typing import Self
 import tokenizers
 
 from ziphius.core.errors import TokenizerError
+from ziphius.core.gguf_header import is_gguf_path
 from ziphius.text.byte_level import BYTE_OF_LETTER, spelled_bytes
 from ziphius.text.detokenizer import Detokenizer
 from ziphius.text.folder import read_folder, write_folder
@@ -138,7 +139,7 @@ class Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a model folder or of a .gguf file."""
-    return Tokenizer.from_gguf(path) if path.suffix == ".gguf" else Tokenizer.from_folder(path)
+    return Tokenizer.from_gguf(path) if is_gguf_path(path) else Tokenizer.from_folder(path)
 
 
 def _without_added_tokens(

@@ -425,6 +425,8 @@ def test_config_is_read_from_folder_or_file(tmp_path: Path) -> None:
         (b'{"a": Infinity}', "holds Infinity"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1, "a": 2}', "lists a twice"),
+        (b'{"a": "\\ud800"}', "half of a UTF-16 pair under a"),
         (b'{"a": ' + b"1" * 5_000 + b"}", "not valid JSON"),
         (b'{"a": "' + b"x" * 1024 * 1024 + b'"}', "at most 1,048,576 are read"),
         (b'{"model_type": "gpt2"}', "model_type 'gpt2' is not known"),
@@ -440,7 +442,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, words
 
 
 def test_a_file_that_is_missing_or_a_pipe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         read_config(tmp_path)
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="not a regular file"):

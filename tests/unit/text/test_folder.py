@@ -1,11 +1,13 @@
 """Tokenizer folders: what is read, what is refused, and that other programs read ours."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.denied import deny
 from ziphius.core.errors import TokenizerError
 from ziphius.text import folder as folder_module
 from ziphius.text import special
@@ -122,7 +124,10 @@ def test_special_tokens_may_be_written_as_objects(saved: Path) -> None:
 
 
 def test_settings_of_the_wrong_kind_are_passed_over(saved: Path) -> None:
-    rewrite(saved / "tokenizer_config.json", ziphius=3, chat_template=["User: "])
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    del config["ziphius"]
+    config["chat_template"] = ["User: "]
+    (saved / "tokenizer_config.json").write_text(json.dumps(config))
     (saved / "generation_config.json").write_text('{"eos_token_id": ["x", -1, 1]}')
     loaded = load_tokenizer(saved)
     assert (loaded.eos_ids, loaded.chat_format) == ((1,), "deepseek-v3.2")
@@ -149,13 +154,13 @@ def test_malformed_folders_are_named(saved: Path, monkeypatch: pytest.MonkeyPatc
     path.unlink()
     refused(r"tokenizer\.json is missing")
     path.write_text(text[: len(text) // 2])
-    refused(r"tokenizer\.json is no valid JSON .*cut off")
+    refused(r"tokenizer\.json is not valid JSON .*cut off")
     path.write_bytes(b"\xff\xfe\x00")
-    refused(r"tokenizer\.json is no valid JSON")
+    refused(r"tokenizer\.json is not valid JSON")
     path.write_text("[" * 100_000)
-    refused(r"tokenizer\.json is no valid JSON")
+    refused(r"tokenizer\.json is not valid JSON")
     path.write_text("[1]")
-    refused("holds a list, not a JSON object")
+    refused("holds a JSON list, not an object")
     path.write_text("{}")
     refused("has no `model`")
     rewrite(path, model={"type": "Unigram", "vocab": []})
@@ -165,10 +170,98 @@ def test_malformed_folders_are_named(saved: Path, monkeypatch: pytest.MonkeyPatc
     rewrite(path, model={"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]})
     refused("not a tokenizer that can be read")
     config.write_text(config_text[:50])
-    refused(r"tokenizer_config\.json is no valid JSON")
+    refused(r"tokenizer_config\.json is not valid JSON")
     rewrite(config, eos_token=["</s>"])
     refused("names the eos_token")
     rewrite(config, eos_token="<nothing>")
     refused("eos_token '<nothing>', which is not among the added tokens")
     monkeypatch.setattr(folder_module, "MAX_BYTES", 1_000)
-    refused(r"tokenizer\.json has \d+ bytes; at most 1000")
+    refused(r"tokenizer\.json has [\d,]+ bytes; at most 1,000 are read")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"],
+)
+def test_only_readable_plain_files_of_the_folder_are_read(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, secret = saved / name, saved.parent / "secret"
+    content = path.read_bytes() if path.exists() else b"{}"
+    secret.write_bytes(content)
+
+    def refused(match: str) -> None:
+        with pytest.raises(TokenizerError, match=match) as caught:
+            load_tokenizer(saved)
+        assert str(path) in str(caught.value)
+        path.unlink()
+
+    path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    refused("link that leaves the model folder")
+    path.symlink_to("/dev/zero")
+    refused("not a regular file")
+    os.mkfifo(path)
+    refused("not a regular file")
+    path.symlink_to("nothing")
+    refused("link to nothing")
+    limit = 64 * 2**20 if name == "tokenizer.json" else 2**20
+    with path.open("wb") as file:
+        file.truncate(limit + 1)
+    refused(f"at most {limit:,} are read")
+    path.write_bytes(content)
+    with monkeypatch.context() as patch:
+        deny(patch, path)
+        refused("cannot be read: Permission denied")
+
+
+def test_a_folder_of_a_hugging_face_cache_is_read(saved: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "123"
+    saved.rename(blobs)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert load_tokenizer(snapshot).eos_ids == (1,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"ziphius": 3}, "ziphius is 3, not an object"),
+        ({"ziphius": {"eos_tokens": 5}}, "ziphius.eos_tokens is 5, not a list"),
+        ({"ziphius": {"eos_tokens": None}}, "ziphius.eos_tokens is None"),
+        ({"ziphius": {"eos_tokens": [["x"]]}}, "ziphius.eos_tokens is .*'x'"),
+        ({"ziphius": {"eos_tokens": ["x"]}}, "ziphius.eos_tokens names 'x', which is not among"),
+        ({"ziphius": {"chat_format": ["x"]}}, "ziphius.chat_format is .*'x'"),
+        ({"chat_template": "a\ud800"}, "half of a UTF-16 pair under chat_template"),
+        ({"bos_token": {"content": "\udfff"}}, r"half of a UTF-16 pair under bos_token\.content"),
+        ({"add_bos_token": "false"}, "add_bos_token is 'false'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(saved: Path, changes: Any, match: str) -> None:
+    rewrite(saved / "tokenizer_config.json", **changes)
+    with pytest.raises(TokenizerError, match=match) as caught:
+        load_tokenizer(saved)
+    assert str(saved / "tokenizer_config.json") in str(caught.value)
+
+
+def test_a_template_that_is_no_text_is_refused(saved: Path) -> None:
+    (saved / "chat_template.jinja").write_bytes(b"ab\xff")
+    with pytest.raises(TokenizerError, match=r"chat_template\.jinja is not UTF-8: .* at byte 2"):
+        load_tokenizer(saved)
+
+
+def test_a_folder_with_nothing_but_a_gguf_file_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.GGUF").write_bytes(b"")
+    with pytest.raises(TokenizerError, match=r"holds the GGUF file model\.GGUF: give its path"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match=r"model\.GGUF is truncated"):
+        load_tokenizer(tmp_path / "model.GGUF")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deny(monkeypatch, saved)
+    with pytest.raises(TokenizerError, match="model cannot be read: Permission denied"):
+        load_tokenizer(saved)

@@ -124,9 +124,9 @@ def test_a_cut_or_foreign_file_is_named(tmp_path: Path) -> None:
         with pytest.raises(TokenizerError, match=r"bad\.gguf"):
             load_tokenizer(path)
     path.write_bytes(b"PK\x03\x04" + data[4:])
-    with pytest.raises(TokenizerError, match="magic"):
+    with pytest.raises(TokenizerError, match="does not begin with GGUF"):
         load_tokenizer(path)
-    with pytest.raises(TokenizerError, match="is not a file"):
+    with pytest.raises(TokenizerError, match="does not exist"):
         load_tokenizer(tmp_path / "none.gguf")
 
 
@@ -137,8 +137,39 @@ def test_a_length_that_lies_is_refused_at_once(tmp_path: Path, item_type: int) -
     array = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, item_type, 2**60)
     path = tmp_path / "liar.gguf"
     path.write_bytes(head + array + bytes(64))
-    with pytest.raises(TokenizerError, match="runs past the end"):
+    with pytest.raises(TokenizerError, match="is truncated: an array goes on beyond its end"):
         load_tokenizer(path)
+
+
+def test_a_file_of_junk_lists_is_refused_quickly(tmp_path: Path) -> None:
+    entry = struct.pack("<Q", 1) + b"%c" + struct.pack("<IIQ", 9, 8, 1_000_000) + bytes(8_000_000)
+    path = tmp_path / "junk.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 5)
+    path.write_bytes(head + b"".join(entry.replace(b"%c", b"%d" % i) for i in range(5)))
+    with pytest.raises(TokenizerError, match=r"lists more than 4,194,304 items"):
+        load_tokenizer(path)
+
+
+def test_a_list_of_many_numbers_is_stepped_over(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.gguf").read_bytes()
+    count = int.from_bytes(data[16:24], "little") + 1
+    junk = struct.pack("<Q", 4) + b"junk" + struct.pack("<IIQ", 9, 0, 2_000_000) + bytes(2_000_000)
+    path = tmp_path / "b.gguf"
+    path.write_bytes(data[:16] + count.to_bytes(8, "little") + junk + data[24:])
+    assert load_tokenizer(path).vocab_size == 261
+
+
+def test_a_token_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf")
+    path.write_bytes(path.read_bytes().replace(b"<tool>", b"<\xffool>"))
+    with pytest.raises(TokenizerError, match=r"a text that is no UTF-8, number 2 of 261"):
+        load_tokenizer(path)
+
+
+def test_a_long_vocabulary_is_kept_whole(tmp_path: Path) -> None:
+    more = [f"w{i}" for i in range(2_000)]
+    path = write(tmp_path / "a.gguf", tokens=TOKENS + more, types=TYPES + [1] * len(more))
+    assert load_tokenizer(path).vocab_size == 2_261
 
 
 @pytest.mark.net("smollm2-135m-instruct")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ziphius.core.errors import ConfigError
+from ziphius.core.gguf_header import is_gguf_path
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.weights.folder import load_folder, read_folder_config
@@ -48,7 +49,7 @@ def load(
         known = ", ".join(str(known) for known in LOADABLE_DTYPES)
         raise ConfigError(f"dtype = {dtype}: weights can be loaded as {known}.")
     device = torch.device(device)
-    if not _is_gguf(path):
+    if not is_gguf_path(path):
         return load_folder(path, dtype=dtype, device=device, drop_mtp=drop_mtp, finite=check_finite)
     if drop_mtp:
         raise ConfigError(f"drop_mtp has no effect: {path} is a GGUF file without such layers.")
@@ -58,8 +59,4 @@ def load(
 def read_model_config(path: Path | str) -> ModelConfig:
     """Read what a model folder or a .gguf file says about its architecture, not its weights."""
     path = Path(path)
-    return read_gguf_config(path) if _is_gguf(path) else read_folder_config(path)
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.suffix == ".gguf" and not path.is_dir()
+    return read_gguf_config(path) if is_gguf_path(path) else read_folder_config(path)

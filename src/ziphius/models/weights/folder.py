@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ziphius.core.config import explain
 from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.core.gguf_header import is_gguf_name
+from ziphius.core.reading import list_folder
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.published import read_config
@@ -23,7 +25,6 @@ from ziphius.models.weights.assembly import Assembly, check_finite
 from ziphius.models.weights.fp8 import BLOCK, dequantize
 from ziphius.models.weights.matching import FP8, Plan, check_size, match
 from ziphius.models.weights.names import SCALE_SUFFIX
-from ziphius.models.weights.paths import file_inside
 from ziphius.models.weights.shards import Stored, stored_tensors
 
 # They describe the stored numbers, which a loaded model no longer has; `saving.py` writes its own.
@@ -32,13 +33,14 @@ _STORAGE_KEYS = ("quantization_config", "torch_dtype", "dtype")
 
 def read_folder_config(folder: Path) -> ModelConfig:
     """Read config.json, without what it says about the stored numbers of the weights."""
-    if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist: no such model folder.")
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is neither a model folder nor a .gguf file.")
-    if not any(folder.iterdir()):
+    names = list_folder(folder, CheckpointError)
+    if not names:
         raise CheckpointError(f"{folder} is empty: a model folder has config.json and safetensors.")
-    file_inside(folder, "config.json")
+    gguf = [name for name in names if is_gguf_name(name)]
+    if gguf and "config.json" not in names:
+        _refuse(
+            folder, f"holds no config.json but the GGUF file {gguf[0]}: give the path of that file"
+        )
     config = read_config(folder)
     quantization = config.other.get("quantization_config")
     if quantization is not None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ziphius.core.config import explain
 from ziphius.core.errors import CheckpointError
+from ziphius.core.gguf_header import GgufHeader, Value
 from ziphius.models.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling
 from ziphius.models.rope import rope_frequencies
-from ziphius.models.weights.gguf_header import GgufHeader, Value
 
 ARCHITECTURES: dict[str, dict[str, bool]] = {
     "llama": {},

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ziphius.core.errors import CheckpointError, MissingExtraError
+from ziphius.core.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.weights.assembly import Assembly, check_finite
 from ziphius.models.weights.gguf_config import FREQUENCY_FACTORS, gguf_config
-from ziphius.models.weights.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from ziphius.models.weights.names import Slot
 
 FORMATS = (

@@ -5,16 +5,16 @@ header as JSON {name: {dtype, shape, data_offsets}}, then the data without a gap
 held together by `model.safetensors.index.json`, whose `weight_map` names the file of every tensor.
 """
 
-import json
 import math
-from collections import Counter
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ziphius.core.errors import CheckpointError
-from ziphius.models.weights.paths import file_inside
+from ziphius.core.gguf_header import is_gguf_name
+from ziphius.core.reading import file_inside, list_folder, open_file, parse_object, read_object
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -45,7 +45,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     names = sorted(set(weight_map.values())) if weight_map is not None else [WEIGHTS_FILE]
     stored: dict[str, Stored] = {}
     for name in names:
-        for tensor, entry in read_header(file_inside(folder, name)).items():
+        for tensor, entry in read_header(file_inside(folder, name, CheckpointError)).items():
             if tensor in stored:
                 _refuse(entry.file, f"holds {tensor}, which {stored[tensor].file.name} holds too")
             stored[tensor] = entry
@@ -56,15 +56,16 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 def read_header(file: Path) -> dict[str, Stored]:
     """Read the header of one safetensors file and hold it to the size of the file."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_file(file, CheckpointError) as stream:
+        size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
         if len(prefix) < 8:
             _refuse(file, f"is no safetensors file: it has {size} bytes and no header")
         length = int.from_bytes(prefix, "little")
         if length > min(size - 8, LARGEST_HEADER_BYTES):
             _refuse(file, f"claims a header of {length} bytes; it is truncated or damaged")
-        header = _parse(file, stream.read(length))
+        header = parse_object(stream.read(length), f"{file}: its header", CheckpointError)
+    header.pop("__metadata__", None)
     if len(header) > LARGEST_TENSOR_COUNT:
         _refuse(file, f"lists {len(header)} tensors; more than {LARGEST_TENSOR_COUNT} is no model")
     spans = [(*_span(file, name, entry), name) for name, entry in header.items()]
@@ -76,17 +77,17 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
     """Read which file holds which tensor; None for a folder with one weight file."""
-    has_index, has_single = (folder / INDEX_FILE).exists(), (folder / WEIGHTS_FILE).exists()
+    names = list_folder(folder, CheckpointError)
+    has_index, has_single = INDEX_FILE in names, WEIGHTS_FILE in names
     if has_index and has_single:
         _refuse(folder, f"holds both {WEIGHTS_FILE} and {INDEX_FILE}; remove the stale one")
     if not has_index:
-        if not has_single and not (folder / WEIGHTS_FILE).is_symlink():
-            _refuse_without_weights(folder)
+        if not has_single:
+            _refuse_without_weights(folder, names)
         return None
-    index = file_inside(folder, INDEX_FILE)
-    if index.stat().st_size > LARGEST_HEADER_BYTES:
-        _refuse(index, f"has {index.stat().st_size} bytes, too many for an index")
-    weight_map = _json(index, index.read_bytes()).get("weight_map")
+    index = file_inside(folder, INDEX_FILE, CheckpointError)
+    content = read_object(index, LARGEST_HEADER_BYTES, CheckpointError)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         _refuse(index, "has no weight_map from tensor names to file names")
     for tensor, name in weight_map.items():
@@ -95,13 +96,15 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _refuse_without_weights(folder: Path) -> NoReturn:
-    names = sorted(path.name for path in folder.iterdir())
+def _refuse_without_weights(folder: Path, names: list[str]) -> NoReturn:
     unsafe = [name for name in names if name.endswith(_UNSAFE_SUFFIXES)]
     if any(name.endswith(".safetensors") for name in names):
         _refuse(folder, f"holds safetensors files but neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    if any(name.endswith(".gguf") for name in names):
-        _refuse(folder, "holds no safetensors but a GGUF file: give the path of that file")
+    gguf = [name for name in names if is_gguf_name(name)]
+    if gguf:
+        _refuse(
+            folder, f"holds no safetensors but the GGUF file {gguf[0]}: give the path of that file"
+        )
     if unsafe:
         _refuse(
             folder,
@@ -118,33 +121,6 @@ def _check_index(index: Path, weight_map: dict[str, str], stored: dict[str, Stor
     for tensor, entry in stored.items():
         if tensor not in weight_map:
             _refuse(index, f"does not list {tensor}, which {entry.file.name} holds")
-
-
-def _parse(file: Path, text: bytes) -> dict[str, Any]:
-    header = _json(file, text)
-    header.pop("__metadata__", None)
-    return header
-
-
-def _json(file: Path, text: bytes) -> dict[str, Any]:
-    """Parse a JSON object strictly: each key once, no endless nesting."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-            _refuse(file, f"lists {twice} twice")
-        return found
-
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        _refuse(file, f"has a header that is no JSON ({error})")
-    if not isinstance(value, dict):
-        _refuse(file, "has a header that is no JSON object")
-    return value
 
 
 def _span(file: Path, name: str, entry: object) -> tuple[int, int]:

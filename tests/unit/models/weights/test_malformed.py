@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 
+from tests.denied import deny
 from tests.tiny import build
 from tests.unit.models.weights.files import (
     change_json,
@@ -131,7 +132,7 @@ def header_longer_than_the_file(folder):
     file.write_bytes((len(content) - 7).to_bytes(8, "little") + content[8:])
 
 
-@case(WEIGHTS, "no JSON")
+@case(WEIGHTS, "header is not valid JSON")
 def header_length_too_short(folder):
     file = folder / WEIGHTS
     content = file.read_bytes()
@@ -150,12 +151,12 @@ def surplus_data(folder):
         file.write(bytes(100))
 
 
-@case(WEIGHTS, "no JSON object")
+@case(WEIGHTS, "JSON list")
 def header_is_a_list(folder):
     write_parts(folder / WEIGHTS, b"[]", b"")
 
 
-@case(WEIGHTS, "no JSON (")
+@case(WEIGHTS, "nested too deeply")
 def header_nested_without_end(folder):
     write_parts(folder / WEIGHTS, b'{"a":' + b"[" * 100_000, b"")
 
@@ -393,9 +394,37 @@ def no_weights(folder):
     (folder / WEIGHTS).unlink()
 
 
-@case("GGUF", "path of that file")
+@case("GGUF file model.gguf", "path of that file")
 def gguf_in_a_folder(folder):
     (folder / WEIGHTS).rename(folder / "model.gguf")
+
+
+@case("no config.json", "GGUF file model.GGUF", "path of that file")
+def gguf_alone_in_a_folder(folder):
+    (folder / WEIGHTS).rename(folder / "model.GGUF")
+    (folder / "config.json").unlink()
+
+
+@case("config.json", "pipe")
+def pipe_instead_of_a_config(folder):
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+
+@case("config.json", "lists hidden_size twice")
+def config_with_a_key_twice(folder):
+    file = folder / "config.json"
+    file.write_text('{"hidden_size": 3,' + file.read_text()[1:])
+
+
+@case(INDEX, "lists a twice", shard_bytes=20_000)
+def index_with_a_key_twice(folder):
+    (folder / INDEX).write_text('{"weight_map": {"a": "x", "a": "y"}}')
+
+
+@case(WEIGHTS, "half of a UTF-16 pair under a")
+def header_with_half_a_character(folder):
+    write_parts(folder / WEIGHTS, b'{"a": "\\udc00"}', b"")
 
 
 @pytest.fixture(scope="module")
@@ -480,6 +509,15 @@ def test_a_not_finite_scale_is_found_on_request(model, tmp_path):
     change_tensors(folder / WEIGHTS, poison)
     load(folder)
     assert UP in message_of(folder, check_finite=True)
+
+
+@pytest.mark.parametrize("unreadable", ["", "config.json", WEIGHTS])
+def test_what_may_not_be_read_is_named(model, tmp_path, monkeypatch, unreadable):
+    folder = tmp_path / "model"
+    save(model, folder)
+    deny(monkeypatch, folder / unreadable)
+    message = message_of(folder)
+    assert message == f"{folder / unreadable} cannot be read: Permission denied."
 
 
 def test_a_path_that_is_neither_folder_nor_gguf(tmp_path):

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from tests.denied import deny
 from tests.tiny import build, grouped_config
 from tests.unit.models.weights.files import write_gguf
 from ziphius.core.errors import CheckpointError
@@ -49,7 +50,7 @@ def gguf_of_2_to_the_62_tensors(file):
     file.write_bytes(content[:8] + (2**62).to_bytes(8, "little") + content[16:])
 
 
-@case("is truncated: an array of strings")
+@case("is truncated: an array goes on")
 def gguf_vocabulary_without_end(file):
     key = b"tokenizer.ggml.tokens"
     content = bytearray(file.read_bytes())
@@ -194,3 +195,15 @@ def test_a_header_with_random_bytes_in_it_is_refused_or_read_and_nothing_else(tm
         except CheckpointError:
             refused += 1
     assert refused > 40
+
+
+def test_a_gguf_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    file = write_gguf(build(grouped_config()), tmp_path / "model.gguf")
+    deny(monkeypatch, file)
+    with pytest.raises(CheckpointError, match=r"model\.gguf cannot be read: Permission denied"):
+        load(file)
+
+
+def test_an_ending_in_capitals_is_a_gguf_file_too(tmp_path):
+    file = write_gguf(build(grouped_config()), tmp_path / "model.GGUF")
+    assert load(file).config.hidden_size == grouped_config().hidden_size

@@ -3,24 +3,29 @@
 The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: magic,
 version, number of tensors, number of metadata entries; the entries; names, dimensions (innermost
 first), types and offsets of the tensors; then the data, aligned. The reader of the `gguf` package
-trusts every count in the file and can be made to loop for ever, so this one counts bytes.
+trusts every count in the file and can be made to loop for ever, so this one counts bytes and items.
 """
 
+import os
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from ziphius.core.errors import CheckpointError
-from ziphius.models.weights.paths import regular_file
+from ziphius.core.reading import ErrorKind, open_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 LARGEST_TENSOR_COUNT = 100_000
 LARGEST_ENTRY_COUNT = 100_000
 LARGEST_RANK = 4
+LARGEST_HEADER_BYTES = 128 * 2**20
+LARGEST_ITEM_COUNT = 2**22
+"""Items of all metadata arrays together; a vocabulary of 262,144 has 1.4 million."""
 LARGEST_LISTED = 1024
-"""Longest metadata array that is kept; the vocabulary's are only stepped over."""
+"""Longest metadata array that is kept unasked; the vocabulary's are else only stepped over."""
 
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, str] = {
@@ -66,11 +71,29 @@ class GgufHeader:
     tensors: dict[str, GgufTensor]
 
 
-def read_gguf_header(file: Path) -> GgufHeader:
-    """Read the header of a GGUF file, each key and each tensor once."""
-    size = regular_file(file).stat().st_size
-    with file.open("rb") as stream:
-        reader = _Reader(file, stream, size)
+def is_gguf_name(name: str) -> bool:
+    """Say whether a file name ends in .gguf, in letters of either case."""
+    return name.lower().endswith(".gguf")
+
+
+def is_gguf_path(path: Path) -> bool:
+    """Say whether a path names a GGUF file, there or not, and no folder."""
+    return is_gguf_name(path.name) and not os.path.isdir(path)
+
+
+def read_gguf_header(
+    file: Path, *, keep: Collection[str] = (), error: ErrorKind = CheckpointError
+) -> GgufHeader:
+    """Read the header of a GGUF file, each key and each tensor once.
+
+    Args:
+        file: path of the file.
+        keep: keys whose arrays are wanted at any length; their texts have to be UTF-8.
+        error: what to raise if the header makes no sense.
+    """
+    with open_file(file, error) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        reader = _Reader(file, stream, size, error)
         if reader.take(4) != MAGIC:
             reader.refuse("is no GGUF file: it does not begin with GGUF")
         version = reader.scalar("I")
@@ -84,7 +107,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
             key = reader.string()
             if key in metadata:
                 reader.refuse(f"lists the metadata {key} twice")
-            metadata[key] = reader.value(reader.scalar("I"))
+            metadata[key] = reader.value(reader.scalar("I"), key in keep)
         listed = [_read_tensor(reader) for _ in range(tensor_count)]
         end = stream.tell()
     alignment = metadata.get("general.alignment", 32)
@@ -109,49 +132,77 @@ def _read_tensor(reader: "_Reader") -> tuple[str, tuple[int, ...], int, int]:
 
 
 class _Reader:
-    """Take values off a stream and never more bytes than the file has."""
+    """Take values off a stream: no more bytes than the file has, nor than a header needs."""
 
-    def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
+    def __init__(self, file: Path, stream: BinaryIO, size: int, error: ErrorKind) -> None:
         self._file = file
         self._stream = stream
-        self._left = size
+        self._error = error
+        self._is_whole = size <= LARGEST_HEADER_BYTES
+        self._left = min(size, LARGEST_HEADER_BYTES)
+        self._items_left = LARGEST_ITEM_COUNT
 
     def take(self, count: int) -> bytes:
-        if count > self._left:
-            self.refuse("is truncated: its header goes on beyond its end")
-        self._left -= count
+        self._spend(count)
         return self._stream.read(count)
 
     def scalar(self, code: str) -> int:
         number: int = struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
         return number
 
-    def string(self) -> str:
+    def string(self, errors: str = "replace") -> str:
         # Vocabularies hold pieces of characters; what is no UTF-8 is kept in a replaced form.
-        return self.take(self.scalar("Q")).decode(errors="replace")
+        return self.take(self.scalar("Q")).decode(errors=errors)
 
-    def value(self, kind: int) -> Value:
+    def value(self, kind: int, keep: bool) -> Value:
         if kind == _ARRAY:
-            return self._array(self.scalar("I"), self.scalar("Q"))
+            return self._array(self.scalar("I"), self.scalar("Q"), keep)
         if kind == _STRING:
             return self.string()
         if kind not in _SCALARS:
             self.refuse(f"has metadata of the unknown type {kind}")
         return self.scalar(_SCALARS[kind])
 
-    def _array(self, kind: int, count: int) -> Value:
-        if kind == _STRING:
-            if count * 8 > self._left:
-                self.refuse("is truncated: an array of strings goes on beyond its end")
-            strings: list[Scalar] = [self.string() for _ in range(count)]
-            return strings if count <= LARGEST_LISTED else None
-        if kind not in _SCALARS:
+    def _array(self, kind: int, count: int, keep: bool) -> Value:
+        if kind != _STRING and kind not in _SCALARS:
             self.refuse(f"has a metadata array of the unknown type {kind}")
-        code = _SCALARS[kind]
-        data = self.take(count * struct.calcsize("<" + code))
-        if count > LARGEST_LISTED:
+        # The least that so many items take: eight bytes of length, if they are strings.
+        code = _SCALARS.get(kind, "Q")
+        size = count * struct.calcsize("<" + code)
+        if size > self._left:
+            self._refuse_length("an array")
+        self._items_left -= count
+        if self._items_left < 0:
+            self.refuse(f"lists more than {LARGEST_ITEM_COUNT:,} items of metadata")
+        is_kept = keep or count <= LARGEST_LISTED
+        if kind == _STRING:
+            return self._strings(count, "strict" if keep else "replace", is_kept)
+        if not is_kept:
+            self._spend(size)
+            self._stream.seek(size, os.SEEK_CUR)
             return None
-        return list(struct.unpack(f"<{count}{code}", data))
+        return list(struct.unpack(f"<{count}{code}", self.take(size)))
+
+    def _strings(self, count: int, errors: str, is_kept: bool) -> Value:
+        strings: list[Scalar] = []
+        for index in range(count):
+            try:
+                string = self.string(errors)
+            except UnicodeDecodeError:
+                self.refuse(f"lists a text that is no UTF-8, number {index} of {count}")
+            if is_kept:
+                strings.append(string)
+        return strings if is_kept else None
+
+    def _spend(self, count: int) -> None:
+        if count > self._left:
+            self._refuse_length("its header")
+        self._left -= count
+
+    def _refuse_length(self, what: str) -> NoReturn:
+        if self._is_whole:
+            self.refuse(f"is truncated: {what} goes on beyond its end")
+        self.refuse(f"has no header of a model: {what} goes on beyond {LARGEST_HEADER_BYTES} bytes")
 
     def refuse(self, reason: str) -> NoReturn:
-        raise CheckpointError(f"{self._file} {reason}.")
+        raise self._error(f"{self._file} {reason}.")
