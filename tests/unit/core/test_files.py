@@ -1,13 +1,16 @@
 import errno
 import os
+import re
 import stat
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ziphius.core import files
-from ziphius.core.errors import OutputError
-from ziphius.core.files import new_folder, refuse_occupied, write_file
+from ziphius.core.errors import ConfigError, OutputError
+from ziphius.core.files import existing_path, new_folder, refuse_occupied, write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -143,3 +146,58 @@ def test_new_folder_under_a_file_is_a_clear_error(tmp_path: Path) -> None:
         new_folder(tmp_path / "file" / "new"),
     ):
         pytest.fail("the block must not run")
+
+
+def ended_process() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_swept(tmp_path: Path, kind: str) -> None:
+    ours = files.beside(tmp_path / "one")
+    theirs = ours.name.replace(f".{os.getpid()}-", f".{ended_process()}-")
+    elsewhere = theirs[:-20] + f"{int(theirs[-20:-12], 16) ^ 1:08x}" + theirs[-12:]
+    others = [".one.tmp", ".one.7-a.tmp", "one", theirs.removeprefix("."), elsewhere]
+    for name in (ours.name, theirs, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("x")
+    (tmp_path / theirs.replace(".one.", ".two.")).write_text("a file")
+    if kind == "file":
+        write_file(tmp_path / "new", "x")
+    else:
+        with new_folder(tmp_path / "new"):
+            pass
+    assert names(tmp_path) == sorted([ours.name, *others, "new"])
+
+
+def test_an_error_inside_a_new_folder_speaks_of_the_users_path(tmp_path: Path) -> None:
+    def fill(action: Callable[[Path], object]) -> None:
+        with new_folder(tmp_path / "new") as folder:
+            action(folder)
+
+    target = re.escape(str(tmp_path / "new"))
+    with pytest.raises(OutputError, match=rf"Cannot write {target}/no/a: No such file"):
+        fill(lambda folder: write_file(folder / "no" / "a", "x"))
+    with pytest.raises(OutputError, match=rf"Cannot write {target}: No such file"):
+        fill(lambda folder: (folder / "no" / "a").write_text("x"))
+    with pytest.raises(OutputError, match=rf"Cannot write {target}: No space left"):
+        fill(disk_full)
+    with pytest.raises(FileNotFoundError):
+        fill(lambda folder: (tmp_path / "source").read_text())
+    assert names(tmp_path) == []
+
+
+def test_words_of_a_user_that_name_a_path_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a").write_text("x")
+    assert existing_path("~/a") == tmp_path / "a"
+    for nothing in ("~/b", "~/a/b", "x" * 300):
+        assert existing_path(nothing) is None
+    with pytest.raises(ConfigError, match=r"~no-such-user/a: there is no such user"):
+        existing_path("~no-such-user/a")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=r"Cannot look at .*loop: Too many levels"):
+        existing_path("~/loop")
