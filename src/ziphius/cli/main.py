@@ -3,18 +3,19 @@
 A command is one file: `cli/<name>.py` with a config `<Name>Config` and a function `<name>(config)`.
 Only the file of the command that runs is imported, so `ziphius --help` answers at once.
 
-Exit codes: 0 done, 1 the command's own verdict, 2 something for the user to mend, 130 Ctrl-C.
+Exit codes: 0 done, 1 the command's own verdict, 2 something for the user to mend, 130 Ctrl-C,
+141 the reader of the output has gone, 143 SIGTERM.
 """
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
 import ziphius
+from ziphius.cli import process
 from ziphius.cli.options import parse_options
 from ziphius.core.config import Config, explain
 from ziphius.core.errors import ZiphiusError
@@ -43,15 +44,10 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
-    first, *rest = [*(sys.argv[1:] if args is None else args)] or ["--help"]
+    process.prepare_streams()
     try:
-        if first in ("-h", "--help"):
-            print(usage())
-        elif first == "--version":
-            print(f"ziphius {ziphius.__version__}")
-        else:
-            run_command(first, rest)
-        sys.stdout.flush()
+        with process.sigterm_cleans_up():
+            _obey([*(sys.argv[1:] if args is None else args)] or ["--help"])
     except ValidationError as error:
         return _fail(explain(error))
     except ZiphiusError as error:
@@ -60,10 +56,29 @@ def main(args: Sequence[str] | None = None) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) has gone. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        process.silence_stdout()  # the reader (`| head`) has gone
         return 141
+    except (MemoryError, RuntimeError, OSError) as error:
+        if message := process.out_of_memory(error):
+            return _fail(message)
+        if message := process.stdout_trouble(error):
+            return _fail(message)
+        raise
     return 0
+
+
+def _obey(words: Sequence[str]) -> None:
+    process.refuse_other_than_utf8(words)
+    first, *rest = words
+    try:
+        if first in ("-h", "--help"):
+            print(usage())
+        elif first == "--version":
+            print(f"ziphius {ziphius.__version__}")
+        else:
+            run_command(first, rest)
+    finally:
+        sys.stdout.flush()  # here, where an error still finds its words
 
 
 def run_command(name: str, args: Sequence[str]) -> None:

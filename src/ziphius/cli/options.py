@@ -20,6 +20,7 @@ from tyro.constructors import (
 )
 
 from ziphius.core.config import Config, explain
+from ziphius.core.errors import ConfigError
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 """Type of the field `as_json`, which is the option --json (pydantic keeps the name json)."""
@@ -73,6 +74,8 @@ def _in_plain_words(config_class: type[Config]) -> Callable[..., Config]:
         try:
             return config_class(**values)
         except ValidationError as error:
-            raise ValueError(explain(error)) from error
+            # Not a plain ValueError: tyro catches that for the options of a command itself, but not
+            # where it lies in a config inside.
+            raise ConfigError(explain(error)) from error
 
     return instantiate

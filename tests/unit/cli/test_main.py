@@ -152,3 +152,32 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     # 0.25 s on two idle cores; the limit leaves room for a busy machine.
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["pretrain", "--train.learning-rate", "-1"],
+        ["pretrain", "--train.optimizer.beta1", "2"],
+        ["generate", "v3-tiny", "x", "--top-k", "9" * 23],
+        ["generate", "v3-tiny", "x", "--n", "3000"],
+        ["inspect", "~no-such-user/x"],
+        ["inspect", "x" * 300],
+        ["generate", "~no-such-user/x", "x"],
+        ["generate", "x" * 300, "x"],
+        ["generate", "v3-tiny", "caf\udce9"],
+        ["caf\udce9"],
+    ],
+)
+def test_an_impossible_value_is_one_clear_message(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(args)
+    except SystemExit as stopped:  # from the parser, which prints a box
+        code = stopped.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err
+    assert "Traceback" not in err
