@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from rich.table import Table
 from ziphius.cli.options import AsJson
 from ziphius.core.assets import ASSETS, cache_folder, is_cached
 from ziphius.core.config import Config
+from ziphius.core.errors import AssetError
+
+CACHE_REMEDY = "set ZIPHIUS_CACHE to a folder with room and the right to write"
 
 
 class DoctorConfig(Config):
@@ -75,14 +79,18 @@ def _torch() -> list[Finding]:
     return [
         Finding("torch", torch.__version__),
         Finding("cpu", f"{cores} cores, {torch.get_num_threads()} torch threads, {capability}"),
-        _kernels(native.status()),
+        _kernels(native.status),
         *(Finding(name, _accelerator(name)) for name in accelerators),
         *([] if accelerators else [Finding("accelerator", "none: everything runs on the CPU")]),
     ]
 
 
-def _kernels(status: str) -> Finding:
+def _kernels(find_status: Callable[[], str]) -> Finding:
     """Tell whether the fused CPU kernels run; without them training is right, but slower."""
+    try:
+        status = find_status()
+    except OSError as error:  # they are compiled into the cache folder
+        return Finding("native kernels", f"off: {error.strerror} in the cache folder", CACHE_REMEDY)
     return Finding("native kernels", status, "" if status.startswith("on") else "install g++")
 
 
@@ -97,18 +105,27 @@ def _accelerator(name: str) -> str:
 
 def _storage() -> list[Finding]:
     folder = cache_folder()
-    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        return [Finding("cache folder", f"{folder}: {error.strerror}", CACHE_REMEDY)]
+    if not os.access(present, os.R_OK | os.X_OK):
+        return [Finding("cache folder", f"{present}: no right to read it", CACHE_REMEDY)]
     free = f"{folder}, {shutil.disk_usage(present).free / 2**30:.1f} GiB free"
-    remedy = "" if os.access(present, os.W_OK) else "not writable: set ZIPHIUS_CACHE"
     return [
-        Finding("cache folder", free, remedy),
-        *(
-            Finding(f"asset {name}", "fetched")
-            if is_cached(name)
-            else Finding(f"asset {name}", "not fetched", f"ziphius assets fetch {name}")
-            for name in ASSETS
-        ),
+        Finding("cache folder", free, "" if os.access(present, os.W_OK) else CACHE_REMEDY),
+        *map(_asset, ASSETS),
     ]
+
+
+def _asset(name: str) -> Finding:
+    try:
+        found = is_cached(name)
+    except AssetError as error:
+        return Finding(f"asset {name}", "cannot be read", str(error))
+    if found:
+        return Finding(f"asset {name}", "fetched")
+    return Finding(f"asset {name}", "not fetched", f"ziphius assets fetch {name}")
 
 
 def _extras() -> list[Finding]:

