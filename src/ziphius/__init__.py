@@ -1,3 +1,3 @@
-"""Build, train, distil, serve and measure the DeepSeek family of language models."""
+"""Build, train, run, export and measure the DeepSeek family of language models."""
 
 __version__ = "0.1.0"

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from ziphius.cli.answering import AnswerOptions, AnswerPrinter, Speed, load_model, token_limit
 from ziphius.core.errors import ConfigError, OutputError, ZiphiusError
-from ziphius.core.files import write_file
+from ziphius.core.files import existing_path, user_path, write_file
 
 if TYPE_CHECKING:
     from ziphius.engine.answer import Prompt
@@ -194,8 +193,8 @@ class Chat:
         """Write the conversation to a new JSON file."""
         if not name:
             raise ConfigError("/save needs the name of a file")
-        path = Path(name).expanduser()
-        if path.exists():
+        path = user_path(name)
+        if existing_path(name) is not None:
             raise OutputError(f"{path} exists already: choose another name")
         messages = [
             {"role": message.role, "content": message.content}
@@ -212,4 +211,6 @@ class Chat:
             "messages": messages,
         }
         write_file(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        self._console.print(f"Saved in {path}", style="dim", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"Saved in {path}", style="dim", markup=False, highlight=False, soft_wrap=True
+        )

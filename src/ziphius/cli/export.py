@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import AfterValidator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ziphius.cli.options import AsJson
@@ -22,9 +23,10 @@ def size_in_bytes(text: str) -> int:
     """Read a size such as 5GB, 200 MB or 1000000 (bytes); units are powers of 1000."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip(), re.IGNORECASE)
     unit = match[2].upper() if match else None
-    if match is None or unit not in _UNITS or not float(match[1]):
+    size = 0 if match is None or unit not in _UNITS else int(float(match[1]) * _UNITS[unit])
+    if size < 1:
         raise ConfigError(f"max_shard_size = {text!r}: give a size such as 5GB or 200MB.")
-    return int(float(match[1]) * _UNITS[unit])
+    return size
 
 
 def _checked_size(text: str) -> str:
@@ -68,9 +70,9 @@ def export(config: ExportConfig) -> None:
     # else goes through float32, which holds FP8 times its scale exactly.
     dtype = torch.bfloat16 if config.weight_format == "bfloat16" else torch.float32
     console = Console(stderr=True)
-    with console.status(f"reading {config.model}"):
+    with console.status(escape(f"reading {config.model}")):
         model = load(config.model, dtype=dtype, drop_mtp=config.drop_mtp)
-    with console.status(f"writing {config.out}"):
+    with console.status(escape(f"writing {config.out}")):
         save(
             model,
             config.out,
@@ -114,4 +116,4 @@ def _print_table(result: dict[str, Any]) -> None:
     table.add_row("tokenizer", "written" if result["tokenizer"] else "none in the source")
     console = Console()
     console.print(table)
-    console.print(f"Saved in {result['path']}", highlight=False, soft_wrap=True)
+    console.print(f"Saved in {result['path']}", markup=False, highlight=False, soft_wrap=True)

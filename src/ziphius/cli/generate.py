@@ -31,8 +31,8 @@ class GenerateConfig(AnswerOptions):
     """Model folder, .gguf file, or preset (with random weights)."""
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT ...")]
     """What to answer, each on its own; - reads one from standard input."""
-    n: Annotated[int, Field(ge=1)] = 1
-    """Answers to each prompt."""
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    """Answers to each prompt, all at once in memory."""
     raw: bool = False
     """Continue the prompt as plain text, without a chat format."""
     system: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None

@@ -2,17 +2,18 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from ziphius.cli.options import AsJson
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
+from ziphius.core.files import existing_path
 from ziphius.models.account import Account, Dtype, account
 from ziphius.models.config import ModelConfig
 from ziphius.models.presets import PRESETS
@@ -67,8 +68,8 @@ def inspect(config: InspectConfig) -> None:
 
 def _find_config(name: str) -> ModelConfig:
     """Read a path that exists, else take the preset of that name."""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = existing_path(name)
+    if path is not None:
         # Imports torch, which a preset does not need.
         from ziphius.models.weights import read_model_config
 
@@ -82,7 +83,7 @@ def _find_config(name: str) -> ModelConfig:
 
 
 def _shape_table(name: str, model: ModelConfig) -> Table:
-    table = Table(Column("shape", no_wrap=True), "", title=name)
+    table = Table(Column("shape", no_wrap=True), "", title=escape(name))
     table.add_row("architecture", model.model_type)
     table.add_row("layers", _layers(model))
     table.add_row("hidden size", f"{model.hidden_size:,}")

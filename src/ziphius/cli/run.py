@@ -58,7 +58,7 @@ def run(config: RunConfig) -> None:
         _print_text(reports, console)
         _print_checks(reports, console)
         if config.out is not None:
-            console.print(f"Saved in {config.out}", highlight=False)
+            console.print(f"Saved in {config.out}", markup=False, highlight=False, soft_wrap=True)
     if not all(check.passed for report in reports for check in report.checks):
         raise SystemExit(1)
 

@@ -16,7 +16,7 @@ class SamplingConfig(Config):
 
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Divides the logits; 0 always takes the most likely token."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Draw from the k most likely tokens only; 0 switches it off."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from the fewest tokens whose probabilities reach this sum; 1 switches it off."""

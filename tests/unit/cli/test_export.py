@@ -8,6 +8,7 @@ import torch
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
 from tests.unit.models.weights.files import write_gguf
 from ziphius.cli.export import ExportConfig, export, size_in_bytes
+from ziphius.cli.inspect import InspectConfig, inspect
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.models.weights import load, save
 from ziphius.text.vocabulary import deepseek_tokenizer
@@ -88,7 +89,7 @@ def test_sizes(text, size):
     assert size_in_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5G", "GB", "-1GB", "0GB", "5 apples", "nan"])
+@pytest.mark.parametrize("text", ["", "5G", "GB", "-1GB", "0GB", "5 apples", "nan", "0.1"])
 def test_sizes_that_are_none(text, tmp_path):
     with pytest.raises(ConfigError, match="max_shard_size"):
         size_in_bytes(text)
@@ -104,3 +105,13 @@ def test_a_gguf_file_is_exported(tmp_path, monkeypatch):
     export(ExportConfig(model=file, out=tmp_path / "out", weight_format="float32"))
     state = states(tmp_path / "out")
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["c[bold]", "o[/p]"])
+def test_brackets_in_a_path_are_printed_as_they_are(source, tmp_path, capsys, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    export(ExportConfig(model=source, out=tmp_path / name))
+    export(ExportConfig(model=tmp_path / name, out=tmp_path / "out"))
+    assert f"Saved in {tmp_path / name}" in capsys.readouterr().out
+    inspect(InspectConfig(model=str(tmp_path / name)))
+    assert name.partition("[")[2] in capsys.readouterr().out.replace("\n", "")

@@ -49,3 +49,8 @@ def test_a_failed_check_gives_exit_code_1(short_tour, monkeypatch, capsys):
         run(RunConfig())
     assert exit_info.value.code == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_brackets_in_the_folders_name_are_printed_as_they_are(short_tour, tmp_path, capsys):
+    run(RunConfig(out=tmp_path / "o[/p]"))
+    assert f"Saved in {tmp_path / 'o[/p]'}" in capsys.readouterr().out
