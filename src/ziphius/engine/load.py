@@ -7,12 +7,22 @@ import torch
 
 from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.core.files import existing_path
 from ziphius.models.account import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import PRESETS, get_preset
 from ziphius.models.weights import load
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
+
+CHAT_FORMAT_OF_PRESETS: dict[str, str] = {
+    "v2.5": "deepseek-v3",
+    "v2": "deepseek-v2",
+    "coder-v2": "deepseek-v2",
+    "coder": "deepseek-coder",
+    "v3.1": "deepseek-v3.1",
+}
+"""By the beginning of a preset's name, first match counts; others speak as R1 does."""
 
 
 class Loaded(NamedTuple):
@@ -39,8 +49,8 @@ def load_for_inference(
     """
     place = resolve_device(device)
     numbers = resolve_dtype(dtype, place)
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    path = existing_path(name_or_path)
+    if path is not None:
         model = load(path, dtype=numbers, device=place, drop_mtp=drop_mtp)
         return Loaded(model, load_tokenizer(path), is_random=False)
     if name_or_path not in PRESETS:
@@ -59,7 +69,8 @@ def load_preset(
     """Build a preset with random weights, after a look at the free memory.
 
     Weights are drawn in float32 on the CPU, so that the same seed gives the same model everywhere.
-    The tokenizer is the DeepSeek vocabulary, cut to the rows of the embedding.
+    The tokenizer is the DeepSeek vocabulary, cut to the rows of the embedding, with the chat format
+    that the published model of this make was trained on.
     """
     config = get_preset(name)
     counts = count_parameters(config)
@@ -71,6 +82,8 @@ def load_preset(
     for parameter in model.parameters():  # not model.to(dtype): the router bias stays float32
         parameter.data = parameter.data.to(dtype)
     tokenizer = deepseek_tokenizer(config.vocab_size if config.vocab_size < FULL_SIZE else None)
+    spoken = (form for start, form in CHAT_FORMAT_OF_PRESETS.items() if name.startswith(start))
+    tokenizer = tokenizer.with_chat_format(next(spoken, tokenizer.chat_format))
     return Loaded(model.to(device).eval(), tokenizer, is_random=True)
 
 

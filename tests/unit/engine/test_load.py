@@ -7,6 +7,7 @@ from ziphius.core.errors import ConfigError, DeviceError
 from ziphius.engine import load as load_module
 from ziphius.engine.load import free_bytes, load_for_inference, load_preset
 from ziphius.models.weights import save
+from ziphius.text.chat import CHAT_FORMATS
 
 CPU = torch.device("cpu")
 
@@ -87,3 +88,27 @@ def test_a_larger_vocabulary_than_deepseeks_gets_all_of_it(monkeypatch):
 def test_drop_mtp_has_no_effect_on_a_preset_and_says_so():
     with pytest.raises(ConfigError, match="drop_mtp has no effect"):
         load_for_inference("v3-tiny", drop_mtp=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "chat_format"),
+    [
+        ("v2-tiny", "deepseek-v2"),
+        ("v2.5", "deepseek-v3"),
+        ("coder-v2", "deepseek-v2"),
+        ("coder-tiny", "deepseek-coder"),
+        ("v3.1", "deepseek-v3.1"),
+        ("v3-tiny", "deepseek-r1"),
+        ("r1-distill-qwen-tiny", "deepseek-r1"),
+        ("r1-distill-llama-tiny", "deepseek-r1"),
+    ],
+)
+def test_a_preset_speaks_as_its_published_model_does(monkeypatch, preset, chat_format):
+    monkeypatch.setitem(load_module.PRESETS, preset, load_module.get_preset("v3-tiny"))
+    assert load_preset(preset, device=CPU).tokenizer.chat_format == chat_format
+
+
+def test_the_table_of_chat_formats_names_formats_and_presets():
+    for beginning, name in load_module.CHAT_FORMAT_OF_PRESETS.items():
+        assert name in CHAT_FORMATS
+        assert any(preset.startswith(beginning) for preset in load_module.PRESETS)
