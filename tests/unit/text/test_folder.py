@@ -128,7 +128,7 @@ def test_settings_of_the_wrong_kind_are_passed_over(saved: Path) -> None:
     del config["ziphius"]
     config["chat_template"] = ["User: "]
     (saved / "tokenizer_config.json").write_text(json.dumps(config))
-    (saved / "generation_config.json").write_text('{"eos_token_id": ["x", -1, 1]}')
+    (saved / "generation_config.json").write_text('{"eos_token_id": ["x", -1, false, 1]}')
     loaded = load_tokenizer(saved)
     assert (loaded.eos_ids, loaded.chat_format) == ((1,), "deepseek-v3.2")
 
