@@ -44,6 +44,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
+    process.share_processors()
     process.prepare_streams()
     try:
         with process.sigterm_cleans_up():

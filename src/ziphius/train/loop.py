@@ -16,6 +16,7 @@ import torch
 from torch.utils import deterministic as settings
 
 from ziphius.core.device import resolve_dtype
+from ziphius.core.memory import keep_freed_memory
 from ziphius.dist.world import ALONE, World
 from ziphius.models.model import Model
 from ziphius.ops.precision import prefer_onednn_for_float32
@@ -63,6 +64,7 @@ def train(
         if world.is_first:
             stack.enter_context(store.lock())
         stack.enter_context(same_numbers_each_time(config.deterministic))
+        keep_freed_memory()
         stack.enter_context(fast_float32(next(model.parameters()).device))
         stack.enter_context(recomputed_blocks(model, config.recompute))
         request = stack.enter_context(stop_requests())
