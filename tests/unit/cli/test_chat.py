@@ -208,3 +208,14 @@ def test_ctrl_c_at_the_prompt_asks_and_ctrl_d_leaves(talk, script, monkeypatch, 
     monkeypatch.setattr("builtins.input", press)
     chat(ChatConfig(model="v3-tiny"))
     assert "Ctrl-D or /exit leaves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["c[bold].json", "c[x]].json", "~no-such-user.json"])
+def test_the_name_of_the_file_is_printed_as_it_is(script, talk, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("~"):
+        with pytest.raises(ConfigError, match="there is no such user"):
+            talk([f"/save {name}"], [])
+    else:
+        assert f"Saved in {name}" in talk([f"/save {name}"], [])
+        assert json.loads((tmp_path / name).read_text())["messages"] == []

