@@ -1,4 +1,4 @@
-"""Writing a model as a Hugging Face folder that transformers, vLLM and this package load.
+"""Writing a model as a Hugging Face folder that transformers and this package load.
 
 Layout: config.json, and model.safetensors or, above `max_shard_bytes`, numbered files and an index.
 Experts are written one by one, layers that predict further tokens with their copies of embedding
