@@ -38,16 +38,15 @@ sys.exit(main(["wait"]))
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash in which $Z is the command."""
+    """Run a line of bash in which `z` is the command."""
     kept = {name: value for name, value in os.environ.items() if name[:3] not in ("LC_", "LAN")}
     return subprocess.run(
-        ["bash", "-c", f'Z() {{ "$0" -c "$1" "${{@:2}}"; }}; z() {{ Z "$CODE" "$@"; }}; {line}',
-         sys.executable],
+        ["bash", "-c", f'z() {{ "$0" -c "$CODE" "$@"; }}; {line}', sys.executable],
         env={**kept, "CODE": ZIPHIUS, **variables},
         capture_output=True,
         text=True,
         check=False,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
