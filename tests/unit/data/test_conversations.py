@@ -160,7 +160,7 @@ def test_rows_are_filled_with_the_first_that_come() -> None:
 
 def test_nothing_left_to_learn_is_refused() -> None:
     conversations = encode(talk("a", "b" * 400))
-    with pytest.raises(DataError, match="1 are longer than a row of 64 tokens .the longest has"):
+    with pytest.raises(DataError, match=r"1 are longer than a row of 64 tokens \(the longest has"):
         ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_rows=1)
 
 

@@ -64,6 +64,15 @@ def test_no_compiler_is_said_not_hidden(monkeypatch, tmp_path):
     native._build.cache_clear()
 
 
+def test_a_cache_that_cannot_be_used_is_said_not_hidden(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "file" / "cache"))
+    native._build.cache_clear()
+    assert native.status().startswith("off: ")
+    assert "cache" in native.status()
+    native._build.cache_clear()
+
+
 @DTYPES
 def test_rms_norm(monkeypatch, dtype):
     inputs = [3 * draw(5, 7, 96, dtype=dtype), draw(96, seed=1)]

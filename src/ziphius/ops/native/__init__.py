@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ziphius.core.assets import cache_folder
+from ziphius.core.errors import OutputError
 from ziphius.core.files import write_file
 
 FLAGS = (
@@ -106,6 +107,13 @@ def _build() -> tuple[Path | None, str]:
     if compiler is None:
         return None, "off: no C++ compiler found; install g++ to train faster on this CPU"
     source = Path(__file__).with_name("kernels.cpp")
+    try:
+        return _compiled(source, compiler)
+    except (OSError, OutputError) as error:  # a cache folder that cannot be used
+        return None, f"off: {error}"
+
+
+def _compiled(source: Path, compiler: str) -> tuple[Path | None, str]:
     path = cache_folder() / f"native-{_fingerprint(source, compiler)}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
