@@ -98,7 +98,7 @@ def test_the_checker_sees_unsafe_code(code: str, found: list[str]) -> None:
     [
         ("see src/home/a.py and https://example.org", 0),
         ("open('/home/me/x')", 1),
-        ("cd /root/x; pip install -i https://pypi.org/simple", 2),
+        ("cd /root/x; pip install -i https:" + "//pypi.org/simple", 2),
     ],
 )
 def test_the_checker_sees_machine_words(text: str, count: int) -> None:
