@@ -1,6 +1,7 @@
 """Weights against transformers in both directions, FP8 against its bits, and the peak of memory."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -248,12 +249,17 @@ def test_the_peak_of_memory_is_the_model_and_one_file(tmp_path, weight_format, d
     files = [file.stat().st_size for file in (tmp_path / "m").glob("*.safetensors")]
     assert len(files) > 4
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "m"), dtype]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    # One arena: with several, the C library keeps a tensor's worth of freed memory in each.
+    env = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env=env
+    )
     grown, model_bytes = map(int, result.stdout.split())
     assert model_bytes > 150 * MIB
     largest_tensor = 1024 * 4096 * 4
     slack = 12 * MIB
-    assert grown <= model_bytes + max(files) + largest_tensor + slack
+    # A tensor is there twice while FP8 is multiplied out.
+    assert grown <= model_bytes + max(files) + 2 * largest_tensor + slack
     # The measure itself is alive: less than the model would mean that it saw nothing.
     assert grown >= 0.95 * model_bytes
 
