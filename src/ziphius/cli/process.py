@@ -27,7 +27,7 @@ def share_processors() -> None:
 
     By default they spin for milliseconds. Where something else wants the processors too, they then
     keep off the very thread they wait for: of two training runs on two cores one took 0.28 s a step
-    and the other over 5 s, with this setting 0.55 s each, and a run alone is as fast
+    and the other did not end 12 steps in a minute, with this setting 0.52 and 0.58 s each
     (docs/lab/2026-11-21-cpu-training-step.md). It has to be said before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
