@@ -17,9 +17,10 @@ help: ## Show this list
 run: $(STAMP) ## Do the main job (ARGS="..." for its options)
 	$(BIN)/ziphius run $(ARGS)
 
-# One file stays on one process, so that what a file sets up is set up once.
+# One file stays on one process, so that what a file sets up is set up once. A process that a hanging
+# test ended is not started again: it would begin with the same test.
 test: lint type ## Lint, check types and run all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 $(TESTS)
 
 bench-train: $(STAMP) ## Measure training speed against the peers (ARGS="--nanochat FOLDER")
 	$(BIN)/python bench/train.py $(ARGS)

@@ -1,6 +1,7 @@
 """What all tests share: benchmark data, threads, and when a test of the network may skip."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +13,10 @@ import torch
 from ziphius.core.assets import ASSETS, is_cached
 
 ROOT = Path(__file__).parent.parent
+
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, and what tests
+# start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny tensors: a second thread only waits for the first, and spins while it waits.
 torch.set_num_threads(1)

@@ -2,17 +2,16 @@
 
     python crash_worker.py
 
-reads one JSON object a line, `{"folder": ..., "workers": ..., "waits": ...}`, forks a process that
-goes on where the folder's run stands, prints its number, and its exit status when it has ended. So
-torch is imported once, and not for every kill.
+reads one JSON object a line, `{"folder": ..., "workers": ..., "dies_at": ...}`, forks a process
+that goes on where the folder's run stands, prints its number, and its exit status when it has
+ended. So torch is imported once, and not for every kill.
 
-`metrics.jsonl` is the curve as a user
-would keep it: cut back to the checkpoint at each resume. `replayed.txt` is never cut back, so that
-a step that was done twice stands there twice. Everything a state can hold has an effect here: the
-loss draws from all random generators, and the stage counts.
+`metrics.jsonl` is the curve as a user would keep it: cut back to the checkpoint at each resume.
+`replayed.txt` is never cut back, so that a step that was done twice stands there twice. Everything
+a state can hold has an effect here: the loss draws from all random generators, and the stage
+counts.
 """
 
-import ctypes
 import json
 import os
 import random
@@ -20,7 +19,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,11 +42,17 @@ from ziphius.train.seams import StepRecord, ValidationRecord
 from ziphius.train.stage import LossOutput
 from ziphius.train.stages.pretrain import Pretrain
 
-PR_SET_PTRACER = 0x59616D61
 STEPS, SAVE_EVERY = 72, 3
 STEP_S = 0.01
 """Each step takes at least this long, so that kills find the run at many places."""
 METRICS, REPLAYED, STARTS = "metrics.jsonl", "replayed.txt", "starts.txt"
+CALLS = {
+    "fsync": ("fsync",),
+    "mkdir": ("mkdir",),
+    "rename": ("rename", "replace"),
+    "remove": ("unlink", "remove", "rmdir"),
+}
+"""The calls by which a checkpoint comes and goes, as functions of `os`."""
 
 
 class NoisyStage(Pretrain):
@@ -158,16 +164,30 @@ def main(folder: Path, workers: int) -> int:
     return 0
 
 
-def run_alone(folder: Path, workers: int, waits: bool) -> NoReturn:
+def die_at(kind: str, number: int) -> None:
+    """Kill this process where it would make the n-th call of a kind, before that call."""
+    calls = count(1)
+
+    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return counted
+
+    for name in CALLS[kind]:
+        setattr(os, name, deadly(getattr(os, name)))
+
+
+def run_alone(folder: Path, workers: int, dies_at: tuple[str, int] | None) -> NoReturn:
     """Be a process group of its own that trains, and end."""
     os.setsid()
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
-    if waits:
-        # Where only parents may trace, this lets anybody who is allowed to send signals.
-        ctypes.CDLL(None).prctl(PR_SET_PTRACER, -1, 0, 0, 0)
-        os.kill(os.getpid(), signal.SIGSTOP)
+    if dies_at is not None:
+        die_at(*dies_at)
     status = 1
     try:
         status = main(folder, workers)
@@ -186,7 +206,7 @@ def serve() -> None:
         wanted = json.loads(line)
         child = os.fork()
         if child == 0:
-            run_alone(Path(wanted["folder"]), wanted["workers"], wanted["waits"])
+            run_alone(Path(wanted["folder"]), wanted["workers"], wanted["dies_at"])
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

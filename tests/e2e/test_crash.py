@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,9 @@ class Nursery:
             text=True,
         )
 
-    def start(self, folder: Path, workers: int, *, waits: bool = False) -> int:
+    def start(self, folder: Path, workers: int, *, dies_at: tuple[str, int] | None = None) -> int:
         """Start on a folder; return the number of the process."""
-        wanted = {"folder": str(folder), "workers": workers, "waits": waits}
+        wanted = {"folder": str(folder), "workers": workers, "dies_at": dies_at}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(wanted) + "\n")
         self.process.stdin.flush()
@@ -167,55 +166,27 @@ def test_five_random_kills(nursery: Nursery, reference: Path, tmp_path: Path) ->
     assert (folder / STARTS).exists()
 
 
-@cache
-def strace_problem() -> str | None:
-    """Say why system calls cannot be made to fail here."""
-    if shutil.which("strace") is None:
-        return "strace is not installed"
-    probe = ["strace", "-f", "-e", "trace=fsync", "-e", "inject=fsync:signal=SIGKILL", "true"]
-    result = subprocess.run(probe, capture_output=True, text=True, timeout=60)
-    return None if result.returncode == 0 else f"strace cannot trace: {result.stderr.strip()}"
-
-
-RENAMES, REMOVALS = "rename,renameat,renameat2", "unlink,unlinkat,rmdir"
 CRASH_POINTS = [
     ("fsync", 1),
     ("fsync", 9),
-    (RENAMES, 2),
-    (RENAMES, 5),
+    ("rename", 2),
+    ("rename", 5),
     ("fsync", 30),
     ("mkdir", 4),
-    (RENAMES, 12),
+    ("rename", 12),
     ("fsync", 47),
-    (REMOVALS, 1),
-    (REMOVALS, 12),
+    ("remove", 1),
+    ("remove", 12),
 ]
-"""The n-th of such system calls in a thread, nearly always the one that writes, is the last."""
 
 
 def test_ten_crash_points(nursery: Nursery, reference: Path, tmp_path: Path) -> None:
-    if (problem := strace_problem()) is not None:
-        pytest.skip(problem)
     folder, workers = tmp_path / "run", cycle([0, 2])
-    for calls, number in CRASH_POINTS:
-        child = nursery.start(folder, next(workers), waits=True)
-        inject = f"inject={calls}:signal=SIGKILL:when={number}"
-        tracer = ["strace", "-f", "-qq", "-p", str(child), "-e", f"trace={calls}", "-e", inject]
-        with subprocess.Popen(tracer, stderr=subprocess.PIPE, text=True) as strace:
-            await_(lambda process=strace, child=child: is_traced(child) or process.poll() == 1)
-            if strace.poll() is not None:
-                pytest.skip(f"strace cannot attach: {strace.stderr.read()}")
-            os.kill(child, signal.SIGCONT)
-            _, trace = strace.communicate(timeout=PATIENCE_S)
-        assert nursery.wait() == -signal.SIGKILL, (calls, number, trace)
+    for point in CRASH_POINTS:
+        nursery.start(folder, next(workers), dies_at=point)
+        assert nursery.wait() == -signal.SIGKILL, point
     nursery.finish(folder, next(workers))
     assert_equal_to(reference, folder)
-
-
-def is_traced(process: int) -> bool:
-    """Tell whether somebody traces a process."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return "TracerPid:\t0" not in lines
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

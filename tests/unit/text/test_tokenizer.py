@@ -156,10 +156,8 @@ def byte_level(added: list[str], *, merges: list[str], ignore_merges: bool) -> T
     for token in [*("".join(merge.split()) for merge in merges), *added]:
         vocab.setdefault(token, len(vocab))
     marks = [added_token(vocab[token], token, flagged=True) for token in added]
-    spec = tokenizer_json(
-        vocab, merges, PRE_TOKENIZERS["gpt-2"], marks, ignore_merges=ignore_merges
-    )
-    spec["pre_tokenizer"]["use_regex"] = False  # keep "<ab>" in one piece
+    whole = PRE_TOKENIZERS["gpt-2"] | {"use_regex": False}  # keeps "<ab>" in one piece
+    spec = tokenizer_json(vocab, merges, whole, marks, ignore_merges=ignore_merges)
     return Tokenizer(TokenizerParts(tokenizers.Tokenizer.from_str(json.dumps(spec))))
 
 
