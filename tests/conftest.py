@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.figures import Figures, take_figures
 from ziphius.core.assets import ASSETS, is_cached
 
 ROOT = Path(__file__).parent.parent
@@ -53,3 +55,28 @@ def index_problem(package: str) -> str | None:
     command = [sys.executable, "-m", "pip", "index", "versions", "--retries", "1", package]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return None if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Attach the figures of a test to its report, which also crosses from other processes."""
+    try:
+        yield
+    finally:
+        item.user_properties.append(("figures", take_figures()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the largest value of each figure beside its bound."""
+    largest: Figures = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, figures in getattr(report, "user_properties", ()):
+                if key == "figures" and report.when == "call":
+                    for name, (value, bound) in figures.items():
+                        known = largest.get(name, (0.0, bound))[0]
+                        largest[name] = (max(known, value), bound)
+    if largest:
+        terminalreporter.section("largest differences seen")
+        for name, (value, bound) in sorted(largest.items()):
+            terminalreporter.write_line(f"{value:9.2e} of {bound:.0e}  {name}")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.figures import seen
 from tests.numerics.oracles import CONFIGS, EXAMPLES, seeds
 from tests.tiny import (
     V2_EXPERTS,
@@ -33,9 +34,10 @@ def logits_of(model: Model, ids_BT: Tensor, **arguments: object) -> Tensor:
     return model.logits(model(ids_BT, **arguments).hidden_BTD)
 
 
-def assert_close(actual: Tensor, expected: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor, figure: str) -> None:
     assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= TOLERANCE
+    difference = (actual - expected).abs().max()
+    assert seen(f"{figure}, logits", difference, TOLERANCE)
 
 
 def force_form(monkeypatch: pytest.MonkeyPatch, absorbed: bool) -> None:
@@ -61,8 +63,8 @@ def test_absorbed_equals_expanded(config, seed, rows, length):
             logits_BTW = logits_of(model, ids_BT)
         logits_BTW.logsumexp(-1).sum().backward()
         results[absorbed] = logits_BTW, gradients(model)
-    assert_close(results[True][0], results[False][0])
-    assert_same_gradients(results[True][1], results[False][1])
+    assert_close(results[True][0], results[False][0], "absorbed = expanded")
+    assert_same_gradients(results[True][1], results[False][1], "absorbed = expanded, gradients")
 
 
 def test_absorbed_is_chosen_with_a_cache_where_it_is_cheaper(monkeypatch):
@@ -119,7 +121,7 @@ def test_cached_in_ragged_chunks_equals_uncached(config, seed, lengths, data):
                 pieces[row].append(next_BTW[row])
             done += chunk
     for row in range(rows):
-        assert_close(torch.cat(pieces[row]), whole[row])
+        assert_close(torch.cat(pieces[row]), whole[row], "cached = one pass")
     assert cache.lengths_B.tolist() == [length + new for length in lengths]
 
 
@@ -132,7 +134,7 @@ def test_token_by_token_equals_uncached(config):
     cache = Cache(config, 2, 20)
     with torch.no_grad():
         steps = [logits_of(model, ids_BT[:, [t]], cache=cache) for t in range(20)]
-        assert_close(torch.cat(steps, dim=1), logits_of(model, ids_BT))
+        assert_close(torch.cat(steps, dim=1), logits_of(model, ids_BT), "cached = one pass")
 
 
 @KINDS
@@ -147,8 +149,8 @@ def test_rows_go_on_alone_after_others_left(make):
         cache.keep([2, 0])
         fed_BT = torch.stack([ids_BT[2, 3:7], ids_BT[0, 8:]])
         next_BTW = logits_of(model, fed_BT, cache=cache)
-        assert_close(next_BTW[0], logits_of(model, ids_BT[[2], :7])[0, 3:])
-        assert_close(next_BTW[1], logits_of(model, ids_BT[[0]])[0, 8:])
+        assert_close(next_BTW[0], logits_of(model, ids_BT[[2], :7])[0, 3:], "cached = one pass")
+        assert_close(next_BTW[1], logits_of(model, ids_BT[[0]])[0, 8:], "cached = one pass")
 
 
 @EXAMPLES
@@ -171,7 +173,7 @@ def test_packed_documents_equal_documents_alone(config, seed, lengths, window):
         loss = next_token_loss(model, output, document_BT)
         alone.append(model.logits(output.hidden_BTD))
         loss_sum, tokens = loss_sum + loss.loss_sum, tokens + int(loss.tokens)
-    assert_close(model.logits(packed.hidden_BTD), torch.cat(alone, dim=1))
+    assert_close(model.logits(packed.hidden_BTD), torch.cat(alone, dim=1), "packed = alone")
     torch.testing.assert_close(packed_loss.loss_sum, loss_sum, rtol=1e-5, atol=1e-5)
     assert int(packed_loss.tokens) == tokens == sum(lengths) - len(lengths)
 
@@ -198,7 +200,7 @@ def test_window_with_sinks_equals_plain_softmax_over_what_it_names(make, monkeyp
     for module in ("latent", "grouped"):
         monkeypatch.setattr(f"ziphius.models.attention.{module}.attend", plain)
     with torch.no_grad():
-        assert_close(actual_BTW, logits_of(model, ids_BT))
+        assert_close(actual_BTW, logits_of(model, ids_BT), "kernel = plain attention")
     assert (actual_BTW - everything_BTW).abs().max() > 0.1
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.figures import seen
 from tests.numerics.oracles import CONFIGS, EXAMPLES, seeds, twin
 from tests.tiny import assert_same_gradients, build, gradients, random_ids
 
@@ -34,9 +35,11 @@ def test_logits_and_gradients_equal_transformers(family, data, seed, rows, lengt
     actual_BTW = ours.logits(ours(ids_BT).hidden_BTD)
     expected_BTW = theirs(ids_BT).logits
     assert expected_BTW.abs().max() > 0.1
-    assert (actual_BTW - expected_BTW).abs().max() <= LOGITS_TOLERANCE
+    difference = (actual_BTW - expected_BTW).abs().max()
+    assert seen(f"logits against transformers, {family}", difference, LOGITS_TOLERANCE)
 
     weights_BTW = torch.randn(expected_BTW.shape, generator=torch.Generator().manual_seed(seed))
     (actual_BTW * weights_BTW).sum().backward()
     (expected_BTW * weights_BTW).sum().backward()
-    assert_same_gradients(gradients(ours), gradients(theirs))
+    figure = f"gradients against transformers, {family}, of each norm"
+    assert_same_gradients(gradients(ours), gradients(theirs), figure)
