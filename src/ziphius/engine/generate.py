@@ -1,25 +1,28 @@
 """Generation: a batch of ragged prompts, decoded one token per sequence and step with the cache.
 
-Prompts are right-padded and prefilled in one pass; then each step feeds the last token of every
-sequence that still runs, and finished ones leave the batch. A sequence's tokens do not depend on
-its company: its random draws are its own (`ops/sampling.py`), and padding is never seen.
+Prompts are right-padded and prefilled in one pass, equal ones once: their sequences begin with
+copies of one row of the cache. Then each step feeds the last token of every sequence that still
+runs, and finished ones leave the batch. A sequence's tokens do not depend on its company: its
+random draws are its own (`ops/sampling.py`), and padding is never seen.
 
-Shapes: B running sequences, T prompt tokens, D hidden, W vocabulary.
+Shapes: B running sequences, T new tokens, D hidden, W vocabulary, L expert layers, K experts per
+token, R requests, X stop ids.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.cache import Cache
-from ziphius.models.model import Model
+from ziphius.models.model import Model, Output
 from ziphius.ops.logprobs import token_logprobs
 from ziphius.ops.sampling import Sampler
 from ziphius.ops.sampling_config import SamplingConfig
@@ -64,6 +67,27 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    routes: Mapping[int, Tensor] | None = None
+    """By expert layer: the chosen experts, int16 [tokens - 1, K], of prompt and completion without
+    the last token, which the model never saw. None unless they were asked for."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The tokens of one step, one of each running sequence; all tensors are on the CPU."""
+
+    rows: Sequence[int]
+    """Which requests."""
+    ids_B: Tensor
+    logprobs_B: Tensor
+    """Natural log of the probability at the request's temperature, before filters."""
+    stopped_B: Tensor
+    """Whether the token is one of the request's stop ids."""
+    full_B: Tensor
+    """Whether it is the last one that the request allows."""
+    routes_BTLK: Tensor | None
+    """Experts of the tokens that were fed for it: the whole prompt in the first step, right-padded,
+    one token in the others. None unless they are recorded."""
 
 
 @contextmanager
@@ -91,10 +115,16 @@ class Generation:
         vocab_limit: tokens the tokenizer knows. Published embeddings are padded past them (V3:
             129,280 rows for 128,815 tokens); such ids are never drawn, and log-probabilities still
             count them.
+        record_routes: keep the experts that each token was sent to, for `draw`.
     """
 
     def __init__(
-        self, model: Model, requests: Sequence[Request], *, vocab_limit: int | None = None
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        *,
+        vocab_limit: int | None = None,
+        record_routes: bool = False,
     ) -> None:
         if not requests:
             raise ConfigError("nothing to generate: the list of requests is empty")
@@ -102,14 +132,17 @@ class Generation:
             name = "the prompt" if len(requests) == 1 else f"prompt {row}"
             _check_request(name, request, model)
         self._model = model
-        self._requests = tuple(requests)
         self._vocab_limit = vocab_limit
+        self._record_routes = record_routes
         self._exits = ExitStack()
         embedding = model.model.embed_tokens.weight
         self._device = embedding.device
+        distinct = dict.fromkeys(tuple(request.prompt_ids) for request in requests)
+        self._prompts = {prompt: place for place, prompt in enumerate(distinct)}
+        self._places = [self._prompts[tuple(request.prompt_ids)] for request in requests]
         self._cache = Cache(
             model.config,
-            len(requests),
+            len(self._prompts),
             max(len(request.prompt_ids) + request.max_new_tokens for request in requests),
             dtype=embedding.dtype,
             device=self._device,
@@ -121,7 +154,11 @@ class Generation:
         )
         self._running = list(range(len(requests)))
         self._finished: set[int] = set()
-        self._tokens: list[list[int]] = [list(request.prompt_ids) for request in requests]
+        prompt_lengths = [len(request.prompt_ids) for request in requests]
+        self._lengths_B: npt.NDArray[np.int64] = np.array(prompt_lengths, dtype=np.int64)
+        self._full_B = self._lengths_B + [request.max_new_tokens for request in requests]
+        self._stop_BX = _padded([request.stop_ids for request in requests])
+        self._last_B1: Tensor | None = None
 
     def __enter__(self) -> Self:
         self._exits.enter_context(evaluation_mode(self._model))
@@ -143,90 +180,181 @@ class Generation:
         self._finished.add(row)
 
     def __next__(self) -> list[NewToken]:
-        self._drop_finished()
-        if not self._running:
+        drawn = self.draw()
+        if drawn is None:
             raise StopIteration
-        with torch.inference_mode():
-            logits_BW = self._next_logits()
-            ids_B = self._sampler(
-                logits_BW[:, : self._vocab_limit], [len(self._tokens[row]) for row in self._running]
-            )
-            logprobs_B = token_logprobs(logits_BW, ids_B, temperature=self._sampler.temperatures_B)
         return [
-            self._record(row, token_id, logprob)
-            for row, token_id, logprob in zip(
-                self._running, ids_B.tolist(), logprobs_B.tolist(), strict=True
+            NewToken(row, token_id, logprob, "stop" if stopped else "length" if full else None)
+            for row, token_id, logprob, stopped, full in zip(
+                drawn.rows,
+                drawn.ids_B.tolist(),
+                drawn.logprobs_B.tolist(),
+                drawn.stopped_B.tolist(),
+                drawn.full_B.tolist(),
+                strict=True,
             )
         ]
 
+    def draw(self) -> Drawn | None:
+        """Do the next step and return it as tensors; None when all sequences are finished."""
+        self._drop_finished()
+        if not self._running:
+            return None
+        with torch.inference_mode():
+            logits_BW, routes_BTLK = self._next_logits()
+            ids_B = self._sampler(logits_BW[:, : self._vocab_limit], self._lengths_B)
+            logprobs_B = token_logprobs(logits_BW, ids_B, temperature=self._sampler.temperatures_B)
+            self._last_B1 = ids_B.unsqueeze(-1)
+            ids_B, logprobs_B = ids_B.cpu(), logprobs_B.cpu()
+            self._refuse_nan(logprobs_B)
+        self._lengths_B = self._lengths_B + 1
+        stopped_B = (ids_B.unsqueeze(-1) == self._stop_BX).any(-1)
+        full_B = torch.from_numpy(self._lengths_B == self._full_B)
+        drawn = Drawn(tuple(self._running), ids_B, logprobs_B, stopped_B, full_B, routes_BTLK)
+        ended = (stopped_B | full_B).nonzero().flatten().tolist()
+        self._finished.update(self._running[index] for index in ended)
+        return drawn
+
     def _drop_finished(self) -> None:
-        kept = [index for index, row in enumerate(self._running) if row not in self._finished]
-        if len(kept) == len(self._running):
+        if self._finished.isdisjoint(self._running):
             return
+        kept = [index for index, row in enumerate(self._running) if row not in self._finished]
         self._running = [self._running[index] for index in kept]
-        if kept:
+        if not kept:
+            return
+        if self._last_B1 is None:
+            self._places = [self._places[index] for index in kept]
+        else:
+            self._last_B1 = self._last_B1[kept]
             self._cache.keep(kept)
-            self._sampler = self._sampler.select(kept)
+        self._sampler = self._sampler.select(kept)
+        self._lengths_B, self._full_B = self._lengths_B[kept], self._full_B[kept]
+        self._stop_BX = self._stop_BX[kept]
 
-    def _next_logits(self) -> Tensor:
+    def _next_logits(self) -> tuple[Tensor, Tensor | None]:
         """Run the prompts, or the last token of each sequence; return the logits after them."""
-        if not bool(self._cache.lengths_B.any()):
+        if self._last_B1 is None:
             return self._prefill()
-        last_B1 = torch.tensor(
-            [[self._tokens[row][-1]] for row in self._running], device=self._device
-        )
-        hidden_B1D = self._model(last_B1, cache=self._cache).hidden_BTD
-        return self._model.logits(hidden_B1D[:, 0])
+        output = self._model(self._last_B1, cache=self._cache)
+        return self._model.logits(output.hidden_BTD[:, 0]), self._routes(output)
 
-    def _prefill(self) -> Tensor:
-        prompts = [torch.tensor(self._tokens[row]) for row in self._running]
-        lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-        ids_BT = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self._device)
-        hidden_BTD = self._model(ids_BT, cache=self._cache).hidden_BTD
-        self._cache.truncate(lengths_B)
-        rows_B = torch.arange(len(prompts), device=self._device)
-        hidden_BD = hidden_BTD[rows_B, (lengths_B - 1).to(self._device)]
-        return self._model.logits(hidden_BD)
+    def _prefill(self) -> tuple[Tensor, Tensor | None]:
+        """Run each distinct prompt once, and give every sequence a copy of what it left."""
+        prompts = [torch.tensor(prompt) for prompt in self._prompts]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self._device)
+        output = self._model(ids, cache=self._cache)
+        self._cache.truncate(lengths)
+        if self._places != list(range(len(prompts))):
+            self._cache.keep(self._places)
+        rows = torch.arange(len(prompts), device=self._device)
+        last = output.hidden_BTD[rows, (lengths - 1).to(self._device)]
+        routes = self._routes(output)
+        every = torch.tensor(self._places, device=self._device)
+        return self._model.logits(last)[every], None if routes is None else routes[self._places]
 
-    def _record(self, row: int, token_id: int, logprob: float) -> NewToken:
-        request = self._requests[row]
-        tokens = self._tokens[row]
-        if math.isnan(logprob):
+    def _routes(self, output: Output) -> Tensor | None:
+        """Gather the experts of the tokens just fed, int16 [B, T, L, K]."""
+        if not (self._record_routes and output.routings):
+            return None
+        experts = [output.routings[layer].experts_MK for layer in sorted(output.routings)]
+        experts_MLK = torch.stack(experts, dim=1).to("cpu", torch.int16)
+        return experts_MLK.view(*output.hidden_BTD.shape[:2], len(experts), -1)
+
+    def _refuse_nan(self, logprobs_B: Tensor) -> None:
+        if bool(logprobs_B.isnan().any()):
+            [index, *_] = logprobs_B.isnan().nonzero().flatten().tolist()
             raise CheckpointError(
-                f"the model gave NaN logits at position {len(tokens)} of sequence {row}: its "
-                "weights are damaged, or overflow in this dtype (try float32 or bfloat16)"
+                f"the model gave NaN logits at position {self._lengths_B[index]} of sequence "
+                f"{self._running[index]}: its weights are damaged, or overflow in this dtype (try "
+                "float32 or bfloat16)"
             )
-        tokens.append(token_id)
-        finish_reason: FinishReason | None = None
-        if token_id in request.stop_ids:
-            finish_reason = "stop"
-        elif len(tokens) == len(request.prompt_ids) + request.max_new_tokens:
-            finish_reason = "length"
-        if finish_reason:
-            self._finished.add(row)
-        return NewToken(row, token_id, logprob, finish_reason)
+
+
+class Transcript:
+    """Everything that the steps of a batch draw, put down in bulk.
+
+    Args:
+        requests: of the batch.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        longest = max(request.max_new_tokens for request in requests)
+        self._prompts = torch.tensor([len(request.prompt_ids) for request in requests])
+        self._counts = torch.zeros(len(requests), dtype=torch.int64)
+        self._ids = torch.zeros(len(requests), longest, dtype=torch.int64)
+        self._logprobs = torch.zeros(len(requests), longest)
+        self._stopped = torch.zeros(len(requests), dtype=torch.bool)
+        self._routes: Tensor | None = None
+
+    def add(self, drawn: Drawn) -> None:
+        """Put a step down."""
+        rows_B = torch.tensor(drawn.rows)
+        counts_B = self._counts[rows_B]
+        self._ids[rows_B, counts_B] = drawn.ids_B
+        self._logprobs[rows_B, counts_B] = drawn.logprobs_B
+        self._stopped[rows_B] = drawn.stopped_B
+        if drawn.routes_BTLK is not None:
+            self._add_routes(rows_B, counts_B, drawn.routes_BTLK)
+        self._counts[rows_B] += 1
+
+    def _add_routes(self, rows_B: Tensor, counts_B: Tensor, routes_BTLK: Tensor) -> None:
+        if self._routes is None:  # the first step, of all rows: their prompts
+            _, prompt, layers, top_k = routes_BTLK.shape
+            rows, longest = self._ids.shape
+            shape = (rows, prompt + longest, layers, top_k)
+            self._routes = torch.zeros(shape, dtype=routes_BTLK.dtype)
+            self._routes[rows_B, :prompt] = routes_BTLK
+        else:  # the token drawn in the step before
+            places_B = self._prompts[rows_B] + counts_B - 1
+            self._routes[rows_B, places_B] = routes_BTLK[:, 0]
+
+    def completions(self, expert_layers: Sequence[int]) -> list[Completion]:
+        """Cut the rows apart, in the order of the requests."""
+        ids, logprobs = self._ids.tolist(), self._logprobs.tolist()
+        return [
+            Completion(
+                tuple(ids[row][:count]),
+                tuple(logprobs[row][:count]),
+                "stop" if stopped else "length",
+                self._routes_of(row, expert_layers),
+            )
+            for row, (count, stopped) in enumerate(
+                zip(self._counts.tolist(), self._stopped.tolist(), strict=True)
+            )
+        ]
+
+    def _routes_of(self, row: int, expert_layers: Sequence[int]) -> dict[int, Tensor] | None:
+        if self._routes is None:
+            return None
+        seen = int(self._prompts[row] + self._counts[row]) - 1
+        return {layer: self._routes[row, :seen, place] for place, layer in enumerate(expert_layers)}
 
 
 def generate(
-    model: Model, requests: Sequence[Request], *, vocab_limit: int | None = None
+    model: Model,
+    requests: Sequence[Request],
+    *,
+    vocab_limit: int | None = None,
+    record_routes: bool = False,
 ) -> list[Completion]:
     """Run all requests to their end in one batch; return their completions in order."""
-    tokens: list[list[NewToken]] = [[] for _ in requests]
-    with Generation(model, requests, vocab_limit=vocab_limit) as steps:
-        for step in steps:
-            for token in step:
-                tokens[token.row].append(token)
-    return [_completion(row) for row in tokens]
+    with Generation(
+        model, requests, vocab_limit=vocab_limit, record_routes=record_routes
+    ) as generation:
+        transcript = Transcript(requests)
+        while (drawn := generation.draw()) is not None:
+            transcript.add(drawn)
+    config = model.config
+    layers = [idx for idx in range(config.num_hidden_layers) if config.is_expert_layer(idx)]
+    return transcript.completions(layers)
 
 
-def _completion(tokens: Sequence[NewToken]) -> Completion:
-    finish_reason = tokens[-1].finish_reason
-    assert finish_reason is not None, "a sequence left the batch unfinished"
-    return Completion(
-        tuple(token.token_id for token in tokens),
-        tuple(token.logprob for token in tokens),
-        finish_reason,
-    )
+def _padded(stop_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Lay stop ids out as [R, X], filled with -1, which no token is."""
+    width = max(map(len, stop_ids))
+    rows = [[*ids, *[-1] * (width - len(ids))] for ids in stop_ids]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), width)
 
 
 def _check_request(name: str, request: Request, model: Model) -> None:

@@ -33,7 +33,9 @@ def sequence_keys(seeds: Sequence[int], sequence_ids: Sequence[int]) -> npt.NDAr
     return _mix(keys ^ _mix(np.asarray(sequence_ids, dtype=np.uint64) + _GOLDEN_GAMMA))
 
 
-def uniforms(keys_B: npt.NDArray[np.uint64], positions_B: Sequence[int]) -> npt.NDArray[np.float64]:
+def uniforms(
+    keys_B: npt.NDArray[np.uint64], positions_B: Sequence[int] | npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     """Draw a number in (0, 1) for each row: output `position` of SplitMix64 from the row's key."""
     counters = np.asarray(positions_B, dtype=np.uint64) + np.uint64(1)
     bits = _mix(keys_B + counters * _GOLDEN_GAMMA) >> np.uint64(12)
@@ -130,7 +132,9 @@ class Sampler:
             scaled_BW = keep_min_p(scaled_BW, self._min_p_B)
         return scaled_BW
 
-    def __call__(self, logits_BW: Tensor, positions_B: Sequence[int]) -> Tensor:
+    def __call__(
+        self, logits_BW: Tensor, positions_B: Sequence[int] | npt.NDArray[np.int64]
+    ) -> Tensor:
         """Draw the token of each row [B] that will stand at `positions_B` of its sequence.
 
         NaN logits give a valid but meaningless id: callers look at the log-probability, which is

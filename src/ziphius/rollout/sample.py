@@ -1,0 +1,187 @@
+"""Groups of sampled answers to problems, each verified by its task.
+
+The answers come from the module that is handed in, by batched, cached decoding: no copy of the
+weights, so what a trainer just changed is what is sampled. A group shares its prompt, which is
+prefilled once (`engine/generate.py`). The experts of every token can be recorded, for a trainer to
+send the tokens the same way (routing replay: DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ziphius.core.config import Config
+from ziphius.core.errors import ConfigError
+from ziphius.engine.answer import Prompt, chat_prompt
+from ziphius.engine.generate import Completion, FinishReason, Request, generate
+from ziphius.models.model import Model
+from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.tasks import Problem, get_task
+from ziphius.text.chat import ChatFormat, Message, get_chat_format, message_of
+from ziphius.text.tokenizer import Tokenizer
+
+
+class RolloutConfig(Config):
+    """How answers are sampled."""
+
+    group_size: Annotated[int, Field(ge=1)] = 16
+    """Answers to each problem."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest answer in tokens; one that is cut here counts as no answer."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn; the seed comes from the run."""
+    sequences_at_once: Annotated[int, Field(ge=1)] = 512
+    """Answers that are decoded together, whole groups at a time; a limit of memory alone."""
+    thinking: bool | None = None
+    """Let the model reason before it answers; by default what the chat format does."""
+    record_routes: bool = False
+    """Keep the experts that each token was sent to."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.sampling.seed:
+            raise ConfigError("sampling.seed has no effect: the seed of the run decides the draws.")
+        if self.sampling.temperature == 0 and self.group_size > 1:
+            raise ConfigError(
+                "temperature is 0 (greedy), so all answers of a group would be the same: set "
+                "group_size to 1, or a temperature."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer to a problem."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The completion, its end token included."""
+    logprobs: tuple[float, ...]
+    """Of these tokens, natural, at the sampling temperature and before filters."""
+    finish_reason: FinishReason
+    reasoning: str | None
+    """What stands in the think block, closed or not; None without one."""
+    answer: str | None
+    """What the task is asked to verify; None if the completion was cut off or says nothing."""
+    is_correct: bool
+    """What the task says."""
+    routes: Mapping[int, Tensor] | None = field(default=None, repr=False, compare=False)
+    """By expert layer: the chosen experts, int16 [T - 1, K], of prompt and completion without the
+    last token. None unless they were recorded, or without experts."""
+
+    @property
+    def follows_format(self) -> bool:
+        """Tell whether the answer ended by itself, after a think block that says something."""
+        return self.answer is not None and bool(self.reasoning and self.reasoning.strip())
+
+
+def sample_groups(
+    model: Model,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    config: RolloutConfig,
+    *,
+    seed: int,
+    first_sequence_id: int = 0,
+) -> list[list[Rollout]]:
+    """Sample a group of answers to every problem, in the order of the problems.
+
+    Answer i of problem p is sequence `first_sequence_id + p * group_size + i` under the seed. Its
+    draws hang on that and the weights alone, not on the other problems or `sequences_at_once`.
+
+    Args:
+        model: in any mode, which it keeps; not trained meanwhile.
+        tokenizer: with the chat format that the model speaks.
+        problems: of any tasks.
+        config: how.
+        seed: of the run.
+        first_sequence_id: another one for other draws, such as those of the next step.
+    """
+    chat_format = spoken_format(tokenizer)
+    prompts = [problem_prompt(problem, tokenizer, chat_format, config) for problem in problems]
+    sampling = config.sampling.model_copy(update={"seed": seed})
+    groups: list[list[Rollout]] = []
+    at_once = max(1, config.sequences_at_once // config.group_size)
+    for first in range(0, len(problems), at_once):
+        chosen = range(first, min(first + at_once, len(problems)))
+        requests = [
+            Request(
+                prompts[place].ids,
+                config.max_new_tokens,
+                first_sequence_id + place * config.group_size + sample,
+                sampling,
+                prompts[place].stop_ids,
+            )
+            for place in chosen
+            for sample in range(config.group_size)
+        ]
+        completions = iter(
+            generate(
+                model,
+                requests,
+                vocab_limit=tokenizer.vocab_size,
+                record_routes=config.record_routes,
+            )
+        )
+        for place in chosen:
+            groups.append(
+                [
+                    _rollout(problems[place], prompts[place], next(completions), tokenizer)
+                    for _ in range(config.group_size)
+                ]
+            )
+    return groups
+
+
+def spoken_format(tokenizer: Tokenizer) -> ChatFormat:
+    """Return the chat format of a tokenizer, without which answers cannot be read."""
+    if tokenizer.chat_format is None:
+        raise ConfigError(
+            "The tokenizer names no chat format, so answers could not be read: give it one with "
+            "Tokenizer.with_chat_format, or fine-tune the model (`ziphius sft`)."
+        )
+    return get_chat_format(tokenizer.chat_format)
+
+
+def problem_prompt(
+    problem: Problem, tokenizer: Tokenizer, chat_format: ChatFormat, config: RolloutConfig
+) -> Prompt:
+    """Ask a problem's question."""
+    asked = [Message("user", problem.question)]
+    return chat_prompt(asked, tokenizer, chat_format, thinking=config.thinking)
+
+
+def _rollout(
+    problem: Problem, prompt: Prompt, completion: Completion, tokenizer: Tokenizer
+) -> Rollout:
+    reasoning, answer = read_answer(prompt, completion, tokenizer)
+    return Rollout(
+        problem,
+        tuple(prompt.ids),
+        completion.token_ids,
+        completion.logprobs,
+        completion.finish_reason,
+        reasoning,
+        answer,
+        get_task(problem.task).verify(problem, answer),
+        completion.routes,
+    )
+
+
+def read_answer(
+    prompt: Prompt, completion: Completion, tokenizer: Tokenizer
+) -> tuple[str | None, str | None]:
+    """Return reasoning and answer of a completion, each None where there is none.
+
+    A completion that was cut off has no answer: the number it ends in may not be whole.
+    """
+    has_ended = completion.finish_reason == "stop"
+    ids = completion.token_ids[:-1] if has_ended else completion.token_ids
+    reader = prompt.read()
+    message = message_of(reader.push(tokenizer.decode(ids)) + reader.finish())
+    answer = message.content.strip()
+    return message.reasoning_content or None, answer if has_ended and answer else None

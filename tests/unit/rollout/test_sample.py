@@ -1,0 +1,150 @@
+"""`rollout/sample.py`: groups are what single sequences would be, read and verified."""
+
+import dataclasses
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.unit.rollout.tasks import add_echo, echo
+from ziphius.core.errors import ConfigError
+from ziphius.engine.answer import chat_prompt
+from ziphius.engine.generate import Completion, Request, generate
+from ziphius.models.model import Model
+from ziphius.models.presets import get_preset
+from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.rollout import sample
+from ziphius.rollout.sample import RolloutConfig, read_answer, sample_groups, spoken_format
+from ziphius.text.chat import Message, get_chat_format
+from ziphius.text.special import EOS
+from ziphius.text.vocabulary import deepseek_tokenizer
+
+TOKENIZER = deepseek_tokenizer(512)
+PROBLEMS = [echo("a"), echo("words"), echo("c")]
+
+
+@pytest.fixture(autouse=True)
+def _tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_echo(monkeypatch)
+
+
+@pytest.fixture(scope="module", params=["v3-tiny", "v2-tiny", "r1-distill-llama-tiny"])
+def model(request: pytest.FixtureRequest) -> Model:
+    model = Model(get_preset(request.param))
+    model.initialize(seed=0)
+    return model
+
+
+def config(**changes: object) -> RolloutConfig:
+    return RolloutConfig(**({"group_size": 3, "max_new_tokens": 6} | changes))
+
+
+def test_a_group_is_what_its_sequences_are_alone(model: Model) -> None:
+    groups = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=5, first_sequence_id=100)
+    assert [len(group) for group in groups] == [3, 3, 3]
+    for place, group in enumerate(groups):
+        for number, rollout in enumerate(group):
+            request = Request(
+                rollout.prompt_ids,
+                6,
+                100 + 3 * place + number,
+                SamplingConfig(seed=5),
+                (TOKENIZER.token_id(EOS),),
+            )
+            [alone] = generate(model, [request], vocab_limit=TOKENIZER.vocab_size)
+            assert rollout.token_ids == alone.token_ids
+            assert rollout.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    assert len({rollout.token_ids for group in groups for rollout in group}) == 9
+
+
+def test_how_many_are_decoded_together_changes_no_draw(model: Model) -> None:
+    whole = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=1)
+    for limit in (1, 6):
+        parts = sample_groups(model, TOKENIZER, PROBLEMS, config(sequences_at_once=limit), seed=1)
+        assert [[each.token_ids for each in group] for group in parts] == [
+            [each.token_ids for each in group] for group in whole
+        ]
+
+
+def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = []
+    forward = Model.forward
+
+    def counted(self: Model, ids_BT: torch.Tensor, **options: object) -> object:
+        fed.append(tuple(ids_BT.shape))
+        return forward(self, ids_BT, **options)
+
+    monkeypatch.setattr(Model, "forward", counted)
+    [first, *_], *_ = sample_groups(model, TOKENIZER, [echo("a"), echo("b")], config(), seed=1)
+    assert fed[0] == (2, len(first.prompt_ids))
+    assert fed[1] == (6, 1)
+
+
+@torch.no_grad()
+def test_recorded_routes_are_those_of_a_whole_forward_pass(model: Model) -> None:
+    groups = sample_groups(model, TOKENIZER, PROBLEMS, config(record_routes=True), seed=2)
+    layers = [idx for idx in range(3) if model.config.is_expert_layer(idx)]
+    for rollout in (rollout for group in groups for rollout in group):
+        if not layers:
+            assert rollout.routes is None
+            continue
+        seen = [*rollout.prompt_ids, *rollout.token_ids][:-1]
+        routings = model(torch.tensor([seen])).routings
+        assert rollout.routes is not None
+        assert list(rollout.routes) == layers == sorted(routings)
+        for layer, experts_TK in rollout.routes.items():
+            torch.testing.assert_close(
+                experts_TK.long().sort().values, routings[layer].experts_MK.sort().values
+            )
+
+
+def test_routes_are_none_unless_asked_for(model: Model) -> None:
+    [[rollout]] = sample_groups(
+        model, TOKENIZER, PROBLEMS[:1], config(group_size=1, max_new_tokens=2), seed=0
+    )
+    assert rollout.routes is None
+
+
+def written(reasoning: str, answer: str, *, is_cut: bool = False) -> Completion:
+    """What a model that speaks R1's format would have written."""
+    ids = TOKENIZER.encode(f"{reasoning}\n</think>\n\n{answer}", allow_special=True)
+    end = [] if is_cut else [TOKENIZER.token_id(EOS)]
+    ids += end
+    return Completion(tuple(ids), (0.0,) * len(ids), "length" if is_cut else "stop")
+
+
+def test_reasoning_and_answer_are_read_by_the_chat_format() -> None:
+    prompt = chat_prompt([Message("user", "x")], TOKENIZER, get_chat_format("deepseek-r1"))
+    assert read_answer(prompt, written("1+1", " 2 "), TOKENIZER) == ("1+1", "2")
+    assert read_answer(prompt, written("1+1", "", is_cut=False), TOKENIZER) == ("1+1", None)
+    cut = written("1+1", "2", is_cut=True)
+    assert read_answer(prompt, cut, TOKENIZER) == ("1+1", None)
+    endless = dataclasses.replace(cut, token_ids=tuple(TOKENIZER.encode("1+1=")))
+    assert read_answer(prompt, endless, TOKENIZER) == ("1+1=", None)
+
+
+def test_the_task_decides_what_is_correct(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["a", "b", "a"])
+    monkeypatch.setattr(
+        sample,
+        "generate",
+        lambda model, requests, **options: [written("r", next(answers)) for _ in requests],
+    )
+    model = Model(get_preset("v3-tiny"))
+    [group] = sample_groups(model, TOKENIZER, [echo("a")], config(), seed=0)
+    assert [rollout.is_correct for rollout in group] == [True, False, True]
+    assert [rollout.answer for rollout in group] == ["a", "b", "a"]
+    assert all(rollout.follows_format for rollout in group)
+    silent = dataclasses.replace(group[0], reasoning=" ")
+    cut = dataclasses.replace(group[0], answer=None)
+    assert not silent.follows_format
+    assert not cut.follows_format
+
+
+def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"sampling\.seed has no effect"):
+        config(sampling=SamplingConfig(seed=1))
+    with pytest.raises(ValidationError, match="greedy"):
+        config(sampling=SamplingConfig(temperature=0.0))
+    with pytest.raises(ConfigError, match="no chat format"):
+        spoken_format(TOKENIZER.with_chat_format(None))
