@@ -1,0 +1,127 @@
+"""Families of the package reasoning-gym as tasks: its generator and scorer, our words and steps.
+
+Departures from the package:
+
+1. a question is our own short statement of the same problem, because models of 1 to 2 million
+   parameters read it; its scorer still decides, on its own entry;
+2. partial credit is no credit, and what does not have the form of an answer is wrong before the
+   scorer sees it, so that none is asked about text it raises on or reads too kindly;
+3. families that cannot be trusted are refused (`ziphius.tasks.refused`).
+"""
+
+import hashlib
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+from ziphius.core.errors import MissingExtraError
+from ziphius.tasks.errors import TaskError
+from ziphius.tasks.task import Problem, Split, Task, readable, split_of
+
+Entry = Mapping[str, Any]
+
+INTEGER = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
+DECIMAL = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?", re.ASCII)
+
+PATIENCE = 5_000
+"""Draws in a row without a new problem, after which none is expected any more."""
+
+
+class Family(Protocol):
+    """What a data set of reasoning-gym can do."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
+        """Return 1.0 for a correct answer."""
+        ...
+
+
+class GymTask(Task):
+    """A family of reasoning-gym. A subclass says its levels, its question and its steps."""
+
+    settings: ClassVar[Mapping[int, Mapping[str, Any]]]
+    """The family's own config by level."""
+    form: ClassVar[re.Pattern[str]] = INTEGER
+    """What an answer looks like; it bounds the length, so that no scorer meets a huge number."""
+
+    def __init__(self) -> None:
+        self.levels = tuple(self.settings)
+
+    @abstractmethod
+    def ask(self, facts: Mapping[str, Any]) -> str:
+        """State the problem in a few words, twins (the same numbers in another order) alike."""
+
+    def answer(self, entry: Entry) -> str:
+        """Return the correct answer as a model should write it."""
+        return str(entry["answer"])
+
+    def scored(self, answer: str) -> str:
+        """Return an answer as the family's scorer wants to read it."""
+        return answer
+
+    def is_wanted(self, facts: Mapping[str, Any]) -> bool:
+        """Say whether a drawn problem is one to ask."""
+        return True
+
+    def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
+        """Draw from the family and keep what falls into the split."""
+        family = self._family(level, seed)
+        found: dict[str, Problem] = {}
+        index = last = 0
+        while len(found) < count:
+            problem = self._problem(family[index], level)
+            if problem and split_of(problem.question) == split and problem.question not in found:
+                found[problem.question] = problem
+                last = index
+            index += 1
+            if index - last > PATIENCE:
+                raise TaskError(
+                    f"Task {self.name} has about {len(found)} different problems of level {level} "
+                    f"in the split {split}, not {count}: ask for fewer, or for a higher level."
+                )
+        return list(found.values())
+
+    def verify(self, problem: Problem, answer: str | None) -> bool:
+        """Ask the family's own scorer; only its full score counts."""
+        text = readable(answer)
+        if text is None or not self.form.fullmatch(text):
+            return False
+        entry = {"answer": problem.facts["answer"], "metadata": dict(problem.facts)}
+        try:
+            return self._scorer.score_answer(self.scored(text), entry) == 1.0
+        except (ValueError, ArithmeticError):  # what int, Decimal and Fraction raise on a text
+            return False
+
+    def _problem(self, entry: Entry, level: int) -> Problem | None:
+        facts = {**entry["metadata"], "answer": entry["answer"]}
+        if not self.is_wanted(facts):
+            return None
+        return Problem(self.name, level, self.ask(facts), self.answer(entry), facts)
+
+    def _family(self, level: int, seed: int) -> Family:
+        """Make the family's generator for a level and a seed.
+
+        Item i of reasoning-gym is drawn from seed + i, so neighbouring seeds would share most
+        items: ours are spread by a hash.
+        """
+        settings = self.settings[self.checked_level(level)]
+        content = f"{self.name} {level} {seed}".encode()
+        spread = int.from_bytes(hashlib.blake2b(content, digest_size=6).digest())
+        return _create(self.name, seed=spread, size=2**31, **settings)
+
+    @cached_property
+    def _scorer(self) -> Family:
+        return self._family(self.levels[0], 0)
+
+
+def _create(name: str, **settings: Any) -> Family:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The task {name} comes from the package reasoning-gym: pip install 'ziphius[tasks]'."
+        ) from error
+    family: Family = reasoning_gym.create_dataset(name, **settings)
+    return family
