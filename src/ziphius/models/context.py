@@ -1,6 +1,9 @@
 """What one forward pass carries through the layers beside the hidden states."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ziphius.models.cache import Cache
 from ziphius.models.gates.gate import Routing
@@ -10,10 +13,16 @@ from ziphius.models.rope import Rope
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """Positions, visibility and cache for the layers; expert layers leave their routing here."""
+    """Positions, visibility and cache for the layers; expert layers leave their routing here.
+
+    Shapes: B rows, T tokens, K experts per token.
+    """
 
     rope: Rope
     visible: Visible
     cache: Cache | None = None
+    replayed: Mapping[int, Tensor] = field(default_factory=dict)
+    """By index of an expert layer: the experts [B * T, K] to send the tokens to, instead of those
+    that its gate would choose. Layers that are not here choose."""
     routings: dict[int, Routing] = field(default_factory=dict)
     """By layer index. A dict, so that a layer recomputed in the backward pass writes it once."""

@@ -6,6 +6,7 @@ published checkpoints, save that the routed experts of a layer are stacked.
 Shapes: B sequences, T new tokens, D hidden_size, W vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from ziphius.models.layers import Embedding, RMSNorm
 from ziphius.models.mtp import PredictionLayer
 from ziphius.models.patterns import Tokens, build_pattern, document_positions, look
 from ziphius.models.rope import build_rope
+from ziphius.models.segments import branch_positions
 from ziphius.ops.targets import shift_left
 
 
@@ -92,23 +94,34 @@ class Model(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        branches_BT: Tensor | None = None,
         cache: Cache | None = None,
+        routes: Mapping[int, Tensor] | None = None,
     ) -> Output:
         """Run the trunk over new tokens.
 
         Args:
             input_ids_BT: token ids.
             positions_BT: positions; by default they go on from the cache, or count from 0, anew in
-                every document.
+                every document; a branch goes on from its trunk.
             documents_BT: document of each token of a packed row (runs of equal numbers); documents
                 never see each other. Not together with a cache.
+            branches_BT: branch of each token within its document (`models/segments.py`): sequences
+                that share their beginning, in a single row. Only beside documents.
             cache: earlier tokens; receives the new ones.
+            routes: by index of an expert layer: the experts [B, T, K] that the tokens are sent to,
+                as an earlier pass chose them; the other layers choose.
         """
         if positions_BT is None:
-            positions_BT = self._default_positions(input_ids_BT, documents_BT, cache)
+            positions_BT = self._default_positions(input_ids_BT, documents_BT, branches_BT, cache)
         held = [0] * input_ids_BT.shape[0] if cache is None else cache.lengths_B.tolist()
-        visible = look(self.pattern, Tokens(positions_BT, documents_BT), held)
-        context = ForwardContext(build_rope(self.config, positions_BT), visible, cache)
+        visible = look(self.pattern, Tokens(positions_BT, documents_BT, branches_BT), held)
+        context = ForwardContext(
+            build_rope(self.config, positions_BT),
+            visible,
+            cache,
+            replayed={layer: experts.flatten(0, 1) for layer, experts in (routes or {}).items()},
+        )
         hidden_BTD = self.model(input_ids_BT, context)
         if cache is not None:
             cache.advance(input_ids_BT.shape[1])
@@ -169,11 +182,17 @@ class Model(nn.Module):
                 module.bias.zero_()
 
     def _default_positions(
-        self, input_ids_BT: Tensor, documents_BT: Tensor | None, cache: Cache | None
+        self,
+        input_ids_BT: Tensor,
+        documents_BT: Tensor | None,
+        branches_BT: Tensor | None,
+        cache: Cache | None,
     ) -> Tensor:
         new_tokens = input_ids_BT.shape[1]
         if cache is not None:
             return cache.next_positions(new_tokens).to(input_ids_BT.device)
+        if documents_BT is not None and branches_BT is not None:
+            return branch_positions(documents_BT, branches_BT)
         if documents_BT is not None:
             return document_positions(documents_BT)
         return torch.arange(new_tokens, device=input_ids_BT.device).expand_as(input_ids_BT)

@@ -51,8 +51,10 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
         """Route, compute, add; the routing is left in the context under this layer's index."""
         x_MD = x_BTD.flatten(0, 1)
-        routing: Routing = self.gate(x_MD)
-        if self.training and self.capacity_factor is not None:
+        replayed_MK = context.replayed.get(self.layer_idx)
+        routing: Routing = self.gate(x_MD, replayed_MK)
+        # What is replayed was decided for good, by a model that drops nothing.
+        if self.training and self.capacity_factor is not None and replayed_MK is None:
             routing = drop_overflow(routing, self.num_groups, self.capacity_factor, x_BTD.shape[1])
         context.routings[self.layer_idx] = routing
         out_MD: Tensor = self.experts(x_MD, routing.experts_MK, routing.weights_MK)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ziphius.models.config import ModelConfig
+from ziphius.models.segments import Segments, split_branches
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Tokens:
 
     positions_BT: Tensor
     documents_BT: Tensor | None = None
+    branches_BT: Tensor | None = None
+    """Within a document: 0 for its beginning, which all its branches go on from; a branch sees that
+    and itself. Only beside documents."""
 
 
 class Pattern(ABC):
@@ -71,12 +75,16 @@ PATTERNS = {
 def visibility_mask(pattern: Pattern, queries: Tokens, keys: Tokens) -> Tensor:
     """Build the oracle: bool [B, T, S], true where a query may see a key.
 
-    Documents never see each other, whatever the pattern; both sides carry them or neither does.
+    Documents never see each other, whatever the pattern, nor do the branches of one; both sides
+    carry them or neither does.
     """
     assert (queries.documents_BT is None) == (keys.documents_BT is None)
     mask_BTS = pattern.sees(queries.positions_BT[:, :, None], keys.positions_BT[:, None, :])
     if queries.documents_BT is not None and keys.documents_BT is not None:
         mask_BTS = mask_BTS & (queries.documents_BT[:, :, None] == keys.documents_BT[:, None, :])
+    if queries.branches_BT is not None and keys.branches_BT is not None:
+        query_BT1, key_B1S = queries.branches_BT[:, :, None], keys.branches_BT[:, None, :]
+        mask_BTS = mask_BTS & ((key_B1S == 0) | (key_B1S == query_BT1))
     return mask_BTS
 
 
@@ -90,6 +98,21 @@ class Visible:
 
     mask_BTS: Tensor | None
     is_causal: bool
+    segments: Segments | None = None
+    """Of a row of branches: then the batch that attention works on has a row for each run of it,
+    and the mask is of that batch. The methods change nothing without."""
+
+    def queries(self, heads_BNTH: Tensor) -> Tensor:
+        """Arrange queries as attention wants them."""
+        return heads_BNTH if self.segments is None else self.segments.queries(heads_BNTH)
+
+    def keys(self, rows_BSX: Tensor) -> Tensor:
+        """Arrange what keys or values are made of as attention wants them."""
+        return rows_BSX if self.segments is None else self.segments.keys(rows_BSX)
+
+    def join(self, out_BTX: Tensor) -> Tensor:
+        """Bring what attention returns back into the order of the tokens."""
+        return out_BTX if self.segments is None else self.segments.join(out_BTX)
 
 
 def look(pattern: Pattern, queries: Tokens, held: list[int]) -> Visible:
@@ -102,6 +125,13 @@ def look(pattern: Pattern, queries: Tokens, held: list[int]) -> Visible:
             slot in the cache is its position, so slots from `held + T` on are never seen.
     """
     new_tokens = queries.positions_BT.shape[1]
+    if queries.branches_BT is not None:
+        assert queries.documents_BT is not None
+        assert max(held) == 0, "branches are not cached"
+        segments = split_branches(
+            pattern.sees, queries.positions_BT, queries.documents_BT, queries.branches_BT
+        )
+        return Visible(segments.mask_ZTS, is_causal=False, segments=segments)
     if isinstance(pattern, Causal) and queries.documents_BT is None and len(set(held)) == 1:
         if held[0] == 0:
             return Visible(None, is_causal=True)

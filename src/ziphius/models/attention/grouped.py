@@ -61,14 +61,15 @@ class GroupedAttention(nn.Module):
         if context.cache is not None:
             key_BSX, value_BSX = context.cache.append(self.layer_idx, key_BSX, value_BSX)
         out_BNTH = attend(
-            query_BTNH.transpose(1, 2),
-            self._heads(key_BSX),
-            self._heads(value_BSX),
+            context.visible.queries(query_BTNH.transpose(1, 2)),
+            self._heads(context.visible.keys(key_BSX)),
+            self._heads(context.visible.keys(value_BSX)),
             mask_BTS=context.visible.mask_BTS,
             is_causal=context.visible.is_causal,
             scale=self.scale,
         )
-        out_BTD: Tensor = self.o_proj(out_BNTH.transpose(1, 2).flatten(-2))
+        out_BTX = context.visible.join(out_BNTH.transpose(1, 2).flatten(-2))
+        out_BTD: Tensor = self.o_proj(out_BTX)
         return out_BTD
 
     def _heads(self, x_BSX: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class LatentAttention(nn.Module):
         Returns:
             Hidden states [B, T, D], before the residual is added.
         """
-        query_BNTH = self._query(x_BTD, context.rope)
+        query_BNTH = context.visible.queries(self._query(x_BTD, context.rope))
         # One row per token, [latent | rotated key]: the cache holds it, the absorbed form reads it.
         row_BTX = self._row(x_BTD, context.rope)
         row_BSX = row_BTX
@@ -79,8 +79,8 @@ class LatentAttention(nn.Module):
             row_BTX.shape[1], row_BSX.shape[1]
         )
         form = self.absorbed if absorb else self.expanded
-        out_BTNV = form(query_BNTH, row_BSX, context.visible)
-        out_BTD: Tensor = self.o_proj(out_BTNV.flatten(-2))
+        out_BTNV = form(query_BNTH, context.visible.keys(row_BSX), context.visible)
+        out_BTD: Tensor = self.o_proj(context.visible.join(out_BTNV.flatten(-2)))
         return out_BTD
 
     def absorbed_is_cheaper(self, new_tokens: int, all_tokens: int) -> bool:

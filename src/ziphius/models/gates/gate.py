@@ -50,14 +50,32 @@ class Gate(nn.Module, ABC):
         self.scaling = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
 
-    def forward(self, x_MD: Tensor) -> Routing:
-        """Route the tokens."""
+    def forward(self, x_MD: Tensor, replayed_MK: Tensor | None = None) -> Routing:
+        """Route the tokens, or send them where `replayed_MK` says; weights are the gate's own."""
         with torch.autocast(x_MD.device.type, enabled=False):
-            return self.route(F.linear(x_MD.float(), self.weight.float()))
+            return self.route(F.linear(x_MD.float(), self.weight.float()), replayed_MK)
+
+    def route(self, logits_ME: Tensor, replayed_MK: Tensor | None = None) -> Routing:
+        """Decide from the router's float32 logits.
+
+        A replayed choice still has this gate's weights, which carry its gradient (routing replay:
+        DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+        """
+        scores_ME = self.scores(logits_ME)
+        experts_MK = self.choose(scores_ME.detach()) if replayed_MK is None else replayed_MK
+        return self.weigh(scores_ME, experts_MK)
 
     @abstractmethod
-    def route(self, logits_ME: Tensor) -> Routing:
-        """Decide from the router's float32 logits."""
+    def scores(self, logits_ME: Tensor) -> Tensor:
+        """Turn logits into what experts are chosen and weighed by."""
+
+    @abstractmethod
+    def choose(self, scores_ME: Tensor) -> Tensor:
+        """Choose K different experts for each token, [M, K]."""
+
+    @abstractmethod
+    def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
+        """Give the chosen experts their weights."""
 
 
 def keep_best_groups(scores_ME: Tensor, group_scores_MG: Tensor, top_groups: int) -> Tensor:

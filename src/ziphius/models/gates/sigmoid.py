@@ -40,15 +40,20 @@ class BiasedSigmoidGate(Gate):
             self.e_score_correction_bias = exact_E.to(moved_E.device)
         return self
 
-    def route(self, logits_ME: Tensor) -> Routing:
-        """Decide from the router's float32 logits."""
-        scores_ME = logits_ME.sigmoid()
-        biased_ME = scores_ME.detach() + self.e_score_correction_bias
+    def scores(self, logits_ME: Tensor) -> Tensor:
+        """Score each expert on its own."""
+        return logits_ME.sigmoid()
+
+    def choose(self, scores_ME: Tensor) -> Tensor:
+        """Take the best by score plus bias within the best groups."""
+        biased_ME = scores_ME + self.e_score_correction_bias
         grouped_MGX = biased_ME.unflatten(1, (self.num_groups, -1))
         group_scores_MG = grouped_MGX.topk(EXPERTS_PER_GROUP_SCORE, dim=-1).values.sum(dim=-1)
         candidates_ME = keep_best_groups(biased_ME, group_scores_MG, self.top_groups)
-        experts_MK = candidates_ME.topk(self.top_k, dim=-1).indices
+        return candidates_ME.topk(self.top_k, dim=-1).indices
 
+    def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
+        """Weigh by score alone."""
         weights_MK = scores_ME.gather(1, experts_MK)
         if self.normalise:
             weights_MK = weights_MK / (weights_MK.sum(dim=-1, keepdim=True) + 1e-20)

@@ -16,16 +16,22 @@ from ziphius.models.gates.gate import Gate, Routing, keep_best_groups
 class GreedyGate(Gate):
     """Take the K best experts by softmax score (V2-Lite)."""
 
-    def route(self, logits_ME: Tensor) -> Routing:
-        """Decide from the router's float32 logits."""
-        probs_ME = logits_ME.softmax(dim=-1)
-        experts_MK = self.candidates(probs_ME).topk(self.top_k, dim=-1).indices
-        weights_MK = probs_ME.gather(1, experts_MK)
+    def scores(self, logits_ME: Tensor) -> Tensor:
+        """Let the experts share a token's probability."""
+        return logits_ME.softmax(dim=-1)
+
+    def choose(self, scores_ME: Tensor) -> Tensor:
+        """Take the best candidates."""
+        return self.candidates(scores_ME).topk(self.top_k, dim=-1).indices
+
+    def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
+        """Weigh by probability."""
+        weights_MK = scores_ME.gather(1, experts_MK)
         if self.normalise:
             weights_MK = weights_MK / (weights_MK.sum(dim=-1, keepdim=True) + 1e-20)
         else:
             weights_MK = weights_MK * self.scaling
-        return Routing(experts_MK, weights_MK, probs_ME, preferred_MK=experts_MK)
+        return Routing(experts_MK, weights_MK, scores_ME, preferred_MK=experts_MK)
 
     def candidates(self, probs_ME: Tensor) -> Tensor:
         """Return the scores to choose by; all experts may be chosen."""
@@ -44,8 +50,15 @@ class GroupLimitedGate(GreedyGate):
 class TopKGate(Gate):
     """Take the K best logits and softmax over those alone, so the weights sum to 1."""
 
-    def route(self, logits_ME: Tensor) -> Routing:
-        """Decide from the router's float32 logits."""
-        best_MK, experts_MK = logits_ME.topk(self.top_k, dim=-1)
-        weights_MK = best_MK.softmax(dim=-1) * self.scaling
-        return Routing(experts_MK, weights_MK, logits_ME.softmax(dim=-1), experts_MK)
+    def scores(self, logits_ME: Tensor) -> Tensor:
+        """Leave the logits as they are."""
+        return logits_ME
+
+    def choose(self, scores_ME: Tensor) -> Tensor:
+        """Take the best logits."""
+        return scores_ME.topk(self.top_k, dim=-1).indices
+
+    def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
+        """Weigh by the softmax over the chosen logits."""
+        weights_MK = scores_ME.gather(1, experts_MK).softmax(dim=-1) * self.scaling
+        return Routing(experts_MK, weights_MK, scores_ME.softmax(dim=-1), experts_MK)

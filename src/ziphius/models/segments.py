@@ -1,0 +1,119 @@
+"""Sequences that share their beginning, packed into one row: the beginning is there only once.
+
+A document of such a row is a trunk (branch 0, a prompt) and after it any number of branches (its
+completions), each of which goes on from the end of the trunk. Tokens are packed without padding;
+for attention alone every run of one branch becomes a row of a padded batch, its keys those of the
+trunk and its own.
+
+Shapes: M tokens of the row, Z runs, T queries of the longest run, S keys that a run sees at most,
+N heads, H width of a query, X any width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the tokens of a packed row go for attention, and back."""
+
+    queries_ZT: Tensor
+    """Token of each query; padding repeats the first of its run, and its result is never read."""
+    keys_ZS: Tensor
+    """Token of each key; padding is hidden by the mask."""
+    mask_ZTS: Tensor
+    """Bool, true where a query sees a key."""
+    slots_M: Tensor
+    """Place of each token among the Z * T queries."""
+
+    def queries(self, heads_1NMH: Tensor) -> Tensor:
+        """Spread the queries of the row over the runs, [Z, N, T, H]."""
+        flat_MX = heads_1NMH[0].transpose(0, 1).flatten(1)
+        # Embedding has the one gather whose gradient is quick on a CPU, and the same at every call.
+        spread_ZTX = F.embedding(self.queries_ZT, flat_MX)
+        spread_ZTNH: Tensor = spread_ZTX.unflatten(-1, (heads_1NMH.shape[1], -1))
+        return spread_ZTNH.transpose(1, 2)
+
+    def keys(self, rows_1MX: Tensor) -> Tensor:
+        """Give every run what keys and values are made of, [Z, S, X]."""
+        return F.embedding(self.keys_ZS, rows_1MX[0])
+
+    def join(self, out_ZTX: Tensor) -> Tensor:
+        """Put the results of all runs back into the row, [1, M, X]."""
+        return F.embedding(self.slots_M, out_ZTX.flatten(0, 1)).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The stretches of one document and branch, in the order of the row."""
+
+    run_M: Tensor
+    """Run of each token."""
+    starts_Z: Tensor
+    lengths_Z: Tensor
+    trunk_starts_Z: Tensor
+    trunk_lengths_Z: Tensor
+    """Of the trunk that a run goes on from; 0 for a trunk."""
+
+
+def _runs(documents_M: Tensor, branches_M: Tensor) -> _Runs:
+    changes_M = torch.ones_like(documents_M, dtype=torch.bool)
+    changes_M[1:] = (documents_M[1:] != documents_M[:-1]) | (branches_M[1:] != branches_M[:-1])
+    starts_Z = changes_M.nonzero().flatten()
+    ends_Z = torch.cat((starts_Z[1:], starts_Z.new_tensor([len(documents_M)])))
+    lengths_Z = ends_Z - starts_Z
+    is_trunk_Z = branches_M[starts_Z] == 0
+    # The trunk of a run is the last one that began before it.
+    trunk_Z = torch.where(is_trunk_Z, torch.arange(len(starts_Z), device=starts_Z.device), 0)
+    trunk_Z = trunk_Z.cummax(0).values
+    assert bool((documents_M[starts_Z] == documents_M[starts_Z[trunk_Z]]).all()), (
+        "a document of branches begins with its trunk"
+    )
+    trunk_lengths_Z = torch.where(is_trunk_Z, 0, lengths_Z[trunk_Z])
+    return _Runs(changes_M.cumsum(0) - 1, starts_Z, lengths_Z, starts_Z[trunk_Z], trunk_lengths_Z)
+
+
+def branch_positions(documents_BT: Tensor, branches_BT: Tensor) -> Tensor:
+    """Count positions in a row of trunks and branches: every branch goes on from its trunk."""
+    runs = _runs(documents_BT[0], branches_BT[0])
+    index_M = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    first_Z = runs.trunk_lengths_Z - runs.starts_Z
+    return (index_M + first_Z[runs.run_M]).unsqueeze(0)
+
+
+def split_branches(
+    sees: Callable[[Tensor, Tensor], Tensor],
+    positions_BT: Tensor,
+    documents_BT: Tensor,
+    branches_BT: Tensor,
+) -> Segments:
+    """Lay out the runs of a row for attention.
+
+    Args:
+        sees: of the pattern: positions of queries [Z, T, 1] and keys [Z, 1, S] to bool [Z, T, S].
+        positions_BT: [1, M].
+        documents_BT: [1, M], runs of equal numbers.
+        branches_BT: [1, M], 0 for the trunk, with which a document begins.
+    """
+    assert len(documents_BT) == 1, "branches are packed into one row"
+    runs, positions_M = _runs(documents_BT[0], branches_BT[0]), positions_BT[0]
+    device = positions_M.device
+    place_T = torch.arange(int(runs.lengths_Z.max()), device=device)
+    queries_ZT = runs.starts_Z[:, None] + place_T * (place_T < runs.lengths_Z[:, None])
+    counts_Z = runs.trunk_lengths_Z + runs.lengths_Z
+    place_S = torch.arange(int(counts_Z.max()), device=device)
+    own_ZS = place_S - runs.trunk_lengths_Z[:, None]
+    keys_ZS = torch.where(
+        own_ZS < 0, runs.trunk_starts_Z[:, None] + place_S, runs.starts_Z[:, None] + own_ZS
+    )
+    is_key_ZS = place_S < counts_Z[:, None]
+    keys_ZS = torch.where(is_key_ZS, keys_ZS, 0)
+    mask_ZTS = sees(positions_M[queries_ZT][:, :, None], positions_M[keys_ZS][:, None, :])
+    mask_ZTS = mask_ZTS & is_key_ZS[:, None, :]
+    index_M = torch.arange(len(positions_M), device=device)
+    slots_M = runs.run_M * len(place_T) + index_M - runs.starts_Z[runs.run_M]
+    return Segments(queries_ZT, keys_ZS, mask_ZTS, slots_M)
