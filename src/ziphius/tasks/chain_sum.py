@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ziphius.tasks.gym import DECIMAL, GymTask
+from ziphius.tasks.steps import add_up
 from ziphius.tasks.task import Problem
 
 
@@ -25,10 +26,32 @@ class ChainSum(GymTask):
         return str(facts["expression"]).replace(" ", "") + "=?"
 
     def solve(self, problem: Problem) -> str:
-        """Take one term at a time, each line going on from the total above: `4-1=3`, `+7=10`."""
+        """Take one term at a time: `4-1=3`, `+7=10`."""
         first, *rest = str(problem.facts["expression"]).split()
-        total, steps = int(first), []
-        for sign, term in zip(rest[::2], rest[1::2], strict=True):
-            total += int(sign + term)
-            steps.append(f"{sign}{term}={total}")
-        return first + "\n".join(steps)
+        signed = [sign + term for sign, term in zip(rest[::2], rest[1::2], strict=True)]
+        return "\n".join(add_up(first, signed)[0])
+
+
+def _decimals(
+    terms: tuple[int, int], digits: tuple[int, int], places: tuple[int, int]
+) -> dict[str, int]:
+    return {
+        "min_terms": terms[0],
+        "max_terms": terms[1],
+        "min_digits": digits[0],
+        "max_digits": digits[1],
+        "min_decimal_places": places[0],
+        "max_decimal_places": places[1],
+    }
+
+
+class DecimalChainSum(ChainSum):
+    """`4.5-1.2=?`: the same with decimal places."""
+
+    name = "decimal_chain_sum"
+    settings: ClassVar = {
+        1: _decimals(terms=(2, 2), digits=(1, 1), places=(1, 1)),
+        2: _decimals(terms=(3, 3), digits=(1, 1), places=(1, 1)),
+        3: _decimals(terms=(3, 4), digits=(1, 1), places=(1, 2)),
+        4: _decimals(terms=(3, 5), digits=(1, 2), places=(1, 3)),
+    }

@@ -1,19 +1,11 @@
-"""The greatest common divisor, by Euclid's steps."""
+"""Greatest common divisors and least common multiples, by Euclid's steps."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ziphius.tasks.gym import GymTask
+from ziphius.tasks.steps import euclid, multiply
 from ziphius.tasks.task import Problem
-
-
-def euclid(a: int, b: int) -> tuple[list[str], int]:
-    """Return the steps `48=1*36+12`, `36=3*12+0` and the divisor, for a >= b > 0."""
-    steps = []
-    while b:
-        steps.append(f"{a}={a // b}*{b}+{a % b}")
-        a, b = b, a % b
-    return steps, a
 
 
 class Gcd(GymTask):
@@ -21,7 +13,7 @@ class Gcd(GymTask):
 
     name = "gcd"
     settings: ClassVar = {
-        1: {"min_value": 2, "max_value": 60},
+        1: {"min_value": 2, "max_value": 80},
         2: {"min_value": 10, "max_value": 200},
         3: {"min_value": 50, "max_value": 1_000},
         4: {"min_numbers": 3, "max_numbers": 3, "min_value": 10, "max_value": 200},
@@ -29,13 +21,35 @@ class Gcd(GymTask):
 
     def ask(self, facts: Mapping[str, Any]) -> str:
         """Show the numbers, the larger one first."""
-        return f"gcd({','.join(map(str, sorted(facts['numbers'], reverse=True)))})=?"
+        return f"{self.name}({','.join(map(str, _falling(facts)))})=?"
 
     def solve(self, problem: Problem) -> str:
         """Divide with remainder until none is left, one number after the other."""
-        first, *rest = sorted(problem.facts["numbers"], reverse=True)
-        steps = []
+        divisor, *rest = _falling(problem.facts)
+        lines = []
         for number in rest:
-            more, first = euclid(max(first, number), min(first, number))
-            steps += more
-        return "\n".join([*steps, f"gcd={first}"])
+            more, divisor = euclid(max(divisor, number), min(divisor, number))
+            lines += more
+        return "\n".join([*lines, f"gcd={divisor}"])
+
+
+class Lcm(Gcd):
+    """`lcm(6,4)=?`, the larger number first."""
+
+    name = "lcm"
+    settings: ClassVar = {
+        1: {"min_value": 2, "max_value": 80},
+        2: {"min_value": 10, "max_value": 200},
+        3: {"min_value": 50, "max_value": 1_000},
+    }
+
+    def solve(self, problem: Problem) -> str:
+        """Divide one number by the greatest common divisor and multiply by the other."""
+        a, b = _falling(problem.facts)
+        lines, divisor = euclid(a, b)
+        rest = b // divisor
+        return "\n".join([*lines, f"{b}/{divisor}={rest}", *multiply(a, rest)])
+
+
+def _falling(facts: Mapping[str, Any]) -> list[int]:
+    return sorted(facts["numbers"], reverse=True)

@@ -51,11 +51,19 @@ class GymTask(Task):
 
     @abstractmethod
     def ask(self, facts: Mapping[str, Any]) -> str:
-        """State the problem in a few words, twins (the same numbers in another order) alike."""
+        """State the problem in a few words.
+
+        Twins, such as the same numbers in another order, must be asked alike: the split is a hash
+        of these words.
+        """
 
     def answer(self, entry: Entry) -> str:
         """Return the correct answer as a model should write it."""
         return str(entry["answer"])
+
+    def facts(self, entry: Entry) -> dict[str, Any]:
+        """Return what the scorer and our own methods need to know of a problem."""
+        return {**entry["metadata"], "answer": entry["answer"]}
 
     def scored(self, answer: str) -> str:
         """Return an answer as the family's scorer wants to read it."""
@@ -95,7 +103,7 @@ class GymTask(Task):
             return False
 
     def _problem(self, entry: Entry, level: int) -> Problem | None:
-        facts = {**entry["metadata"], "answer": entry["answer"]}
+        facts = self.facts(entry)
         if not self.is_wanted(facts):
             return None
         return Problem(self.name, level, self.ask(facts), self.answer(entry), facts)
