@@ -1,0 +1,133 @@
+"""Products on INT8 numbers: weights quantized by output channel, activations by row as they come.
+
+Both symmetric: q = round(x / s) with s = max|x| / 127, one s per row of the weight and, found anew
+at every call, per row of the activations (the W8A8 scheme of LLM.int8(), arXiv 2208.07339, section
+2.1, and SmoothQuant, arXiv 2211.10438, section 2: "per-channel" and "per-token dynamic"). The
+products are summed in int32, where nothing is rounded: the result is exactly the integer product
+times the two scales. Works on a CPU.
+
+Shapes: J rows of activations, N outputs, K inputs, G groups of rows with a weight of their own.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ziphius.ops import native
+
+LARGEST = 127
+"""-128 is not used, so that every number has its negative."""
+SMALLEST_AMAX = 1e-30
+"""A row of smaller numbers than this counts as zeros; 127 / it is finite."""
+LARGEST_INPUTS = (2**31 - 1) // LARGEST**2
+"""Inputs of a product whose int32 sum cannot overflow: 133,144."""
+
+
+def quantize_rows(x_JK: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to int8 by its own largest magnitude.
+
+    Args:
+        x_JK: [..., K], any float type. A row with NaN or infinity gets a scale that is one too.
+
+    Returns:
+        int8 numbers [..., K] and float32 scales [...]; x is about numbers * scale.
+    """
+    x_JK = x_JK.float()
+    amax_J = x_JK.abs().amax(-1).clamp(min=SMALLEST_AMAX)
+    inverse_J = LARGEST / amax_J
+    is_sound_J = amax_J.isfinite()
+    rounded_JK = torch.round(x_JK * inverse_J[..., None])
+    # What cannot be rounded becomes 1, so that the product with the scale is no number either.
+    numbers_JK = torch.where(is_sound_J[..., None], rounded_JK, 1.0).to(torch.int8)
+    return numbers_JK, amax_J / LARGEST
+
+
+def dequantize_rows(numbers_NK: Tensor, scale_N: Tensor) -> Tensor:
+    """Multiply int8 rows by their scales, float32."""
+    return numbers_NK.float() * scale_N[..., None]
+
+
+def int8_linear(
+    x_JK: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None = None
+) -> Tensor:
+    """Multiply rows with a weight in int8, [..., N] in the type of `x_JK`.
+
+    Args:
+        x_JK: [..., K], float.
+        weight_NK: int8, contiguous.
+        scale_N: float32, of the weight's rows, contiguous.
+        bias_N: added to the result.
+    """
+    outputs, inputs = weight_NK.shape
+    _check(x_JK, inputs)
+    if not native.serves(x_JK):
+        rows_JK = x_JK.reshape(-1, inputs)
+        out_JN = _reference(rows_JK, [0, len(rows_JK)], weight_NK[None], scale_N[None])
+        out_JN = out_JN if bias_N is None else out_JN + bias_N.float()
+        return out_JN.view(*x_JK.shape[:-1], outputs).to(x_JK.dtype)
+    return _native(x_JK, None, weight_NK, scale_N, bias_N).to(x_JK.dtype)
+
+
+def grouped_int8_linear(
+    x_JK: Tensor, starts_G1: Tensor, weight_GNK: Tensor, scale_GN: Tensor
+) -> Tensor:
+    """Multiply each group of rows with its own weight in int8, [J, N] in the type of `x_JK`.
+
+    Args:
+        x_JK: rows sorted by group, float.
+        starts_G1: int64 on the CPU, the first row of each group and, last, J.
+        weight_GNK: int8, contiguous.
+        scale_GN: float32, contiguous.
+    """
+    _check(x_JK, weight_GNK.shape[-1])
+    if native.serves(x_JK):
+        out_JN = _native(x_JK, starts_G1, weight_GNK, scale_GN, None)
+    else:
+        out_JN = _reference(x_JK, starts_G1.tolist(), weight_GNK, scale_GN)
+    return out_JN.to(x_JK.dtype)
+
+
+def _check(x_JK: Tensor, inputs: int) -> None:
+    assert x_JK.shape[-1] == inputs <= LARGEST_INPUTS
+    assert x_JK.device.type == "cpu", "int8 products are made for CPUs"
+    assert not (x_JK.requires_grad and torch.is_grad_enabled()), "int8 has no gradient"
+
+
+def _native(
+    x_JK: Tensor,
+    starts_G1: Tensor | None,
+    weight_GNK: Tensor,
+    scale_GN: Tensor,
+    bias_N: Tensor | None,
+) -> Tensor:
+    *groups, outputs, inputs = weight_GNK.shape
+    x_JK = x_JK.float().contiguous()
+    out_JN = x_JK.new_empty(*x_JK.shape[:-1], outputs)
+    native.call(
+        "int8_linear",
+        "f",
+        x_JK,
+        x_JK.numel() // inputs,
+        starts_G1,
+        groups[0] if groups else 1,
+        weight_GNK,
+        scale_GN,
+        bias_N,
+        out_JN,
+        outputs,
+        inputs,
+        1,
+    )
+    return out_JN
+
+
+def _reference(x_JK: Tensor, starts: Sequence[int], weight_GNK: Tensor, scale_GN: Tensor) -> Tensor:
+    numbers_JK, steps_J = quantize_rows(x_JK)
+    out_JN = torch.empty(len(x_JK), weight_GNK.shape[1])
+    for group, (first, end) in enumerate(pairwise(starts)):
+        if first < end:
+            sums_JN = torch._int_mm(numbers_JK[first:end], weight_GNK[group].t())
+            out_JN[first:end] = sums_JN.float() * (steps_J[first:end, None] * scale_GN[group])
+    return out_JN
