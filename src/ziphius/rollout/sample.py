@@ -8,48 +8,19 @@ send the tokens the same way (routing replay: DeepSeek-V3.2, arXiv 2512.02556, s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Self
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import Prompt, chat_prompt
 from ziphius.engine.generate import Completion, FinishReason, Request, generate
 from ziphius.models.model import Model
-from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.rollout.config import RolloutConfig
 from ziphius.tasks import Problem, get_task
 from ziphius.text.chat import ChatFormat, Message, get_chat_format, message_of
 from ziphius.text.tokenizer import Tokenizer
 
-
-class RolloutConfig(Config):
-    """How answers are sampled."""
-
-    group_size: Annotated[int, Field(ge=1)] = 16
-    """Answers to each problem."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 64
-    """Longest answer in tokens; one that is cut here counts as no answer."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How tokens are drawn; the seed comes from the run."""
-    sequences_at_once: Annotated[int, Field(ge=1)] = 512
-    """Answers that are decoded together, whole groups at a time; a limit of memory alone."""
-    thinking: bool | None = None
-    """Let the model reason before it answers; by default what the chat format does."""
-    record_routes: bool = False
-    """Keep the experts that each token was sent to."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.sampling.seed:
-            raise ConfigError("sampling.seed has no effect: the seed of the run decides the draws.")
-        if self.sampling.temperature == 0 and self.group_size > 1:
-            raise ConfigError(
-                "temperature is 0 (greedy), so all answers of a group would be the same: set "
-                "group_size to 1, or a temperature."
-            )
-        return self
+__all__ = ["Rollout", "RolloutConfig", "sample_groups"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +58,7 @@ def sample_groups(
     *,
     seed: int,
     first_sequence_id: int = 0,
+    record_routes: bool = False,
 ) -> list[list[Rollout]]:
     """Sample a group of answers to every problem, in the order of the problems.
 
@@ -100,6 +72,7 @@ def sample_groups(
         config: how.
         seed: of the run.
         first_sequence_id: another one for other draws, such as those of the next step.
+        record_routes: keep the experts that each token was sent to.
     """
     chat_format = spoken_format(tokenizer)
     prompts = [problem_prompt(problem, tokenizer, chat_format, config) for problem in problems]
@@ -124,7 +97,7 @@ def sample_groups(
                 model,
                 requests,
                 vocab_limit=tokenizer.vocab_size,
-                record_routes=config.record_routes,
+                record_routes=record_routes,
             )
         )
         for place in chosen:

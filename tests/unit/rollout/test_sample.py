@@ -82,7 +82,7 @@ def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.Mon
 
 @torch.no_grad()
 def test_recorded_routes_are_those_of_a_whole_forward_pass(model: Model) -> None:
-    groups = sample_groups(model, TOKENIZER, PROBLEMS, config(record_routes=True), seed=2)
+    groups = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=2, record_routes=True)
     layers = [idx for idx in range(3) if model.config.is_expert_layer(idx)]
     for rollout in (rollout for group in groups for rollout in group):
         if not layers:

@@ -1,0 +1,228 @@
+"""GRPO, group relative policy optimisation, on rewards that a task verifies.
+
+Sources: DeepSeekMath (arXiv 2402.03300), section 4; DeepSeek-R1 (arXiv 2501.12948), section 2.2;
+the arithmetic, with what it takes from later papers, is in `rl/objective.py`. What is settled here:
+
+1. The answers come from the module that trains, at its present weights, in the numbers it trains
+   in. Every token is scored with the experts it was sampled through, so that trainer and sampler
+   agree: the largest difference of a log-probability is a metric of every step, and in float32 a
+   few millionths.
+2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by.
+3. Nothing else moves: no balance loss, router biases stand still. MTP layers are left out: a
+   sampled answer is no text to imitate, and layers that are not trained cannot leak a gradient
+   into the head they share.
+
+Shapes: G groups, A answers of a group, X sampled tokens.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ziphius.core.device import resolve_dtype
+from ziphius.core.errors import ConfigError
+from ziphius.data.batch import Batch
+from ziphius.dist.world import ALONE, World
+from ziphius.models.model import Model
+from ziphius.ops.logprobs import head_logprobs
+from ziphius.rl.batch import GrpoBatch, build_batch
+from ziphius.rl.objective import clipped_losses, k3_penalties
+from ziphius.rl.round import ANSWERS, FIGURES, GROUPS, SAMPLED, Round, digest, from_json, to_json
+from ziphius.rl.settings import GrpoConfig
+from ziphius.rollout.sample import sample_groups
+from ziphius.tasks import Problem
+from ziphius.text.tokenizer import Tokenizer
+from ziphius.train.config import TrainConfig
+from ziphius.train.stage import LossOutput, Stage, Term
+
+KEPT = "kept tokens"
+"""Tokens of groups that teach something: what the losses are divided by."""
+VALIDATION_FIRST_ID = 2**48
+"""Sequences of measurements begin here, far from those of any step."""
+
+
+class GrpoStage(Stage):
+    """Learn from sampled answers.
+
+    Args:
+        model: the module that will be trained: it samples too. Its present weights are the
+            reference, if one is kept.
+        tokenizer: with the chat format that the model speaks.
+        problems: returns the problems of a round of sampling, the same ones for the same number.
+        config: how answers become a gradient.
+        train: rows, seed and numbers of the run.
+        validation: held-out problems, one answer each.
+        data_fingerprint: names the problems.
+        world: the ranks that share the problems.
+    """
+
+    name = "grpo"
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        problems: Callable[[int], Sequence[Problem]],
+        config: GrpoConfig,
+        train: TrainConfig,
+        *,
+        validation: Sequence[Problem] = (),
+        data_fingerprint: str = "",
+        world: World = ALONE,
+    ) -> None:
+        self.model, self.tokenizer, self.problems = model, tokenizer, problems
+        self.config, self.train, self.world = config, train, world
+        self.validation, self.data_fingerprint = validation, data_fingerprint
+        self.device = next(model.parameters()).device
+        self.dtype = resolve_dtype(train.dtype, self.device)
+        self.reference: Model | None = None
+        if config.kl_coef:
+            self.reference = copy.deepcopy(model).eval().requires_grad_(False)
+        self._held: Round | None = None
+        self._steps_done = 0
+
+    def batches(self, step: int) -> list[Batch]:
+        """Sample, or take up what was sampled for an earlier step, as this rank's micro-batches."""
+        number, update = divmod(step, self.config.updates)
+        if self._held is None or self._held.number != number:
+            assert update == 0, "answers of an earlier step are part of the state"
+            self._held = self._sample(number)
+        self._steps_done = step + 1
+        return list(self._micro_batches(self._held, is_fresh=update == 0))
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """Count the tokens of groups that teach something, and what was sampled."""
+        assert isinstance(batch, GrpoBatch)
+        counts = {key: batch.counts.get(key, 0.0) for key in (SAMPLED, ANSWERS, GROUPS)}
+        return {KEPT: float(len(batch.targets_X)), **counts}
+
+    def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
+        """Return the clipped objective, the penalty if there is a reference, and the figures."""
+        assert isinstance(batch, GrpoBatch)
+        routes = batch.routes if self.config.replay_routes else {}
+        logprobs_X, routings = self._logprobs(model, batch, routes)
+        config = self.config
+        losses_X, clipped_X = clipped_losses(
+            logprobs_X, batch.sampled_X, batch.advantages_X, config.clip_low, config.clip_high
+        )
+        terms = {
+            "policy": Term(losses_X.sum(), KEPT),
+            "clip_share": Term(clipped_X.sum().float(), KEPT, 0.0),
+        }
+        if batch.reference_X is not None:
+            penalties_X = k3_penalties(logprobs_X, batch.reference_X)
+            terms["kl"] = Term(penalties_X.sum(), KEPT, config.kl_coef)
+        for name, key in FIGURES.items():
+            total = torch.tensor(batch.figures.get(name, 0.0), device=logprobs_X.device)
+            terms[name] = Term(total, key, 0.0)
+        gap_X = (logprobs_X.detach() - batch.sampled_X).abs()
+        is_measured = batch.is_fresh and gap_X.numel() > 0
+        metrics = {"logprob_gap_max": gap_X.max() if is_measured else 0.0}
+        return LossOutput(terms, metrics, routings)
+
+    def validate(self, model: Model) -> dict[str, float]:
+        """Answer the held-out problems once each; `loss` is the share that is wrong."""
+        assert self.validation, "there is nothing to validate on"
+        size, rank = self.world.size, self.world.rank
+        share = -(-len(self.validation) // size)
+        mine = self.validation[rank * share : (rank + 1) * share]
+        groups = sample_groups(
+            model,
+            self.tokenizer,
+            mine,
+            self.config.rollout.model_copy(update={"group_size": 1}),
+            seed=self.train.seed,
+            first_sequence_id=VALIDATION_FIRST_ID + rank * share,
+        )
+        found = [rollout for group in groups for rollout in group]
+        sums = {
+            "answers": float(len(found)),
+            "correct": float(sum(rollout.is_correct for rollout in found)),
+            "tokens": float(sum(len(rollout.token_ids) for rollout in found)),
+        }
+        sums = self.world.sum_numbers(sums, self.device)
+        correct = sums["correct"] / sums["answers"]
+        length = sums["tokens"] / sums["answers"]
+        return {"loss": 1 - correct, "pass@1": correct, "completion_tokens": length}
+
+    def fingerprint(self) -> str:
+        """Name the problems and how they are answered."""
+        return f"{self.data_fingerprint} {self.config.model_dump_json()}"
+
+    def state(self) -> dict[str, Any]:
+        """Return the answers that later steps still learn from; between two rounds, nothing."""
+        if self._held is None or self._steps_done % self.config.updates == 0:
+            return {}
+        return {"held": to_json(self._held), "steps_done": self._steps_done}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
+        if state:
+            self._held, self._steps_done = from_json(state["held"]), state["steps_done"]
+
+    def _sample(self, number: int) -> Round:
+        """Sample this rank's share of a round."""
+        problems = self.problems(number)
+        share, left = divmod(len(problems), self.world.size)
+        if left:
+            raise ConfigError(
+                f"{len(problems)} problems a step cannot be shared by {self.world.size} processes."
+            )
+        first = self.world.rank * share
+        size = self.config.rollout.group_size
+        with self._autocast():
+            groups = sample_groups(
+                self.model,
+                self.tokenizer,
+                problems[first : first + share],
+                self.config.rollout,
+                seed=self.train.seed,
+                first_sequence_id=(number * len(problems) + first) * size,
+                record_routes=self.config.replay_routes,
+            )
+        return digest(number, groups, self.config)
+
+    def _micro_batches(self, found: Round, *, is_fresh: bool) -> Sequence[GrpoBatch]:
+        rows = self.train.rows_at_once(self.world.size)
+        at_once = max(1, rows // self.config.rollout.group_size)
+        groups = found.groups or [found.spare]
+        batches = [
+            replace(self._with_reference(build_batch(groups[i : i + at_once])), is_fresh=is_fresh)
+            for i in range(0, len(groups), at_once)
+        ]
+        batches[0] = replace(batches[0], figures=found.figures, counts=found.counts)
+        return batches
+
+    def _with_reference(self, batch: GrpoBatch) -> GrpoBatch:
+        """Score the tokens with the reference, through experts of its own choice."""
+        if self.reference is None:
+            return batch
+        with torch.no_grad(), self._autocast():
+            scores_X, _ = self._logprobs(self.reference, batch.to(self.device), {})
+        return replace(batch, reference_X=scores_X.cpu())
+
+    def _logprobs(
+        self, model: Model, batch: GrpoBatch, routes: Mapping[int, Tensor]
+    ) -> tuple[Tensor, dict[int, Any]]:
+        """Return the log-probabilities of the sampled tokens, and how tokens were routed."""
+        output = model(
+            batch.ids_BT,
+            documents_BT=batch.documents_BT,
+            branches_BT=batch.branches_BT,
+            routes=routes,
+        )
+        hidden_XD = F.embedding(batch.sources_X, output.hidden_BTD[0])
+        weight_WD = model.head.weight
+        assert isinstance(weight_WD, Tensor)
+        temperature = self.config.rollout.sampling.temperature
+        scores_X = head_logprobs(hidden_XD, weight_WD, batch.targets_X, temperature=temperature)
+        return scores_X, dict(output.routings)
+
+    def _autocast(self) -> torch.autocast:
+        is_on = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if is_on else None, enabled=is_on)
