@@ -1,0 +1,62 @@
+"""What was measured once is not measured again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.measurements import measurement
+from ziphius.evals.errors import EvalError
+from ziphius.evals.keeping import kept_measurement, read_measurement
+from ziphius.evals.measure import Measurement
+
+FOUND = measurement({"easy": [1, 2], "hard": [0]}, samples=2)
+
+
+def never() -> Measurement:
+    raise AssertionError("measured again")
+
+
+def test_a_measurement_comes_back_whole(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.json"
+    identity = {"model": "abc", "levels": (1, 2)}
+    assert kept_measurement(path, identity, lambda: FOUND) == FOUND
+    assert kept_measurement(path, identity, never) == FOUND
+    assert read_measurement(path).identity == {"model": "abc", "levels": [1, 2]}
+
+
+def test_another_model_is_measured_anew(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.json"
+    kept_measurement(path, {"model": "abc"}, lambda: FOUND)
+    other = measurement({"easy": [0, 0]}, samples=2)
+    assert kept_measurement(path, {"model": "abd"}, lambda: other) == other
+    assert kept_measurement(path, {"model": "abd"}, never) == other
+
+
+def test_a_measurement_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.json"
+    kept_measurement(path, {"model": "abc"}, lambda: FOUND)
+    with pytest.raises(AssertionError):
+        kept_measurement(path, {"model": "abd"}, never)
+    assert kept_measurement(path, {"model": "abc"}, never) == FOUND
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b'{"identity":{},"measurement":{"problems":[],"seconds":"NaN?"}}',
+        b'{"identity":{},"measurement":{"problems":[{"slice":"a","task":"b","key":"c",'
+        b'"correct":[true],"tokens":[],"corrections":[0],"truncated":[false]}],"seconds":1}}',
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "grpo.json"
+    path.write_bytes(content)
+    with pytest.raises(EvalError, match=r"grpo\.json is no measurement.* Remove it"):
+        kept_measurement(path, {}, never)
+
+
+def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="Cannot read"):
+        kept_measurement(tmp_path, {}, never)

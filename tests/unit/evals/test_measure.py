@@ -1,0 +1,74 @@
+"""A measurement holds what a model answered, and is honest about what it was not asked."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.measurements import answers, measurement
+from ziphius.evals.errors import EvalError
+from ziphius.evals.measure import Measurement, measure_by
+from ziphius.rollout.sample import Rollout
+from ziphius.tasks import Problem
+
+
+def problem(question: str) -> Problem:
+    return Problem("chain_sum", 1, question, "3", {})
+
+
+def rollout(asked: Problem, *, is_correct: bool, tokens: int, is_cut: bool = False) -> Rollout:
+    reasoning = None if is_cut else "wait, no, 1+2=3"
+    reason = "length" if is_cut else "stop"
+    ids = tuple(range(tokens))
+    return Rollout(asked, (1, 2), ids, (0.0,) * tokens, reason, reasoning, "3", is_correct)
+
+
+def test_every_answer_is_kept_under_its_slice() -> None:
+    asked: list[Problem] = []
+
+    def sample(problems: Sequence[Problem]) -> list[list[Rollout]]:
+        asked.extend(problems)
+        return [
+            [
+                rollout(one, is_correct=True, tokens=5),
+                rollout(one, is_correct=False, tokens=9, is_cut=True),
+            ]
+            for one in problems
+        ]
+
+    times = iter([10.0, 12.0])
+    slices = {"easy": [problem("1+2"), problem("2+1")], "hard": [problem("0+3")]}
+    found = measure_by(sample, slices, clock=lambda: next(times))
+
+    assert [one.question for one in asked] == ["1+2", "2+1", "0+3"]
+    assert found.slices == ("easy", "hard")
+    assert found.seconds == 2.0
+    assert found.tokens_per_s == 3 * 14 / 2.0
+    last = found.problems[2]
+    assert (last.slice, last.task, last.key) == ("hard", "chain_sum", problem("0+3").key)
+    assert last.correct == (True, False)
+    assert last.tokens == (5, 9)
+    assert last.corrections == (2, 0)
+    assert last.truncated == (False, True)
+
+
+def test_slices_are_chosen_by_name() -> None:
+    found = measurement({"easy": [1, 0], "hard": [2]}, samples=2)
+    assert len(found.only(["easy"])) == 2
+    assert len(found.only(["easy", "hard"])) == 3
+    with pytest.raises(EvalError, match=r"No slice 'odd' was measured; there are: easy, hard\."):
+        found.only(["easy", "odd"])
+
+
+def test_a_problem_counts_once() -> None:
+    one = answers("easy", "a", 1, 2)
+    with pytest.raises(EvalError, match="twice"):
+        Measurement((one, one), 1.0)
+
+
+def test_a_problem_without_samples_is_refused() -> None:
+    with pytest.raises(EvalError, match="no samples"):
+        answers("easy", "a", 0, 0)
+
+
+def test_no_time_is_no_speed() -> None:
+    assert Measurement((), 0.0).tokens_per_s == 0.0
