@@ -293,8 +293,9 @@ def _memory(
         "working": _working_bytes(config, tokens, batch, size),
     }
     training = {
-        # Float32 masters; autocast keeps a copy of every matrix in the smaller dtype beside them.
-        "masters": count * (4 if size == 4 else 4 + size) + biases,
+        # Float32 masters; autocast keeps a copy of a matrix in the smaller dtype beside them, except
+        # of routed experts, whose kernel reads the masters.
+        "masters": 4 * count + (size * (count - _all_routed(config)) if size < 4 else 0) + biases,
         "gradients": 4 * count,
         "moments": 8 * count,  # AdamW's two
         "activations": tokens * activation_bytes(config, size),
@@ -335,14 +336,20 @@ def activation_bytes(config: ModelConfig, size: int) -> int:
         total += 2 * norm + size * _attention_activations(config)
         if config.is_expert_layer(layer_idx):
             routed, shared = config.num_experts_per_tok, config.n_shared_experts
-            total += size * 3 * (routed + shared) * config.moe_intermediate_size
-            # A routed pair's row goes in and comes out.
-            total += 2 * size * routed * config.hidden_size + 16 * config.n_routed_experts
+            # A routed pair keeps gate and up, its weight and two numbers of its place.
+            total += size * (2 * routed + 3 * shared) * config.moe_intermediate_size
+            total += 20 * routed + 16 * config.n_routed_experts
         else:
             total += size * 3 * config.intermediate_size
     # An MTP layer keeps the embeddings, the joined input, its last norm and the head's gradient.
     further = norm + config.hidden_size * (4 + 3 * size)
     return total + config.num_nextn_predict_layers * further
+
+
+def _all_routed(config: ModelConfig) -> int:
+    """Count the weights of all routed experts, those of MTP layers included."""
+    layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
+    return sum(map(config.is_expert_layer, layers)) * config.n_routed_experts * _expert(config)
 
 
 def _attention_activations(config: ModelConfig) -> int:

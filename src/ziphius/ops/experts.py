@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
-from ziphius.ops.swiglu import swiglu, swiglu_backward, swiglu_forward
+from ziphius.ops.swiglu import swiglu
 
 # oneDNN compiles a kernel for every row count it has not seen (about 0.5 ms each); rows in
 # multiples of 64 make the counts repeat.
@@ -37,12 +37,13 @@ def routed_experts(
         gate_up_E2FD: gate rows first, then up rows, of every expert.
         down_EDF: output projections.
     """
-    plan = _plan(experts_MK, gate_up_E2FD.shape[0])
-    if native.serves(x_MD, weights_MK) and torch.is_grad_enabled():
+    if native.serves(x_MD, weights_MK, gate_up_E2FD, down_EDF) and torch.is_grad_enabled():
+        dtype = compute_dtype(x_MD)
         out_MD: Tensor = native.apply(
-            _RoutedExperts, x_MD, weights_MK, gate_up_E2FD, down_EDF, plan, compute_dtype(x_MD)
+            _RoutedExperts, x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF, dtype
         )
         return out_MD
+    plan = _plan(experts_MK, gate_up_E2FD.shape[0])
     return _reference(x_MD, weights_MK, gate_up_E2FD, down_EDF, plan)
 
 
@@ -108,81 +109,100 @@ def _reference(
 
 
 class _RoutedExperts(torch.autograd.Function):
-    """The same with its own backward: gathers instead of scatters, and no product is repeated."""
+    """The same as compiled kernels, which keep what lies between two products in the cache."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x_MD: Tensor,
+        experts_MK: Tensor,
         weights_MK: Tensor,
         gate_up_E2FD: Tensor,
         down_EDF: Tensor,
-        plan: _Plan,
         dtype: torch.dtype,
     ) -> Tensor:
-        w1_E2FD, w2_EDF = gate_up_E2FD.to(dtype), down_EDF.to(dtype)
-        weights_MK = weights_MK.float().contiguous()
-        x_JD = x_MD.to(dtype)[plan.source_J]
-        rows, width = x_JD.shape[0], w2_EDF.shape[2]
-        gate_up_J2F = x_JD.new_empty(rows, 2 * width)
-        for expert, start, end in plan.segments:
-            torch.mm(x_JD[start:end], w1_E2FD[expert].t(), out=gate_up_J2F[start:end])
-        hidden_JF = x_JD.new_empty(rows, width)
-        swiglu_forward(gate_up_J2F, hidden_JF)
-        out_JD = torch.empty_like(x_JD)
-        for expert, start, end in plan.segments:
-            torch.mm(hidden_JF[start:end], w2_EDF[expert].t(), out=out_JD[start:end])
-        out_MD = x_JD.new_empty(x_MD.shape)
-        _combine(out_JD, plan.slot_MK, weights_MK, out_MD)
-        ctx.plan, ctx.input_dtype = plan, x_MD.dtype
-        ctx.save_for_backward(weights_MK, w1_E2FD, w2_EDF, x_JD, gate_up_J2F, hidden_JF, out_JD)
+        num_experts, hidden, width = down_EDF.shape
+        x, weights_MK = x_MD.to(dtype).contiguous(), weights_MK.float().contiguous()
+        pairs_Z, slot_MK, offsets = _sorted_pairs(experts_MK, num_experts)
+        rows = int(offsets[-1])
+        gate_up_Z2F = x.new_empty(rows, 2 * width)
+        out_ZD = x.new_empty(rows, hidden)
+        sizes = (experts_MK.shape[1], num_experts, hidden, width)
+        kinds = native.SUFFIXES[dtype] + native.SUFFIXES[gate_up_E2FD.dtype]
+        native.call(
+            "experts_forward",
+            kinds,
+            x,
+            pairs_Z,
+            offsets,
+            gate_up_E2FD,
+            down_EDF,
+            gate_up_Z2F,
+            out_ZD,
+            *sizes,
+        )
+        out_MD = torch.empty_like(x)
+        _combine(out_ZD, slot_MK, weights_MK, out_MD)
+        ctx.kinds, ctx.sizes, ctx.input_dtype = kinds, sizes, x_MD.dtype
+        ctx.save_for_backward(
+            x, weights_MK, gate_up_E2FD, down_EDF, pairs_Z, slot_MK, offsets, gate_up_Z2F
+        )
         return out_MD
 
     @staticmethod
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
-        weights_MK, w1_E2FD, w2_EDF, x_JD, gate_up_J2F, hidden_JF, out_JD = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        grad_out_JD = torch.zeros_like(out_JD)  # padding rows must stay 0
-        grad_weights_MK = torch.empty_like(weights_MK)
-        tokens, per_token = plan.slot_MK.shape
-        native.call(
-            "combine_backward",
-            native.SUFFIXES[out_JD.dtype],
-            grad_MD.to(out_JD.dtype).contiguous(),
-            out_JD,
-            out_JD.shape[0],
-            plan.slot_MK,
-            weights_MK,
-            grad_out_JD,
-            grad_weights_MK,
-            tokens,
-            per_token,
-            out_JD.shape[1],
+        x, weights_MK, gate_up_E2FD, down_EDF, pairs_Z, slot_MK, offsets, gate_up_Z2F = (
+            ctx.saved_tensors
         )
-        grad_hidden_JF = torch.empty_like(hidden_JF)
-        grad_w2_EDF = torch.zeros_like(w2_EDF)
-        for expert, start, end in plan.segments:
-            grad_rows = grad_out_JD[start:end]
-            torch.mm(grad_rows, w2_EDF[expert], out=grad_hidden_JF[start:end])
-            torch.mm(grad_rows.t(), hidden_JF[start:end], out=grad_w2_EDF[expert])
-        grad_gate_up_J2F = torch.empty_like(gate_up_J2F)
-        swiglu_backward(grad_hidden_JF, gate_up_J2F, grad_gate_up_J2F)
-        grad_x_JD = torch.empty_like(x_JD)
-        grad_w1_E2FD = torch.zeros_like(w1_E2FD)
-        for expert, start, end in plan.segments:
-            grad_rows = grad_gate_up_J2F[start:end]
-            torch.mm(grad_rows, w1_E2FD[expert], out=grad_x_JD[start:end])
-            torch.mm(grad_rows.t(), x_JD[start:end], out=grad_w1_E2FD[expert])
-        grad_x_MD = torch.empty(grad_MD.shape, dtype=x_JD.dtype)
-        _combine(grad_x_JD, plan.slot_MK, None, grad_x_MD)
+        grad_rows_ZD = x.new_empty(len(gate_up_Z2F), x.shape[1])
+        grad_weights_MK = torch.zeros_like(weights_MK)  # dropped pairs have none
+        grad_gate_up_E2FD = torch.empty(gate_up_E2FD.shape)
+        grad_down_EDF = torch.empty(down_EDF.shape)
+        native.call(
+            "experts_backward",
+            ctx.kinds,
+            grad_MD.to(x.dtype).contiguous(),
+            x,
+            pairs_Z,
+            offsets,
+            weights_MK,
+            gate_up_Z2F,
+            gate_up_E2FD,
+            down_EDF,
+            grad_rows_ZD,
+            grad_weights_MK,
+            grad_gate_up_E2FD,
+            grad_down_EDF,
+            *ctx.sizes,
+        )
+        grad_x_MD = torch.empty_like(x)
+        _combine(grad_rows_ZD, slot_MK, None, grad_x_MD)
         return (
             grad_x_MD.to(ctx.input_dtype),
-            grad_weights_MK,
-            grad_w1_E2FD.float(),
-            grad_w2_EDF.float(),
             None,
+            grad_weights_MK,
+            grad_gate_up_E2FD.to(gate_up_E2FD.dtype),
+            grad_down_EDF.to(down_EDF.dtype),
             None,
         )
+
+
+def _sorted_pairs(experts_MK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs by expert, the place of each among them, and where each expert's begin."""
+    pairs_Z = experts_MK.new_empty(experts_MK.numel())
+    slot_MK = torch.empty_like(experts_MK, memory_format=torch.contiguous_format)
+    offsets = experts_MK.new_empty(num_experts + 1)
+    native.call(
+        "sort_pairs",
+        "",
+        experts_MK.contiguous(),
+        pairs_Z,
+        slot_MK,
+        offsets,
+        experts_MK.numel(),
+        num_experts,
+    )
+    return pairs_Z, slot_MK, offsets
 
 
 def _combine(rows_JD: Tensor, slot_MK: Tensor, weights_MK: Tensor | None, out_MD: Tensor) -> None:

@@ -6,7 +6,8 @@ at every call, per row of the activations (the W8A8 scheme of LLM.int8(), arXiv 
 products are summed in int32, where nothing is rounded: the result is exactly the integer product
 times the two scales. Works on a CPU.
 
-Shapes: J rows of activations, N outputs, K inputs, G groups of rows with a weight of their own.
+Shapes: J rows of activations, N outputs, K inputs, G groups of rows with a weight of their own; of
+experts M tokens, K experts per token, E experts, D hidden, F expert width, J = M * K.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ziphius.core.errors import ConfigError
 from ziphius.ops import native
+from ziphius.ops.swiglu import swiglu
 
 LARGEST = 127
 """-128 is not used, so that every number has its negative."""
@@ -32,46 +35,44 @@ def quantize_rows(x_JK: Tensor) -> tuple[Tensor, Tensor]:
         x_JK: [..., K], any float type. A row with NaN or infinity gets a scale that is one too.
 
     Returns:
-        int8 numbers [..., K] and float32 scales [...]; x is about numbers * scale.
+        int8 numbers [..., K] and float32 scales [..., 1]; x is about numbers * scales.
     """
     x_JK = x_JK.float()
-    amax_J = x_JK.abs().amax(-1).clamp(min=SMALLEST_AMAX)
-    inverse_J = LARGEST / amax_J
-    is_sound_J = amax_J.isfinite()
-    rounded_JK = torch.round(x_JK * inverse_J[..., None])
+    amax_J1 = x_JK.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_AMAX)
+    rounded_JK = torch.round(x_JK * (LARGEST / amax_J1))
     # What cannot be rounded becomes 1, so that the product with the scale is no number either.
-    numbers_JK = torch.where(is_sound_J[..., None], rounded_JK, 1.0).to(torch.int8)
-    return numbers_JK, amax_J / LARGEST
+    numbers_JK = torch.where(amax_J1.isfinite(), rounded_JK, 1.0).to(torch.int8)
+    return numbers_JK, amax_J1 / LARGEST
 
 
-def dequantize_rows(numbers_NK: Tensor, scale_N: Tensor) -> Tensor:
+def dequantize_rows(numbers_NK: Tensor, scale_N1: Tensor) -> Tensor:
     """Multiply int8 rows by their scales, float32."""
-    return numbers_NK.float() * scale_N[..., None]
+    return numbers_NK.float() * scale_N1
 
 
 def int8_linear(
-    x_JK: Tensor, weight_NK: Tensor, scale_N: Tensor, bias_N: Tensor | None = None
+    x_JK: Tensor, weight_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None = None
 ) -> Tensor:
     """Multiply rows with a weight in int8, [..., N] in the type of `x_JK`.
 
     Args:
         x_JK: [..., K], float.
         weight_NK: int8, contiguous.
-        scale_N: float32, of the weight's rows, contiguous.
+        scale_N1: float32, of the weight's rows, contiguous.
         bias_N: added to the result.
     """
     outputs, inputs = weight_NK.shape
     _check(x_JK, inputs)
     if not native.serves(x_JK):
         rows_JK = x_JK.reshape(-1, inputs)
-        out_JN = _reference(rows_JK, [0, len(rows_JK)], weight_NK[None], scale_N[None])
+        out_JN = _reference(rows_JK, [0, len(rows_JK)], weight_NK[None], scale_N1[None])
         out_JN = out_JN if bias_N is None else out_JN + bias_N.float()
         return out_JN.view(*x_JK.shape[:-1], outputs).to(x_JK.dtype)
-    return _native(x_JK, None, weight_NK, scale_N, bias_N).to(x_JK.dtype)
+    return _native(x_JK, None, weight_NK, scale_N1, bias_N).to(x_JK.dtype)
 
 
 def grouped_int8_linear(
-    x_JK: Tensor, starts_G1: Tensor, weight_GNK: Tensor, scale_GN: Tensor
+    x_JK: Tensor, starts_G1: Tensor, weight_GNK: Tensor, scale_GN1: Tensor
 ) -> Tensor:
     """Multiply each group of rows with its own weight in int8, [J, N] in the type of `x_JK`.
 
@@ -79,27 +80,59 @@ def grouped_int8_linear(
         x_JK: rows sorted by group, float.
         starts_G1: int64 on the CPU, the first row of each group and, last, J.
         weight_GNK: int8, contiguous.
-        scale_GN: float32, contiguous.
+        scale_GN1: float32, contiguous.
     """
     _check(x_JK, weight_GNK.shape[-1])
     if native.serves(x_JK):
-        out_JN = _native(x_JK, starts_G1, weight_GNK, scale_GN, None)
+        out_JN = _native(x_JK, starts_G1, weight_GNK, scale_GN1, None)
     else:
-        out_JN = _reference(x_JK, starts_G1.tolist(), weight_GNK, scale_GN)
+        out_JN = _reference(x_JK, starts_G1.tolist(), weight_GNK, scale_GN1)
     return out_JN.to(x_JK.dtype)
+
+
+def int8_experts(
+    x_MD: Tensor,
+    experts_MK: Tensor,
+    weights_MK: Tensor,
+    gate_up: tuple[Tensor, Tensor],
+    down: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return what `ops.experts.routed_experts` does, [M, D], with both products in int8.
+
+    Args:
+        x_MD: tokens.
+        experts_MK: chosen experts, none of them dropped.
+        weights_MK: weights of the chosen experts.
+        gate_up: int8 [E, 2F, D], gate rows first, and its scales.
+        down: int8 [E, D, F] and its scales.
+    """
+    experts_J = experts_MK.flatten()
+    order_J = experts_J.argsort(stable=True)
+    counts_E = torch.bincount(experts_J, minlength=len(gate_up[0]))
+    starts_E1 = torch.cat((counts_E.new_zeros(1), counts_E.cumsum(0)))
+    x_JD = x_MD[order_J // experts_MK.shape[1]]
+    gate_JF, up_JF = grouped_int8_linear(x_JD, starts_E1, *gate_up).chunk(2, dim=-1)
+    sorted_JD = grouped_int8_linear(swiglu(gate_JF, up_JF), starts_E1, *down)
+    out_JD = torch.empty_like(sorted_JD)
+    out_JD[order_J] = sorted_JD
+    out_MKD = out_JD.view(*experts_MK.shape, -1)
+    return (out_MKD * weights_MK[..., None]).sum(dim=1).to(x_MD.dtype)
 
 
 def _check(x_JK: Tensor, inputs: int) -> None:
     assert x_JK.shape[-1] == inputs <= LARGEST_INPUTS
     assert x_JK.device.type == "cpu", "int8 products are made for CPUs"
-    assert not (x_JK.requires_grad and torch.is_grad_enabled()), "int8 has no gradient"
+    if x_JK.requires_grad and torch.is_grad_enabled():
+        raise ConfigError(
+            "INT8 weights cannot be trained: train the model they were made from, then quantize it."
+        )
 
 
 def _native(
     x_JK: Tensor,
     starts_G1: Tensor | None,
     weight_GNK: Tensor,
-    scale_GN: Tensor,
+    scale_GN1: Tensor,
     bias_N: Tensor | None,
 ) -> Tensor:
     *groups, outputs, inputs = weight_GNK.shape
@@ -113,7 +146,7 @@ def _native(
         starts_G1,
         groups[0] if groups else 1,
         weight_GNK,
-        scale_GN,
+        scale_GN1,
         bias_N,
         out_JN,
         outputs,
@@ -123,11 +156,13 @@ def _native(
     return out_JN
 
 
-def _reference(x_JK: Tensor, starts: Sequence[int], weight_GNK: Tensor, scale_GN: Tensor) -> Tensor:
-    numbers_JK, steps_J = quantize_rows(x_JK)
+def _reference(
+    x_JK: Tensor, starts: Sequence[int], weight_GNK: Tensor, scale_GN1: Tensor
+) -> Tensor:
+    numbers_JK, steps_J1 = quantize_rows(x_JK)
     out_JN = torch.empty(len(x_JK), weight_GNK.shape[1])
     for group, (first, end) in enumerate(pairwise(starts)):
         if first < end:
             sums_JN = torch._int_mm(numbers_JK[first:end], weight_GNK[group].t())
-            out_JN[first:end] = sums_JN.float() * (steps_J[first:end, None] * scale_GN[group])
+            out_JN[first:end] = sums_JN.float() * (steps_J1[first:end] * scale_GN1[group].t())
     return out_JN

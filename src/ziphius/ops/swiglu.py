@@ -20,39 +20,6 @@ def swiglu(gate_XF: Tensor, up_XF: Tensor) -> Tensor:
     return F.silu(gate_XF) * up_XF
 
 
-def swiglu_forward(gate_up_J2F: Tensor, out_JF: Tensor) -> None:
-    """Fill `out_JF` from gate and up columns side by side; native kernels only."""
-    rows, width = out_JF.shape
-    native.call(
-        "swiglu",
-        native.SUFFIXES[out_JF.dtype],
-        gate_up_J2F,
-        gate_up_J2F[:, width:],
-        2 * width,
-        out_JF,
-        rows,
-        width,
-    )
-
-
-def swiglu_backward(grad_JF: Tensor, gate_up_J2F: Tensor, grad_gate_up_J2F: Tensor) -> None:
-    """Fill the gradient of gate and up columns side by side; native kernels only."""
-    rows, width = grad_JF.shape
-    native.call(
-        "swiglu_backward",
-        native.SUFFIXES[grad_JF.dtype],
-        grad_JF,
-        gate_up_J2F,
-        gate_up_J2F[:, width:],
-        2 * width,
-        grad_gate_up_J2F,
-        grad_gate_up_J2F[:, width:],
-        2 * width,
-        rows,
-        width,
-    )
-
-
 class _SwiGLU(torch.autograd.Function):
     """One pass forward, one backward."""
 
@@ -60,10 +27,8 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate_XF: Tensor, up_XF: Tensor) -> Tensor:
         gate_XF, up_XF = gate_XF.contiguous(), up_XF.contiguous()
         out_XF = torch.empty_like(gate_XF)
-        width = gate_XF.shape[-1]
-        rows = gate_XF.numel() // width
         ctx.suffix = native.SUFFIXES[gate_XF.dtype]
-        native.call("swiglu", ctx.suffix, gate_XF, up_XF, width, out_XF, rows, width)
+        native.call("swiglu", ctx.suffix, gate_XF, up_XF, out_XF, gate_XF.numel())
         ctx.save_for_backward(gate_XF, up_XF)
         return out_XF
 
@@ -71,18 +36,14 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, grad_XF: Tensor) -> tuple[Tensor, Tensor]:
         gate_XF, up_XF = ctx.saved_tensors
         grad_gate_XF, grad_up_XF = torch.empty_like(gate_XF), torch.empty_like(up_XF)
-        width = gate_XF.shape[-1]
         native.call(
             "swiglu_backward",
             ctx.suffix,
             grad_XF.contiguous(),
             gate_XF,
             up_XF,
-            width,
             grad_gate_XF,
             grad_up_XF,
-            width,
-            gate_XF.numel() // width,
-            width,
+            gate_XF.numel(),
         )
         return grad_gate_XF, grad_up_XF

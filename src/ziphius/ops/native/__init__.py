@@ -1,4 +1,4 @@
-"""Fused CPU kernels: compiled once per machine from `kernels.cpp`, called through ctypes.
+"""Fused CPU kernels: compiled once per machine from `*.cpp`, called through ctypes.
 
 Training on a CPU spends more time between the matrix products than in them; these kernels do in
 one pass over memory what PyTorch does in five to ten. Each stands behind a function of `ops/` that
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ziphius.core.files import write_file
 FLAGS = (
     "-O3",
     "-march=native",
+    "-mprefer-vector-width=512",
     "-std=c++17",
     "-fopenmp",
     "-fPIC",
@@ -41,16 +43,29 @@ _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": cty
 _SIGNATURES = {
     "rms_norm": "ppppllf",
     "rms_norm_backward": "ppppppll",
-    "swiglu": "pplpll",
-    "swiglu_backward": "ppplpplll",
+    "swiglu": "pppl",
+    "swiglu_backward": "pppppl",
     "combine": "plpppl" + "ll",
-    "combine_backward": "pplppp" + "plll",
     "cross_entropy": "ppppfll",
     "attention_gradient": "ppppp" + "llll" + "if",
     "latent_queries": "pppp" + "lllll" + "i",
     "latent_keys": "pppp" + "llllll",
     "latent_keys_backward": "pppp" + "llllll",
+    "sort_pairs": "ppppll",
+    "experts_forward": "ppppppp" + "llll",
+    "experts_backward": "pppppppp" + "pppp" + "llll",
+    "int8_linear": "plplpppp" + "ll" + "i",
 }
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "rms_norm": ("ff", "fb", "bb"),
+    "rms_norm_backward": ("ff", "fb", "bb"),
+    "sort_pairs": ("",),
+    "experts_forward": ("ff", "bf", "bb"),
+    "experts_backward": ("ff", "bf", "bb"),
+    "int8_linear": ("f",),
+}
+"""Of kernels that come in other kinds than `_PLAIN`; two letters: two tensors differ in kind."""
+_PLAIN = ("f", "b")
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -69,13 +84,13 @@ def call(kernel: str, dtypes: str, *arguments: Tensor | int | float | None) -> N
     """Run a kernel on contiguous tensors (a strided one passes its row stride along).
 
     Args:
-        kernel: name in `kernels.cpp`.
-        dtypes: its suffix, as in `SUFFIXES`.
+        kernel: name in a `.cpp` file here.
+        dtypes: its suffix, of the letters in `SUFFIXES`; empty where it has one kind only.
         arguments: in the kernel's order; None is a null pointer.
     """
     library = _library()
     assert library is not None
-    function = getattr(library, f"{kernel}_{dtypes}")
+    function = getattr(library, _symbol(kernel, dtypes))
     function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
@@ -91,11 +106,15 @@ def _library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(path))
     for kernel, signature in _SIGNATURES.items():
-        for suffix in ("ff", "fb", "bb") if kernel.startswith("rms_norm") else ("f", "b"):
-            function = getattr(library, f"{kernel}_{suffix}")
+        for dtypes in _SUFFIXES.get(kernel, _PLAIN):
+            function = getattr(library, _symbol(kernel, dtypes))
             function.argtypes = [_TYPES[letter] for letter in signature]
             function.restype = None
     return library
+
+
+def _symbol(kernel: str, dtypes: str) -> str:
+    return f"{kernel}_{dtypes}" if dtypes else kernel
 
 
 @cache
@@ -106,20 +125,22 @@ def _build() -> tuple[Path | None, str]:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if compiler is None:
         return None, "off: no C++ compiler found; install g++ to train faster on this CPU"
-    source = Path(__file__).with_name("kernels.cpp")
+    sources = sorted(Path(__file__).parent.glob("*.cpp"))
     try:
-        return _compiled(source, compiler)
+        return _compiled(sources, compiler)
     except (OSError, OutputError) as error:  # a cache folder that cannot be used
         return None, f"off: {error}"
 
 
-def _compiled(source: Path, compiler: str) -> tuple[Path | None, str]:
-    path = cache_folder() / f"native-{_fingerprint(source, compiler)}.so"
+def _compiled(sources: Sequence[Path], compiler: str) -> tuple[Path | None, str]:
+    path = cache_folder() / f"native-{_fingerprint(sources, compiler)}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
         built = subprocess.run(
-            [compiler, *FLAGS, "-o", str(scratch), str(source)], capture_output=True, text=True
+            [compiler, *FLAGS, "-o", str(scratch), *map(str, sources)],
+            capture_output=True,
+            text=True,
         )
         if built.returncode:
             scratch.unlink(missing_ok=True)
@@ -130,12 +151,14 @@ def _compiled(source: Path, compiler: str) -> tuple[Path | None, str]:
     return path, f"on: compiled by {compiler}"
 
 
-def _fingerprint(source: Path, compiler: str) -> str:
-    """Hash what the compiled code depends on: source, flags, compiler and the CPU's features."""
+def _fingerprint(sources: Sequence[Path], compiler: str) -> str:
+    """Hash what the compiled code depends on: sources, flags, compiler and the CPU's features."""
     flags = Path("/proc/cpuinfo")
     features = ""
     if flags.exists():
         features = next((line for line in flags.read_text().splitlines() if "flags" in line), "")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout
-    parts = (source.read_text(), *FLAGS, compiler, version, platform.machine(), features)
+    headers = sorted(Path(__file__).parent.glob("*.h"))
+    texts = (path.read_text() for path in (*sources, *headers))
+    parts = (*texts, *FLAGS, compiler, version, platform.machine(), features)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -4,54 +4,12 @@
 // Rows are split over OpenMP threads in fixed blocks, so results depend on the number of threads only
 // where a reduction crosses rows (weight gradients of norms), and never on timing.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "numbers.h"
+
 #include <omp.h>
 #include <vector>
 
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
-}
-inline void store(float* p, float x) { *p = x; }
-inline void store(bf16* p, float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    // Round to nearest even; a NaN keeps a set mantissa bit.
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    p->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
-}
-
-// exp for vector loops: 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 2e-7.
-inline float fast_exp(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    float n = std::nearbyint(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = (int32_t(n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    return p * scale;
-}
-
-inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
 template <class In, class Out>
 void rms_norm(const In* x, const float* weight, Out* out, float* inverse, int64_t rows, int64_t width,
@@ -104,32 +62,21 @@ void rms_norm_backward(const Out* grad, const In* x, const float* weight, const 
 }
 
 template <class T>
-void swiglu(const T* gate, const T* up, int64_t stride, T* out, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        const T *g = gate + i * stride, *u = up + i * stride;
-        T* to = out + i * width;
-#pragma omp simd
-        for (int64_t j = 0; j < width; j++) {
-            float a = load(g[j]);
-            store(to + j, a * sigmoid(a) * load(u[j]));
-        }
+void swiglu(const T* gate, const T* up, T* out, int64_t count) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        float a = load(gate[i]);
+        store(out + i, a * sigmoid(a) * load(up[i]));
     }
 }
 
 template <class T>
-void swiglu_backward(const T* grad, const T* gate, const T* up, int64_t stride, T* grad_gate,
-                     T* grad_up, int64_t grad_stride, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        const T *d = grad + i * width, *g = gate + i * stride, *u = up + i * stride;
-        T *dg = grad_gate + i * grad_stride, *du = grad_up + i * grad_stride;
-#pragma omp simd
-        for (int64_t j = 0; j < width; j++) {
-            float a = load(g[j]), s = sigmoid(a), dj = load(d[j]);
-            store(dg + j, dj * load(u[j]) * s * (1.0f + a * (1.0f - s)));
-            store(du + j, dj * a * s);
-        }
+void swiglu_backward(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up, int64_t count) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        float a = load(gate[i]), s = sigmoid(a), d = load(grad[i]);
+        store(grad_gate + i, d * load(up[i]) * s * (1.0f + a * (1.0f - s)));
+        store(grad_up + i, d * a * s);
     }
 }
 
@@ -156,32 +103,6 @@ void combine(const T* rows_in, int64_t num_rows, const int64_t* slot, const floa
             const float* from = sum.data();
 #pragma omp simd
             for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
-        }
-    }
-}
-
-// grad_rows[slot[m, k]] = weights[m, k] * grad[m]; grad_weights[m, k] = <grad[m], rows[slot]>.
-template <class T, class Out>
-void combine_backward(const Out* grad, const T* rows_in, int64_t num_rows, const int64_t* slot,
-                      const float* weights, T* grad_rows, float* grad_weights, int64_t tokens,
-                      int64_t per_token, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t m = 0; m < tokens; m++) {
-        const Out* g = grad + m * width;
-        for (int64_t k = 0; k < per_token; k++) {
-            int64_t at = slot[m * per_token + k];
-            grad_weights[m * per_token + k] = 0;
-            if (at >= num_rows) continue;
-            float weight = weights[m * per_token + k], dot = 0;
-            const T* row = rows_in + at * width;
-            T* to = grad_rows + at * width;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t j = 0; j < width; j++) {
-                float gj = load(g[j]);
-                dot += gj * load(row[j]);
-                store(to + j, weight * gj);
-            }
-            grad_weights[m * per_token + k] = dot;
         }
     }
 }
@@ -342,22 +263,15 @@ NORM(fb, float, bf16)
 NORM(bb, bf16, bf16)
 
 #define PLAIN(suffix, T)                                                                                  \
-    void swiglu_##suffix(const T* gate, const T* up, int64_t stride, T* out, int64_t rows,                \
-                         int64_t width) {                                                                 \
-        swiglu(gate, up, stride, out, rows, width);                                                       \
+    void swiglu_##suffix(const T* gate, const T* up, T* out, int64_t count) {                             \
+        swiglu(gate, up, out, count);                                                                     \
     }                                                                                                     \
-    void swiglu_backward_##suffix(const T* g, const T* gate, const T* up, int64_t stride, T* gg, T* gu,   \
-                                  int64_t grad_stride, int64_t rows, int64_t width) {                     \
-        swiglu_backward(g, gate, up, stride, gg, gu, grad_stride, rows, width);                           \
+    void swiglu_backward_##suffix(const T* g, const T* gate, const T* up, T* gg, T* gu, int64_t count) {  \
+        swiglu_backward(g, gate, up, gg, gu, count);                                                      \
     }                                                                                                     \
     void combine_##suffix(const T* in, int64_t num_rows, const int64_t* slot, const float* weights,       \
                           T* out, int64_t tokens, int64_t per_token, int64_t width) {                     \
         combine(in, num_rows, slot, weights, out, tokens, per_token, width);                              \
-    }                                                                                                     \
-    void combine_backward_##suffix(const T* g, const T* in, int64_t num_rows, const int64_t* slot,        \
-                                   const float* weights, T* gr, float* gw, int64_t tokens,                \
-                                   int64_t per_token, int64_t width) {                                    \
-        combine_backward(g, in, num_rows, slot, weights, gr, gw, tokens, per_token, width);               \
     }                                                                                                     \
     void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* normalizers,     \
                                 float scale, int64_t rows, int64_t width) {                               \

@@ -1,0 +1,220 @@
+// The routed experts of a layer, forward and backward: rows gathered, multiplied and scattered block by
+// block, so that what lies between two products never leaves the cache. ops/experts.py calls them.
+//
+// A pair is a token and one of its experts. `pairs` lists them by expert, `offsets` says where each
+// expert's begin. Blocks and experts are shared out among threads; each sum is taken by one thread in a
+// fixed order, so results depend neither on timing nor on the number of threads.
+//
+// Shapes: M tokens, K experts per token, E experts, D hidden, F expert width, Z pairs that are computed.
+
+#include "gemm.h"
+
+#include <omp.h>
+
+namespace {
+
+constexpr int64_t BLOCK = 64;       // rows of a block
+constexpr int64_t LONG_BLOCK = 128;  // where sums over rows are read and written once for each block
+
+struct Block {
+    int64_t expert, start, end;
+};
+
+std::vector<Block> blocks_of(const int64_t* offsets, int64_t experts) {
+    std::vector<Block> blocks;
+    for (int64_t e = 0; e < experts; e++)
+        for (int64_t start = offsets[e]; start < offsets[e + 1]; start += BLOCK)
+            blocks.push_back({e, start, std::min(start + BLOCK, offsets[e + 1])});
+    return blocks;
+}
+
+// Copy the rows of a block's tokens one below the other, zeros around them.
+template <class T>
+void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per_token, int64_t width, T* to) {
+    int64_t stride = padded(width), count = block.end - block.start;
+    for (int64_t i = 0; i < count; i++) {
+        std::memcpy(static_cast<void*>(to + i * stride), rows + pairs[block.start + i] / per_token * width,
+                    sizeof(T) * width);
+        std::memset(static_cast<void*>(to + i * stride + width), 0, sizeof(T) * (stride - width));
+    }
+    std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
+}
+
+template <class T>
+void store_row(const float* from, T* to, int64_t width) {
+#pragma omp simd
+    for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
+}
+
+// gate_up[z] = gate and up of pair z; out[z] = its expert's output, not yet weighted.
+template <class T, class W>
+void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
+                     const W* down_weights, T* gate_up, T* out, int64_t per_token, int64_t experts,
+                     int64_t hidden, int64_t width) {
+    int64_t wide = padded(hidden), narrow = padded(width);
+    int64_t first_size = wide * 2 * narrow, second_size = narrow * wide;
+    static thread_local std::vector<T> packed_memory;
+    T* packed = scratch(packed_memory, experts * (first_size + second_size));
+    std::vector<Block> blocks = blocks_of(offsets, experts);
+#pragma omp parallel
+    {
+#pragma omp for schedule(dynamic)
+        for (int64_t e = 0; e < experts; e++) {
+            if (offsets[e] == offsets[e + 1]) continue;
+            const W* first = gate_up_weights + e * 2 * width * hidden;
+            T* to = packed + e * (first_size + second_size);
+            pack(first, 1, hidden, hidden, width, to);
+            pack(first + width * hidden, 1, hidden, hidden, width, to + wide * narrow);
+            pack(down_weights + e * hidden * width, 1, width, width, hidden, to + first_size);
+        }
+        static thread_local std::vector<T> x_memory, hidden_memory;
+        static thread_local std::vector<float> sums_memory;
+        T* x_rows = scratch(x_memory, BLOCK * wide);
+        T* hidden_rows = scratch(hidden_memory, BLOCK * narrow);
+        float* sums = scratch(sums_memory, BLOCK * std::max(wide, 2 * narrow));
+#pragma omp for schedule(dynamic)
+        for (int64_t b = 0; b < int64_t(blocks.size()); b++) {
+            const Block& block = blocks[b];
+            int64_t count = block.end - block.start, rows = padded(count);
+            const T* weights = packed + block.expert * (first_size + second_size);
+            gather(x, pairs, block, per_token, hidden, x_rows);
+            multiply(rows, 2 * narrow, wide, x_rows, wide, weights, sums, 2 * narrow);
+            for (int64_t i = 0; i < rows; i++) {
+                const float *gate = sums + i * 2 * narrow, *up = gate + narrow;
+                T* to = hidden_rows + i * narrow;
+#pragma omp simd
+                for (int64_t j = 0; j < narrow; j++) store(to + j, gate[j] * sigmoid(gate[j]) * up[j]);
+                if (i >= count || !gate_up) continue;
+                T* kept = gate_up + (block.start + i) * 2 * width;
+                store_row(gate, kept, width);
+                store_row(up, kept + width, width);
+            }
+            multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, sums, wide);
+            for (int64_t i = 0; i < count; i++)
+                store_row(sums + i * wide, out + (block.start + i) * hidden, hidden);
+        }
+    }
+}
+
+// From the gradient of each token's weighted sum: grad_rows[z] for its input, the gradient of each
+// pair's weight, and of all experts' weights.
+template <class T, class W>
+void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets,
+                      const float* pair_weights, const T* gate_up, const W* gate_up_weights,
+                      const W* down_weights, T* grad_rows, float* grad_pair_weights, float* grad_gate_up,
+                      float* grad_down, int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {
+    int64_t wide = padded(hidden), narrow = padded(width);
+#pragma omp parallel
+    {
+        static thread_local std::vector<T> memory;
+        static thread_local std::vector<float> float_memory;
+        T* own = scratch(memory, 3 * narrow * wide + LONG_BLOCK * (3 * wide + 5 * narrow));
+        T *first = own, *second = first + 2 * narrow * wide;
+        T *x_rows = second + narrow * wide, *grad_out = x_rows + LONG_BLOCK * wide;
+        T *packed = grad_out + LONG_BLOCK * wide, *delta = packed + LONG_BLOCK * wide;
+        T *turned = delta + 2 * LONG_BLOCK * narrow, *inner = turned + 2 * LONG_BLOCK * narrow;
+        float* sums = scratch(float_memory, LONG_BLOCK * std::max(wide, narrow) + 3 * narrow * wide);
+        float *first_sums = sums + LONG_BLOCK * std::max(wide, narrow), *second_sums = first_sums + 2 * narrow * wide;
+#pragma omp for schedule(dynamic)
+        for (int64_t e = 0; e < experts; e++) {
+            float *to_first = grad_gate_up + e * 2 * width * hidden, *to_second = grad_down + e * hidden * width;
+            if (offsets[e] == offsets[e + 1]) {
+                std::memset(to_first, 0, sizeof(float) * 2 * width * hidden);
+                std::memset(to_second, 0, sizeof(float) * hidden * width);
+                continue;
+            }
+            const W *gate_weights = gate_up_weights + e * 2 * width * hidden, *up_weights = gate_weights + width * hidden;
+            // The gate's and the up projection's rows are padded apart, so each panel is packed in halves.
+            for (int64_t j = 0; j < hidden; j += UNIT) {
+                int64_t columns = std::min(UNIT, hidden - j);
+                T* panel = first + j * 2 * narrow;
+                pack(gate_weights + j, hidden, 1, width, columns, panel);
+                pack(up_weights + j, hidden, 1, width, columns, panel + narrow * UNIT);
+            }
+            pack(down_weights + e * hidden * width, width, 1, hidden, width, second);
+            bool add = false;
+            for (int64_t start = offsets[e]; start < offsets[e + 1]; start += LONG_BLOCK, add = true) {
+                Block block{e, start, std::min(start + LONG_BLOCK, offsets[e + 1])};
+                int64_t count = block.end - start, rows = padded(count);
+                gather(grad, pairs, block, per_token, hidden, grad_out);
+                multiply(rows, narrow, wide, grad_out, wide, second, sums, narrow);
+                std::memset(static_cast<void*>(delta), 0, sizeof(T) * rows * 2 * narrow);
+                std::memset(static_cast<void*>(inner), 0, sizeof(T) * rows * narrow);
+                for (int64_t i = 0; i < count; i++) {
+                    int64_t pair = pairs[start + i];
+                    const float* from = sums + i * narrow;
+                    const T *gate = gate_up + (start + i) * 2 * width, *up = gate + width;
+                    T *to_gate = delta + i * 2 * narrow, *to_up = to_gate + narrow, *to = inner + i * narrow;
+                    float weight = pair_weights[pair], dot = 0;
+#pragma omp simd reduction(+ : dot)
+                    for (int64_t j = 0; j < width; j++) {
+                        float a = load(gate[j]), s = sigmoid(a), u = load(up[j]), d = from[j];
+                        float activation = a * s;
+                        dot += d * activation * u;
+                        store(to_gate + j, weight * d * u * s * (1.0f + a * (1.0f - s)));
+                        store(to_up + j, weight * d * activation);
+                        store(to + j, weight * activation * u);
+                    }
+                    grad_pair_weights[pair] = dot;
+                }
+                multiply(rows, wide, 2 * narrow, delta, 2 * narrow, first, sums, wide);
+                for (int64_t i = 0; i < count; i++)
+                    store_row(sums + i * wide, grad_rows + (start + i) * hidden, hidden);
+                gather(x, pairs, block, per_token, hidden, x_rows);
+                pack(x_rows, wide, 1, rows, wide, packed);
+                multiply_transposed(2 * narrow, wide, rows, delta, 2 * narrow, turned, packed, first_sums, wide,
+                                    add);
+                pack(grad_out, wide, 1, rows, wide, packed);
+                multiply_transposed(narrow, wide, rows, inner, narrow, turned, packed, second_sums, wide, add);
+            }
+            for (int64_t i = 0; i < width; i++) {
+                std::memcpy(to_first + i * hidden, first_sums + i * wide, sizeof(float) * hidden);
+                std::memcpy(to_first + (width + i) * hidden, first_sums + (narrow + i) * wide,
+                            sizeof(float) * hidden);
+            }
+            for (int64_t first = 0; first < hidden; first += 16)
+                for (int64_t i = 0; i < width; i++)
+                    for (int64_t j = first; j < std::min(first + 16, hidden); j++)
+                        to_second[j * width + i] = second_sums[i * wide + j];
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+// Sort pairs by expert, those of one expert by token; `slots` is the place of each pair. Pairs of expert
+// number `experts` are dropped: they come last, and their slots are past the end of all others.
+void sort_pairs(const int64_t* chosen, int64_t* pairs, int64_t* slots, int64_t* offsets, int64_t count,
+                int64_t experts) {
+    std::fill(offsets, offsets + experts + 1, 0);
+    for (int64_t z = 0; z < count; z++)
+        if (chosen[z] < experts) offsets[chosen[z] + 1]++;
+    for (int64_t e = 0; e < experts; e++) offsets[e + 1] += offsets[e];
+    std::vector<int64_t> next(offsets, offsets + experts + 1);
+    for (int64_t z = 0; z < count; z++) {
+        int64_t slot = next[chosen[z]]++;
+        pairs[slot] = z;
+        slots[z] = slot;
+    }
+}
+
+#define EXPERTS(suffix, T, W)                                                                            \
+    void experts_forward_##suffix(const T* x, const int64_t* pairs, const int64_t* offsets, const W* first, \
+                                  const W* second, T* gate_up, T* out, int64_t per_token,                \
+                                  int64_t experts, int64_t hidden, int64_t width) {                       \
+        experts_forward(x, pairs, offsets, first, second, gate_up, out, per_token, experts, hidden,      \
+                        width);                                                                           \
+    }                                                                                                     \
+    void experts_backward_##suffix(const T* grad, const T* x, const int64_t* pairs,                       \
+                                   const int64_t* offsets, const float* pair_weights, const T* gate_up,  \
+                                   const W* first, const W* second, T* grad_rows,                         \
+                                   float* grad_pair_weights, float* grad_first, float* grad_second,      \
+                                   int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {   \
+        experts_backward(grad, x, pairs, offsets, pair_weights, gate_up, first, second, grad_rows,        \
+                         grad_pair_weights, grad_first, grad_second, per_token, experts, hidden, width);  \
+    }
+EXPERTS(ff, float, float)
+EXPERTS(bf, bf16, float)
+EXPERTS(bb, bf16, bf16)
+}

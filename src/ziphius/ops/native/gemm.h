@@ -1,0 +1,280 @@
+// Products of small matrices by one thread, for kernels that share their work out among threads.
+//
+// C [m, n] = A [m, k] B [k, n], or C += A B, with C in float32. All three counts are multiples of UNIT:
+// callers pad with zeros. A is row-major. B lies in panels of UNIT columns, each with its rows one after
+// the other; in bfloat16 two rows of a panel are interleaved, as the matrix units of CPUs read them.
+
+#pragma once
+
+#include "numbers.h"
+
+#include <vector>
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int64_t UNIT = 32;
+
+inline int64_t padded(int64_t count) { return (count + UNIT - 1) / UNIT * UNIT; }
+
+// Memory of a thread that grows and stays, for the temporaries of one kind.
+template <class T>
+T* scratch(std::vector<T>& own, int64_t count) {
+    if (int64_t(own.size()) < count) own.resize(count);
+    return own.data();
+}
+
+inline uint16_t bits_of(bf16 x) { return x.bits; }
+inline uint16_t bits_of(float x) {
+    bf16 rounded;
+    store(&rounded, x);
+    return rounded.bits;
+}
+inline uint32_t pair_of(uint16_t first, uint16_t second) { return uint32_t(first) | uint32_t(second) << 16; }
+
+// Pack B from memory in which row k of column n lies at source[k * row_stride + n * column_stride]. One
+// of the strides is 1.
+template <class S>
+void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n, float* target) {
+    int64_t depth = padded(k);
+    for (int64_t first = 0; first < n; first += UNIT, target += depth * UNIT) {
+        int64_t columns = std::min(UNIT, n - first);
+        const S* from = source + first * column_stride;
+        if (columns < UNIT || k < depth) std::memset(target, 0, sizeof(float) * depth * UNIT);
+        if (column_stride == 1) {
+            for (int64_t i = 0; i < k; i++)
+                for (int64_t j = 0; j < columns; j++) target[i * UNIT + j] = load(from[i * row_stride + j]);
+        } else {
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t i = 0; i < k; i++) target[i * UNIT + j] = load(from[j * column_stride + i]);
+        }
+    }
+}
+
+template <class S>
+void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n, bf16* target) {
+    int64_t depth = padded(k);
+    auto* pairs = reinterpret_cast<uint32_t*>(target);
+    for (int64_t first = 0; first < n; first += UNIT, pairs += depth / 2 * UNIT) {
+        int64_t columns = std::min(UNIT, n - first);
+        const S* from = source + first * column_stride;
+        if (columns < UNIT || k < depth) std::memset(pairs, 0, sizeof(uint32_t) * depth / 2 * UNIT);
+        if (column_stride == 1) {
+            for (int64_t i = 0; i + 1 < k; i += 2) {
+                const S *even = from + i * row_stride, *odd = even + row_stride;
+#pragma omp simd
+                for (int64_t j = 0; j < columns; j++)
+                    pairs[i / 2 * UNIT + j] = pair_of(bits_of(even[j]), bits_of(odd[j]));
+            }
+            if (k % 2)
+                for (int64_t j = 0; j < columns; j++)
+                    pairs[k / 2 * UNIT + j] = pair_of(bits_of(from[(k - 1) * row_stride + j]), 0);
+        } else {
+            for (int64_t j = 0; j < columns; j++) {
+                const S* column = from + j * column_stride;
+                for (int64_t i = 0; i + 1 < k; i += 2)
+                    pairs[i / 2 * UNIT + j] = pair_of(bits_of(column[i]), bits_of(column[i + 1]));
+                if (k % 2) pairs[k / 2 * UNIT + j] = pair_of(bits_of(column[k - 1]), 0);
+            }
+        }
+    }
+}
+
+// Registers: with 512 bits eight rows of a whole panel are summed at once, else four of half a panel.
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16, TALL = 8;
+#else
+constexpr int64_t LANES = 8, TALL = 4;
+#endif
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
+
+struct Sums {
+    floats of[TALL][2] = {};
+
+    void take(const float* c, int64_t stride) {
+        for (int64_t r = 0; r < TALL; r++)
+            for (int64_t h = 0; h < 2; h++)
+                of[r][h] = *reinterpret_cast<const floats*>(c + r * stride + LANES * h);
+    }
+    void leave(float* c, int64_t stride) const {
+        for (int64_t r = 0; r < TALL; r++)
+            for (int64_t h = 0; h < 2; h++)
+                *reinterpret_cast<floats*>(c + r * stride + LANES * h) = of[r][h];
+    }
+};
+
+// One register's height and width of C. Number i of row r of A lies at a[r * row_stride + i * step].
+inline void tile_of(int64_t k, const float* a, int64_t row_stride, int64_t step, const float* panel, Sums& sums) {
+    for (int64_t i = 0; i < k; i++) {
+        auto left = *reinterpret_cast<const floats*>(panel + i * UNIT);
+        auto right = *reinterpret_cast<const floats*>(panel + i * UNIT + LANES);
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < TALL; r++) {
+            float x = a[r * row_stride + i * step];
+            sums.of[r][0] += x * left;
+            sums.of[r][1] += x * right;
+        }
+    }
+}
+
+inline void tile_of(int64_t k, const bf16* a, int64_t row_stride, int64_t, const bf16* panel, Sums& sums) {
+    for (int64_t i = 0; i < k; i += 2) {
+        auto left = *reinterpret_cast<const words*>(panel + i * UNIT);
+        auto right = *reinterpret_cast<const words*>(panel + i * UNIT + 2 * LANES);
+#if defined(__AVX512BF16__)
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < TALL; r++) {
+            int32_t pair;
+            std::memcpy(&pair, a + r * row_stride + i, 4);
+            auto x = (__m512bh)_mm512_set1_epi32(pair);
+            sums.of[r][0] = (floats)_mm512_dpbf16_ps((__m512)sums.of[r][0], x, (__m512bh)left);
+            sums.of[r][1] = (floats)_mm512_dpbf16_ps((__m512)sums.of[r][1], x, (__m512bh)right);
+        }
+#else
+        auto even_left = (floats)(left << 16), odd_left = (floats)(left & 0xffff0000u);
+        auto even_right = (floats)(right << 16), odd_right = (floats)(right & 0xffff0000u);
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < TALL; r++) {
+            float even = load(a[r * row_stride + i]), odd = load(a[r * row_stride + i + 1]);
+            sums.of[r][0] += even * even_left + odd * odd_left;
+            sums.of[r][1] += even * even_right + odd * odd_right;
+        }
+#endif
+    }
+}
+
+#if defined(__AMX_BF16__)
+// Intel's matrix units: eight tiles of 16 rows of 64 bytes, which the kernel lends on request.
+inline bool tiles_lent() {
+    static const bool lent = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+    return lent;
+}
+
+// Shapes of the tiles for the length of a block; what another library had set comes back after it.
+class Tiles {
+  public:
+    Tiles() {
+        _tile_storeconfig(before_);
+        alignas(64) uint8_t shape[64] = {1};
+        for (int tile = 0; tile < 8; tile++) {
+            shape[16 + 2 * tile] = 64;  // bytes of a row
+            shape[48 + tile] = 16;      // rows
+        }
+        _tile_loadconfig(shape);
+    }
+    ~Tiles() {
+        if (before_[0])
+            _tile_loadconfig(before_);
+        else
+            _tile_release();
+    }
+
+  private:
+    alignas(64) uint8_t before_[64];
+};
+
+inline void tiled(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, const bf16* b, float* c,
+                  int64_t c_stride, bool add) {
+    Tiles tiles;
+    int64_t c_bytes = 4 * c_stride, a_bytes = 2 * a_stride;
+    for (int64_t j = 0; j < n; j += UNIT, b += k * UNIT) {
+        for (int64_t i = 0; i < m; i += UNIT) {
+            float* top = c + i * c_stride + j;
+            float* bottom = top + 16 * c_stride;
+            if (add) {
+                _tile_loadd(0, top, c_bytes);
+                _tile_loadd(1, top + 16, c_bytes);
+                _tile_loadd(2, bottom, c_bytes);
+                _tile_loadd(3, bottom + 16, c_bytes);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            const bf16 *upper = a + i * a_stride, *lower = upper + 16 * a_stride;
+            for (int64_t d = 0; d < k; d += UNIT) {
+                const bf16* block = b + d * UNIT;
+                _tile_loadd(4, upper + d, a_bytes);
+                _tile_loadd(6, block, 4 * UNIT);
+                _tile_loadd(7, block + UNIT, 4 * UNIT);
+                _tile_loadd(5, lower + d, a_bytes);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, top, c_bytes);
+            _tile_stored(1, top + 16, c_bytes);
+            _tile_stored(2, bottom, c_bytes);
+            _tile_stored(3, bottom + 16, c_bytes);
+        }
+    }
+}
+#endif
+
+inline bool multiply_by_tiles(int64_t, int64_t, int64_t, const float*, int64_t, const float*, float*, int64_t,
+                              bool) {
+    return false;
+}
+inline bool multiply_by_tiles(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, const bf16* b,
+                              float* c, int64_t c_stride, bool add) {
+#if defined(__AMX_BF16__)
+    if (!tiles_lent()) return false;
+    tiled(m, n, k, a, a_stride, b, c, c_stride, add);
+    return true;
+#else
+    return false;
+#endif
+}
+
+template <class T>
+void multiply_by_vectors(int64_t m, int64_t n, int64_t k, const T* a, int64_t row_stride, int64_t step,
+                         const T* b, float* c, int64_t c_stride, bool add) {
+    constexpr int64_t numbers = sizeof(float) / sizeof(T);  // of a panel's row, in one word
+    for (int64_t j = 0; j < n; j += UNIT, b += k * UNIT) {
+        for (int64_t half = 0; half < UNIT; half += 2 * LANES) {
+            for (int64_t i = 0; i < m; i += TALL) {
+                Sums sums;
+                float* to = c + i * c_stride + j + half;
+                if (add) sums.take(to, c_stride);
+                tile_of(k, a + i * row_stride, row_stride, step, b + half * numbers, sums);
+                sums.leave(to, c_stride);
+            }
+        }
+    }
+}
+
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, float* c,
+              int64_t c_stride, bool add = false) {
+    if (multiply_by_tiles(m, n, k, a, a_stride, b, c, c_stride, add)) return;
+    multiply_by_vectors(m, n, k, a, a_stride, 1, b, c, c_stride, add);
+}
+
+// The same with A given as its transpose, a row-major [k, m]; `turned` has room for k * m numbers.
+inline void multiply_transposed(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_stride, float*,
+                                const float* b, float* c, int64_t c_stride, bool add) {
+    multiply_by_vectors(m, n, k, a, 1, a_stride, b, c, c_stride, add);
+}
+inline void multiply_transposed(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, bf16* turned,
+                                const bf16* b, float* c, int64_t c_stride, bool add) {
+    auto* pairs = reinterpret_cast<uint32_t*>(turned);
+    for (int64_t first = 0; first < m; first += 16) {  // as many rows as are written side by side
+        for (int64_t i = 0; i < k; i += 2) {
+            const bf16 *even = a + i * a_stride + first, *odd = even + a_stride;
+            for (int64_t j = 0; j < 16; j++)
+                pairs[((first + j) * k + i) / 2] = pair_of(even[j].bits, odd[j].bits);
+        }
+    }
+    multiply(m, n, k, turned, k, b, c, c_stride, add);
+}
+
+}  // namespace
