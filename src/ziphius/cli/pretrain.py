@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from ziphius.cli.training import RunOptions, TrainOptions, claim_folder, report, settle
+from ziphius.cli.training import RunOptions, TrainOptions, run_training
 from ziphius.data.config import DataConfig
-from ziphius.train.pretraining import PretrainSettings
+from ziphius.train.settings import PretrainSettings
 
 _Bare = tyro.conf.arg(prefix_name=False)
 
@@ -46,24 +45,6 @@ def pretrain(config: PretrainConfig) -> None:
         ziphius pretrain --resume runs/first
         ziphius pretrain --from MODEL --extend-context 1024 --out runs/long
     """
-    from ziphius.core.device import resolve_device
-    from ziphius.dist.world import join_world, local_device
     from ziphius.train.pretraining import run_pretraining
 
-    settings, folder = settle(config)
-    device = local_device(resolve_device(settings.train.device))
-    with join_world(device) as world:
-        if world.is_first:
-            claim_folder(settings, folder)
-        console = Console(stderr=True, quiet=not world.is_first)
-        finished = run_pretraining(
-            settings,
-            folder,
-            world=world,
-            require_exact=config.require_exact,
-            console=console,
-        )
-    if finished.figures is not None:
-        shown = Console(stderr=config.as_json)
-        shown.print(finished.table)
-        report(finished.result, finished.figures, shown, name="pretrain", as_json=config.as_json)
+    run_training(config, run_pretraining, name="pretrain")

@@ -5,12 +5,11 @@ from typing import Annotated
 
 import tyro
 from pydantic import Field
-from rich.console import Console
 
-from ziphius.cli.training import RunOptions, claim_folder, report, settle
+from ziphius.cli.training import RunOptions, run_training
 from ziphius.train.budget import BudgetText
 from ziphius.train.config import Dtype
-from ziphius.train.finetuning import DEFAULT_BUDGET, SftSettings, SftTraining
+from ziphius.train.settings import DEFAULT_BUDGET, SftSettings, SftTraining
 
 _Bare = tyro.conf.arg(prefix_name=False)
 
@@ -54,21 +53,6 @@ def sft(config: SftConfig) -> None:
         ziphius sft MODEL --data chats.jsonl --out runs/lora --lora.rank 8 --lora.alpha 16
         ziphius sft --resume runs/chat
     """
-    from ziphius.core.device import resolve_device
-    from ziphius.dist.world import join_world, local_device
     from ziphius.train.finetuning import run_sft
 
-    settings, folder = settle(config)
-    device = local_device(resolve_device(settings.train.device))
-    with join_world(device) as world:
-        if world.is_first:
-            claim_folder(settings, folder)
-        console = Console(stderr=True, quiet=not world.is_first)
-        tuned = run_sft(
-            settings, folder, world=world, require_exact=config.require_exact, console=console
-        )
-    if tuned.figures is not None:
-        shown = Console(stderr=config.as_json)
-        if tuned.adapter is not None:
-            shown.print(f"Adapters are in {tuned.adapter}", highlight=False)
-        report(tuned.result, tuned.figures, shown, name="sft", as_json=config.as_json)
+    run_training(config, run_sft, name="sft")

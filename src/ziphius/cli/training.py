@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,17 +14,18 @@ from rich.console import Console
 
 import ziphius
 from ziphius.cli.options import AsJson
-from ziphius.core.config import Config, explain
-from ziphius.core.errors import ConfigError
+from ziphius.core.config import explain
+from ziphius.core.errors import ConfigError, OutputError
 from ziphius.core.files import refuse_occupied, write_file
 from ziphius.train.budget import BudgetText
-from ziphius.train.config import Dtype, TrainConfig
-from ziphius.train.fingerprint import WITHOUT_EFFECT
+from ziphius.train.config import WITHOUT_EFFECT, Dtype, TrainConfig
 from ziphius.train.lock import LOCK_FILE, locked
+from ziphius.train.settings import RunSettings
 
 if TYPE_CHECKING:
     from ziphius.train.instruments import Figures
     from ziphius.train.result import TrainResult
+    from ziphius.train.run import Finished, RunContext
 
 CONFIG_FILE = "config.json"
 
@@ -46,7 +47,7 @@ class TrainOptions(TrainConfig):
     accelerators only."""
 
 
-class RunOptions(Config):
+class RunOptions(RunSettings):
     """Options of a run that are no part of what it computes."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -65,7 +66,7 @@ class RunOptions(Config):
 
 C = TypeVar("C", bound=RunOptions)
 
-_OF_THE_CALL = set(RunOptions.model_fields)
+_OF_THE_CALL = RunOptions.model_fields.keys() - RunSettings.model_fields.keys()
 _SHOWN = "instruments"
 """Part of the settings that a call may change: it is no part of what is computed."""
 
@@ -79,12 +80,73 @@ def settle(options: C) -> tuple[C, Path]:
         if options.out is not None or options.fresh:
             raise ConfigError("out and fresh have no effect with resume.")
         return _read(options, options.resume / CONFIG_FILE), options.resume
+    missing = options.missing if options.config is None else []
     if options.out is None:
-        raise ConfigError("out: name the folder of the run, such as --out runs/first.")
+        missing = [*missing, "--out, the folder of the run"]
+    if missing:
+        raise ConfigError(f"Give {'; and '.join(missing)}.")
+    assert options.out is not None
     if options.config is not None:
         _refuse_settings(options, "config")
         return _read(options, options.config), options.out
     return options, options.out
+
+
+def run_training(
+    options: C, run: "Callable[[C, Path, RunContext], Finished]", *, name: str
+) -> None:
+    """Do a run in the processes that share it, and report it.
+
+    Args:
+        options: of the command.
+        run: prepares and trains; it claims the folder once nothing can go wrong any more.
+        name: of the command.
+    """
+    from ziphius.core.device import resolve_device
+    from ziphius.dist.world import join_world, local_device
+    from ziphius.train.run import RunContext
+
+    settings, folder = settle(options)
+    device = local_device(resolve_device(settings.train.device))
+    with join_world(device) as world:
+        if world.is_first:
+            refuse_folder(settings, folder)
+        context = RunContext(
+            world,
+            require_exact=options.require_exact,
+            console=Console(stderr=True, quiet=not world.is_first),
+            claim=lambda: claim_folder(settings, folder),
+        )
+        finished = run(settings, folder, context)
+    if finished.figures is None:
+        return
+    shown = Console(stderr=options.as_json)
+    if finished.table is not None:
+        shown.print(finished.table)
+    if finished.adapter is not None:
+        shown.print(f"Adapters are in {finished.adapter}", highlight=False, soft_wrap=True)
+    report(finished.result, finished.figures, shown, name=name, as_json=options.as_json)
+
+
+def refuse_folder(options: RunOptions, folder: Path) -> None:
+    """Refuse a folder that this run could not claim, before any work; nothing is written there.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        OutputError: it holds something else, or nothing can be written there.
+        TrainingError: another process uses it.
+    """
+    path = folder / CONFIG_FILE
+    if path.exists():
+        with locked(folder):
+            if not options.fresh:
+                _refuse_changes(options, folder)
+        return
+    if not _has_only_a_lock(folder):
+        refuse_occupied(folder)
+    present = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (present.is_dir() and os.access(present, os.W_OK | os.X_OK)):
+        raise OutputError(f"Cannot write {folder}: {present} is no folder that you may write to.")
 
 
 def claim_folder(options: RunOptions, folder: Path) -> None:
@@ -95,9 +157,8 @@ def claim_folder(options: RunOptions, folder: Path) -> None:
         OutputError: it holds something else.
         TrainingError: another process uses it.
     """
+    refuse_folder(options, folder)
     path = folder / CONFIG_FILE
-    if not path.exists() and not _has_only_a_lock(folder):
-        refuse_occupied(folder)
     with locked(folder):
         if path.exists() and options.fresh:
             _move_aside(folder)
@@ -144,8 +205,8 @@ def _read(options: C, path: Path) -> C:
         raise ConfigError(f"{path} holds no settings of a run ({error}).") from error
     try:
         of_the_call = {name: getattr(options, name) for name in _OF_THE_CALL}
-        if (shown := getattr(options, _SHOWN)) != type(options).model_fields[_SHOWN].default:
-            of_the_call[_SHOWN] = shown
+        if options.instruments != type(options).model_fields[_SHOWN].default:
+            of_the_call[_SHOWN] = options.instruments
         return type(options).model_validate({**settings, **of_the_call})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from error

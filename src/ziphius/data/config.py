@@ -1,12 +1,15 @@
 """What text a run learns from: the options of every command that prepares data."""
 
 import os
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
 from ziphius.data.mixes import Mix, get_mix
+
+OverLong = Literal["skip", "cut", "refuse"]
+"""What happens to a conversation that no row holds."""
 
 
 class DataConfig(Config):

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from ziphius.core.errors import ChatError, ConfigError
 from ziphius.data.batch import Batch
+from ziphius.data.config import OverLong
 from ziphius.data.errors import DataError
 from ziphius.data.loader import Rows, fixed_rows
 from ziphius.data.messages import Conversation
@@ -27,7 +27,6 @@ from ziphius.data.packing import permutation
 from ziphius.text.chat import ChatFormat
 from ziphius.text.tokenizer import Tokenizer
 
-OverLong = Literal["skip", "cut", "refuse"]
 DOMAIN = "conversations"
 OPEN_ROWS = 64
 """Rows that may still be filled while packing; more would fit little better and cost time."""

@@ -15,12 +15,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ziphius.core.closing import Closing
 from ziphius.core.errors import TokenizerError
 from ziphius.data.document import Document
 from ziphius.data.fim import Fim, arrange, cut
@@ -84,7 +84,7 @@ def chunks(documents: Iterable[Document]) -> Iterator[Chunk]:
         yield chunk
 
 
-class EncodingPool:
+class EncodingPool(Closing):
     """Processes that encode streams of documents, started when the first one comes.
 
     Args:
@@ -114,15 +114,8 @@ class EncodingPool:
             waiting.extend((new, pool.submit(_encode, new, fim)) for new in islice(groups, 1))
             yield from zip(group, ids, strict=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop the processes, after what they are encoding."""
         self._stack.close()
 
     def _start(self) -> ProcessPoolExecutor:

@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from types import TracebackType
-from typing import Self
 
+from ziphius.core.closing import Closing
 from ziphius.data.batch import Batch
 from ziphius.data.loader import Loader
 
 Place = tuple[int, int, int, int]
 
 
-class Prefetcher:
+class Prefetcher(Closing):
     """A loader that has the next batches ready.
 
     Batches are expected in the order of training; any other order is right too, and waits.
@@ -55,17 +54,6 @@ class Prefetcher:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._waiting.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _following(self, place: Place) -> Iterator[Place]:
         step, micro, rank, world_size = place

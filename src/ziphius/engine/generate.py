@@ -12,7 +12,6 @@ token, R requests, X stop ids.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ziphius.core.closing import Closing
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.cache import Cache
 from ziphius.models.model import Model, Output
@@ -102,7 +102,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class Generation:
+class Generation(Closing):
     """Iterate over the steps of a batch: each is the list of tokens just drawn.
 
     Use it in a `with` block, which keeps the model in evaluation mode. The first step prefills the
@@ -164,12 +164,8 @@ class Generation:
         self._exits.enter_context(evaluation_mode(self._model))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Give the model its mode back."""
         self._exits.close()
 
     def __iter__(self) -> Self:

@@ -10,13 +10,9 @@ after the final norm (of the trunk, then of each depth).
 Shapes: B sequences, T tokens, D hidden_size.
 """
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ziphius.core.config import Config
 from ziphius.models.block import Block
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
@@ -52,18 +48,3 @@ class PredictionLayer(Block):
         joined_BTX = torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1)
         out_BTD: Tensor = self.shared_head.norm(self(self.eh_proj(joined_BTX), context))
         return out_BTD
-
-
-class LambdaSchedule(Config):
-    """Weight of the MTP loss over a run; V3: 0.3 for the first 10T of 14.8T tokens, then 0.1."""
-
-    early: Annotated[float, Field(ge=0)] = 0.3
-    """Weight up to the switch."""
-    late: Annotated[float, Field(ge=0)] = 0.1
-    """Weight after the switch."""
-    switch: Annotated[float, Field(ge=0, le=1)] = 10.0 / 14.8
-    """Share of the run at which the weight changes."""
-
-    def weight(self, progress: float) -> float:
-        """Return the weight at `progress`, the share of the run done (0 to 1)."""
-        return self.early if progress < self.switch else self.late

@@ -60,7 +60,8 @@ class CheckpointStore:
         world: the ranks of the run.
         require_exact: refuse to go on where the numbers would not be those of a run that never
             stopped.
-        warn: shows what the user should know; called on the thread that calls the store.
+        warn: shows what the user should know; called on the thread that calls the store. By default
+            standard error.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class CheckpointStore:
         tokenizer: SavesFiles | None = None,
         world: World = ALONE,
         require_exact: bool = False,
-        warn: Callable[[str], None] = _to_stderr,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.run_folder, self.folder = folder, folder / CHECKPOINTS
         self.config, self.tokenizer, self.world = config, tokenizer, world
-        self.require_exact, self._warn = require_exact, warn
+        self.require_exact, self._warn = require_exact, warn or _to_stderr
         self._draws: DrawWatch | None = None
         self._pool = ThreadPoolExecutor(1, "ziphius-checkpoint")
         self._writing: Future[_Written] | None = None

@@ -9,11 +9,10 @@ from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
-from ziphius.models.mtp import LambdaSchedule
 from ziphius.train.budget import BudgetText, IntervalText
 from ziphius.train.guard import GuardConfig
-from ziphius.train.optim.config import OptimizerConfig
-from ziphius.train.schedules import RowSchedule
+from ziphius.train.optimizer_config import OptimizerConfig
+from ziphius.train.schedules import LambdaSchedule, RowSchedule
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -122,3 +121,18 @@ class TrainConfig(Config):
         if self.validate_ema and not self.ema_decay:
             raise ConfigError("validate_ema has no effect without ema_decay.")
         return self
+
+
+WITHOUT_EFFECT = frozenset(
+    f"train.{name}"
+    for name in (
+        "budget",  # becomes the plan, which is compared on its own
+        "device",  # what it became is compared
+        "keep_last",
+        "log_every",
+        "save_every",
+        "validate_every",
+        "workers",
+    )
+)
+"""Settings that may change without any number of the training changing."""

@@ -15,26 +15,13 @@ import ziphius
 from ziphius.dist.world import World
 from ziphius.models.model import Model
 from ziphius.ops import native
-from ziphius.train.config import TrainConfig
+from ziphius.train.config import WITHOUT_EFFECT, TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.seams import TrainState
 
 Fingerprint = dict[str, Any]
 """JSON values by name."""
 
-WITHOUT_EFFECT = frozenset(
-    f"train.{name}"
-    for name in (
-        "budget",  # becomes the plan, which is compared on its own
-        "device",  # what it became is compared
-        "keep_last",
-        "log_every",
-        "save_every",
-        "validate_every",
-        "workers",
-    )
-)
-"""Settings that may change without any number of the training changing."""
 FIXED = ("stage", "frozen weights", "train.optimizer.name", "train.optimizer.moments")
 """What the stored tensors hang on: a run cannot go on with another value."""
 

@@ -8,17 +8,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import torch
-import tyro
-from pydantic import model_validator
 from rich.console import Console
 
-from ziphius.core.config import Config
-from ziphius.core.errors import ConfigError
 from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
+from ziphius.train.instruments_config import InstrumentsConfig
 from ziphius.train.live import LiveLine, step_text
 from ziphius.train.peak import matrix_peak
 from ziphius.train.records import MetricsFile, Speed, max_vio, step_line, validation_line
@@ -36,29 +33,6 @@ SPEED_STEPS = 20
 """Steps that the shown speed is taken over."""
 LOAD_STEPS = 100
 """Steps whose expert loads are added up for the summary."""
-
-
-# On a command line without the prefix: --quiet.
-_Bare = tyro.conf.arg(prefix_name=False)
-
-
-class InstrumentsConfig(Config):
-    """What is shown and kept of a run."""
-
-    quiet: Annotated[bool, _Bare] = False
-    """Show no live line."""
-    tensorboard: Annotated[bool, _Bare] = True
-    """Write curves for TensorBoard into the run folder."""
-    wandb: Annotated[str | None, _Bare] = None
-    """Project of Weights & Biases that gets the curves too."""
-    wandb_offline: Annotated[bool, _Bare] = False
-    """Keep what Weights & Biases would be sent in the run folder."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.wandb_offline and self.wandb is None:
-            raise ConfigError("wandb_offline has no effect without wandb, the name of a project.")
-        return self
 
 
 @dataclass(frozen=True)

@@ -13,36 +13,22 @@ Routed experts stay as they are: each sees few tokens, and their stacked tensors
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ziphius.core.config import Config
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.core.files import new_folder, write_file
 from ziphius.models.layers import Linear
 from ziphius.models.model import Model
+from ziphius.train.lora_config import LoraConfig
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _IN_BLOCKS = (".self_attn.", ".mlp.")
-
-
-class LoraConfig(Config):
-    """Which projections get an adapter, and how large it is."""
-
-    rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of the adapters; 0 trains all weights instead."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    """The adapters' product is multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ()
-    """Names of projections, such as q_b_proj or shared_experts.up_proj; by default all of attention
-    and of the dense and shared feed-forward layers."""
 
 
 class LoraLinear(Linear):

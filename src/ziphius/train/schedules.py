@@ -1,4 +1,4 @@
-"""Schedules as pure functions: the learning rate by progress, the rows of a batch by step.
+"""Schedules as pure functions: learning rate and MTP weight by progress, rows of a batch by step.
 
 Sources: DeepSeek-V2 report (arXiv 2405.04434), section 3.1.2; DeepSeek-V3 report (arXiv
 2412.19437), section 4.2. Progress is the share of the run's rows that came before a step.
@@ -9,6 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Annotated
+
+from pydantic import Field
+
+from ziphius.core.config import Config
 
 # V3's borders in trillions of tokens, and its last rate, 7.3e-6 of 2.2e-4.
 _V3_CONSTANT, _V3_COSINE, _V3_LOW, _V3_ALL = 10.0, 14.3, 14.633, 14.8
@@ -68,6 +73,21 @@ def learning_rate_factor(
         warmup_steps = min(warmup_steps, max(1, int(WARMUP_SHARE * total_steps)))
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return rise * SCHEDULES[schedule](progress)
+
+
+class LambdaSchedule(Config):
+    """Weight of the MTP loss over a run; V3: 0.3 for the first 10T of 14.8T tokens, then 0.1."""
+
+    early: Annotated[float, Field(ge=0)] = 0.3
+    """Weight up to the switch."""
+    late: Annotated[float, Field(ge=0)] = 0.1
+    """Weight after the switch."""
+    switch: Annotated[float, Field(ge=0, le=1)] = 10.0 / 14.8
+    """Share of the run at which the weight changes."""
+
+    def weight(self, progress: float) -> float:
+        """Return the weight at `progress`, the share of the run done (0 to 1)."""
+        return self.early if progress < self.switch else self.late
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from ziphius.models.moe import MixtureOfExperts
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
 from ziphius.train.errors import DivergenceError
-from ziphius.train.guard import Guard, dump_step
+from ziphius.train.failed_step import dump_step
+from ziphius.train.guard import Guard
 from ziphius.train.optim.parts import parts
 from ziphius.train.stage import Stage
 from ziphius.train.sums import Sums

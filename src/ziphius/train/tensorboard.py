@@ -78,14 +78,7 @@ class WandbCurves:
     def __init__(
         self, folder: Path, project: str, *, is_offline: bool, config: dict[str, Any]
     ) -> None:
-        try:
-            wandb: Any = importlib.import_module("wandb")
-        except ImportError as error:
-            raise MissingExtraError(
-                "Weights & Biases is not installed. Get it with: pip install wandb; or leave wandb "
-                "out."
-            ) from error
-        self._run = wandb.init(
+        self._run = import_wandb().init(
             project=project,
             name=folder.name,
             id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
@@ -105,6 +98,20 @@ class WandbCurves:
     def close(self) -> None:
         """Send what is still held."""
         self._run.finish()
+
+
+def import_wandb() -> Any:
+    """Return the package of Weights & Biases.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise MissingExtraError(
+            "Weights & Biases is not installed. Get it with: pip install wandb; or leave wandb out."
+        ) from error
 
 
 def has_tensorboard() -> bool:

@@ -142,6 +142,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert result.stdout == "141\n"
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "dive"])
+def test_the_help_of_no_command_imports_anything_heavy(name: str) -> None:
+    code = (
+        "import sys; from ziphius.cli.main import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'gguf'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from ziphius.cli.main import main; main(['--help'])\n"

@@ -24,3 +24,29 @@ def test_text_becomes_a_model_and_the_same_command_does_nothing_more(
     assert (again["checkpoint"], again["seconds"]) == (first["checkpoint"], first["seconds"])
     assert main([*command.split(), "--seed", "1"]) == 2
     assert "train.seed was 0 and is 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--data", "nowhere.txt"), "nowhere.txt"),
+        (("--preset", "v9"), "v9"),
+        (("--preset", "v3-tiny", "--train.context", "4096"), "the model is made for 2048 tokens"),
+        (("--from", "nowhere"), "nowhere"),
+    ],
+)
+def test_settings_that_cannot_work_claim_no_folder(
+    options: tuple[str, ...],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "cache"))
+    if "--preset" not in options and "--from" not in options:
+        options = ("--preset", "v3-tiny", *options)
+    run = tmp_path / "run"
+    line = ["pretrain", "--budget", "2-steps", "--device", "cpu", "--out", str(run), *options]
+    assert main(line) == 2
+    assert problem in capsys.readouterr().err
+    assert not run.exists()

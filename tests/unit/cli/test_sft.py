@@ -167,6 +167,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert problem in error
     assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_line_is_named(
@@ -178,9 +179,18 @@ def test_a_bad_line_is_named(
     assert "bad.jsonl, line 2: must be" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("missing", "line"), [("model", []), ("data", ["some/model"])])
-def test_model_and_data_must_be_named(
-    missing: str, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ([], ["MODEL", "--data", "--out"]),
+        (["--out", "run"], ["MODEL", "--data"]),
+        (["some/model"], ["--data", "--out"]),
+        (["some/model", "--data", "a.jsonl"], ["--out"]),
+    ],
+)
+def test_all_that_is_missing_is_named_at_once(
+    line: list[str], missing: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["sft", *line, "--out", str(tmp_path / "run")]) == 2
-    assert f"{missing}: name the model" in capsys.readouterr().err
+    assert main(["sft", *line]) == 2
+    error = capsys.readouterr().err
+    assert [name for name in ("MODEL", "--data", "--out") if name in error] == missing

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from ziphius.cli.pretrain import PretrainConfig
-from ziphius.cli.training import claim_folder, report, settle
+from ziphius.cli.training import claim_folder, refuse_folder, report, settle
 from ziphius.core.errors import ConfigError, OutputError
 from ziphius.train.errors import TrainingError
 from ziphius.train.instruments import Figures, Speed
@@ -78,6 +78,21 @@ def test_what_is_no_run_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_a_folder_is_looked_at_without_being_claimed(tmp_path: Path) -> None:
+    new, run = tmp_path / "new", tmp_path / "run"
+    refuse_folder(options(new), new)
+    assert list(tmp_path.iterdir()) == []
+    claim_folder(options(run), run)
+    before = (run / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"train.seed was 0 and is 3"):
+        refuse_folder(options(run, seed=3), run)
+    refuse_folder(options(run, seed=3, fresh=True), run)
+    assert (run / "config.json").read_text() == before
+    (tmp_path / "letter.txt").write_text("Dear")
+    with pytest.raises(OutputError, match=r"letter.txt is no folder that you may write to"):
+        refuse_folder(options(tmp_path), tmp_path / "letter.txt" / "run")
+
+
 def test_a_folder_in_use_is_left_to_its_run(tmp_path: Path) -> None:
     claim_folder(options(tmp_path), tmp_path)
     with locked(tmp_path), pytest.raises(TrainingError, match="in use by process"):
@@ -94,7 +109,7 @@ def test_a_run_killed_before_its_first_file_starts_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "out: name the folder of the run"),
+        ({}, "Give --out, the folder of the run"),
         ({"resume": "a", "config": "b"}, "resume and config: give one of them"),
         ({"resume": "a", "out": "b"}, "out and fresh have no effect with resume"),
         ({"resume": "a", "fresh": True}, "out and fresh have no effect with resume"),

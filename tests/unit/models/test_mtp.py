@@ -1,11 +1,9 @@
 import pytest
 import torch
-from pydantic import ValidationError
 
 from tests.tiny import V3_EXPERTS, build, latent_config, random_ids
 from ziphius.models.cache import Cache
 from ziphius.models.losses import further_loss_mean, further_token_losses
-from ziphius.models.mtp import LambdaSchedule
 
 LENGTH = 10
 
@@ -91,17 +89,3 @@ def test_the_projection_reads_embedding_then_hidden_state(model):
     scale = [(x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() for x in (embedded_BTD, hidden_BTD)]
     torch.testing.assert_close(seen[0][..., :D], 2.0 * embedded_BTD * scale[0])
     torch.testing.assert_close(seen[0][..., D:], 3.0 * hidden_BTD * scale[1])
-
-
-@pytest.mark.parametrize(
-    ("progress", "weight"), [(0.0, 0.3), (0.67, 0.3), (10 / 14.8, 0.1), (0.68, 0.1), (1.0, 0.1)]
-)
-def test_lambda_of_v3_falls_after_10_of_14_8_trillion_tokens(progress, weight):
-    assert LambdaSchedule().weight(progress) == weight
-
-
-def test_lambda_schedule_is_a_choice():
-    schedule = LambdaSchedule(early=1.0, late=0.0, switch=0.5)
-    assert [schedule.weight(step / 4) for step in range(5)] == [1.0, 1.0, 0.0, 0.0, 0.0]
-    with pytest.raises(ValidationError, match="switch"):
-        LambdaSchedule(switch=1.5)

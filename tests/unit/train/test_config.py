@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from ziphius.core.errors import ConfigError
 from ziphius.train.config import TrainConfig
-from ziphius.train.optim.config import OptimizerConfig
+from ziphius.train.optimizer_config import OptimizerConfig
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ from tests.training import RandomRows, moe_config, train_config
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
 from ziphius.ops import native
-from ziphius.train.config import TrainConfig
+from ziphius.train.config import WITHOUT_EFFECT, TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.fingerprint import (
-    WITHOUT_EFFECT,
     Fingerprint,
     differences,
     fingerprint,

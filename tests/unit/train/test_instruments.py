@@ -10,7 +10,8 @@ from tests.tiny import V3_EXPERTS, latent_config
 from tests.unit.train.test_records import step_record
 from ziphius.models.account import account
 from ziphius.train import instruments as module
-from ziphius.train.instruments import Effort, Instruments, InstrumentsConfig, measured_effort
+from ziphius.train.instruments import Effort, Instruments, measured_effort
+from ziphius.train.instruments_config import InstrumentsConfig
 from ziphius.train.records import read_metrics
 from ziphius.train.seams import ValidationRecord
 

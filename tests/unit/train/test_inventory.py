@@ -17,7 +17,8 @@ from ziphius.train.ema import Ema
 from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
 from ziphius.train.inventory import PARTS, Held, has_adapters, merged_tensors
-from ziphius.train.lora import LoraConfig, add_adapters, merge_adapters
+from ziphius.train.lora import add_adapters, merge_adapters
+from ziphius.train.lora_config import LoraConfig
 from ziphius.train.optim import OPTIMIZERS, build_optimizer
 from ziphius.train.rng import rng_state, set_rng_state
 from ziphius.train.seams import TrainState

@@ -9,7 +9,7 @@ from tests.training import MemoryStore, RandomRows, Run, moe_config, train_confi
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.train.config import TrainConfig
 from ziphius.train.optim import OPTIMIZERS
-from ziphius.train.optim.config import OptimizerConfig
+from ziphius.train.optimizer_config import OptimizerConfig
 from ziphius.train.stage import LossOutput
 from ziphius.train.stages.pretrain import Pretrain
 

@@ -12,7 +12,6 @@ from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.train.lora import (
-    LoraConfig,
     LoraLinear,
     adapter_tensors,
     add_adapters,
@@ -20,6 +19,7 @@ from ziphius.train.lora import (
     merge_adapters,
     save_adapters,
 )
+from ziphius.train.lora_config import LoraConfig
 
 IDS_BT = random_ids(2, 12, 61)
 CONFIGS = {

@@ -1,9 +1,11 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from ziphius.core.errors import ConfigError
 from ziphius.data.config import DataConfig
@@ -15,9 +17,12 @@ from ziphius.models.weights import load
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.config import TrainConfig
-from ziphius.train.instruments import InstrumentsConfig
-from ziphius.train.lora import LoraConfig
-from ziphius.train.pretraining import Finished, PretrainSettings, run_pretraining
+from ziphius.train.instruments_config import InstrumentsConfig
+from ziphius.train.lora import load_adapters, merge_adapters
+from ziphius.train.lora_config import LoraConfig
+from ziphius.train.pretraining import run_pretraining
+from ziphius.train.run import Finished, RunContext
+from ziphius.train.settings import PretrainSettings
 
 LINES = [f"{n} and {n + 1} make {2 * n + 1}; the whale dives {n} metres.\n" for n in range(3_000)]
 
@@ -114,13 +119,45 @@ def test_adapters_are_trained_instead_of_the_weights(
 ) -> None:
     checkpoint = trained.result.checkpoint
     lora = LoraConfig(rank=2, targets=("o_proj",))
-    train = {"budget": "2-steps", "bias_rate": 0.0, "warmup_steps": 0}
-    result = run_pretraining(
+    train = {"budget": "2-steps", "warmup_steps": 0}
+    finished = run_pretraining(
         settings(text, from_model=checkpoint, lora=lora, train=train), tmp_path
-    ).result
-    before, after = load(checkpoint).state_dict(), load(result.checkpoint).state_dict()
+    )
+    before, after = load(checkpoint).state_dict(), load(finished.result.checkpoint).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # Router biases are in the state, and stand still.
     assert changed == {f"model.layers.{index}.self_attn.o_proj.weight" for index in range(4)}
+    assert finished.figures is not None
+    assert finished.figures.speed.peak_share is None
+    assert_adapters_make(after, checkpoint, finished.adapter)
+    longer = settings(text, from_model=checkpoint, lora=lora, train=train | {"budget": "3-steps"})
+    more = run_pretraining(longer, tmp_path)
+    assert more.result.step == 3
+    assert_adapters_make(load(more.result.checkpoint).state_dict(), checkpoint, more.adapter)
+
+
+def assert_adapters_make(merged: dict[str, torch.Tensor], base: Path, adapter: Path | None) -> None:
+    """Hold the folder of adapters to the merged weights of a checkpoint."""
+    assert adapter is not None
+    model = load(base, dtype=torch.float32)
+    load_adapters(model, adapter)
+    merge_adapters(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor, merged[name], atol=1e-6), name
+
+
+def test_a_damaged_checkpoint_is_told_of_on_the_console_of_the_run(
+    text: Path, tmp_path: Path
+) -> None:
+    run = settings(text, train={"save_every": "1-steps", "budget": "2-steps"})
+    run_pretraining(run, tmp_path)
+    (tmp_path / "checkpoints" / "step-2" / "config.json").unlink()
+    console = Console(file=io.StringIO(), width=200)
+    finished = run_pretraining(run, tmp_path, RunContext(console=console))
+    assert finished.figures is not None
+    [warning] = finished.figures.warnings
+    assert "Ignored a damaged checkpoint, step-2" in warning
+    assert warning in console.file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.examples import examples
-from ziphius.train.schedules import SCHEDULES, RowSchedule, learning_rate_factor
+from ziphius.train.schedules import SCHEDULES, LambdaSchedule, RowSchedule, learning_rate_factor
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -85,3 +86,19 @@ def test_rows_follow_without_a_gap_and_steps_are_counted(
     steps = schedule.steps_for(rows)
     assert schedule.first_row(steps) >= rows
     assert steps == 1 or schedule.first_row(steps - 1) < rows
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0.0, 0.3), (0.67, 0.3), (10 / 14.8, 0.1), (0.68, 0.1), (1.0, 0.1)]
+)
+def test_lambda_of_v3_falls_after_10_of_14_8_trillion_tokens(
+    progress: float, weight: float
+) -> None:
+    assert LambdaSchedule().weight(progress) == weight
+
+
+def test_lambda_schedule_is_a_choice() -> None:
+    schedule = LambdaSchedule(early=1.0, late=0.0, switch=0.5)
+    assert [schedule.weight(step / 4) for step in range(5)] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValidationError, match="switch"):
+        LambdaSchedule(switch=1.5)

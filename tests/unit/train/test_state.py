@@ -15,7 +15,8 @@ from ziphius.train import state as states
 from ziphius.train.ema import Ema
 from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
-from ziphius.train.lora import LoraConfig, add_adapters, merge_adapters
+from ziphius.train.lora import add_adapters, merge_adapters
+from ziphius.train.lora_config import LoraConfig
 from ziphius.train.optim import build_optimizer
 from ziphius.train.seams import TrainState
 from ziphius.train.stages.pretrain import Pretrain

@@ -9,9 +9,9 @@ from torch import nn
 from ziphius.core.device import DTYPES
 from ziphius.models.model import Model
 from ziphius.train.optim.adamw import AdamW
-from ziphius.train.optim.config import OptimizerConfig
 from ziphius.train.optim.muon import Muon
 from ziphius.train.optim.parts import is_muon_matrix
+from ziphius.train.optimizer_config import OptimizerConfig
 
 __all__ = ["OPTIMIZERS", "AdamW", "Muon", "OptimizerConfig", "build_optimizer"]
 

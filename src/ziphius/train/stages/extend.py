@@ -3,7 +3,7 @@
 Source: DeepSeek-V3 report (arXiv 2412.19437), section 4.3: after pretraining at 4K two phases of
 1,000 steps, at 32K and at 128K, with YaRN (scale 40, alpha 1, beta 32) and the last learning rate
 of pretraining, 7.3e-6, held constant. `extended` makes the config, `Extend` is pretraining that
-also measures by position in the document, `extension_training` derives the training config.
+also measures by position in the document; `train/settings.py` derives how it is trained.
 
 Shapes: B rows, T tokens, D hidden_size, W vocabulary, X positions that count.
 """
@@ -17,11 +17,7 @@ from ziphius.models.model import Model
 from ziphius.models.patterns import document_positions
 from ziphius.ops.logprobs import token_logprobs
 from ziphius.ops.targets import targets_ahead
-from ziphius.train.config import TrainConfig
 from ziphius.train.stages.pretrain import Pretrain
-
-RATE_SHARE = 7.3 / 220.0
-"""V3's rate of this stage as a share of the highest of pretraining."""
 
 
 def extended(
@@ -76,27 +72,6 @@ def extended(
             "max_position_embeddings": round(factor * original),
         }
     )
-
-
-def extension_training(config: TrainConfig, context: int) -> TrainConfig:
-    """Derive how to train the extension from how the model was trained.
-
-    The rate is V3's share of pretraining's, without warm-up and constant; a step has as many tokens
-    as before, in fewer and longer rows. Router biases go on balancing.
-    """
-    rows = max(1, config.batch_rows * config.context // context)
-    changes = {
-        "context": context,
-        "learning_rate": RATE_SHARE * config.learning_rate,
-        "schedule": "constant",
-        "warmup_steps": 0,
-        "batch_rows": rows,
-        "micro_rows": None,
-        "ramp_from_rows": None,
-        "ramp_steps": 0,
-        "bias_until": 1.0,
-    }
-    return TrainConfig.model_validate(config.model_dump() | changes)
 
 
 class Extend(Pretrain):

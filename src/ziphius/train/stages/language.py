@@ -1,4 +1,4 @@
-"""The losses of a language model over a micro-batch: next token, further tokens, balance, z.
+"""What stages that learn from tokens share: rows, and losses (next and further tokens, balance, z).
 
 Every stage that learns from tokens shares these sums and their weights; what differs between stages
 is which tokens count, and that stands in the batch.
@@ -14,16 +14,56 @@ import torch
 from torch import Tensor
 
 from ziphius.data.batch import Batch
+from ziphius.data.loader import Loader
+from ziphius.dist.world import ALONE, World
 from ziphius.models.balance import balance_loss
 from ziphius.models.config import ModelConfig
 from ziphius.models.losses import further_token_losses, next_token_loss
 from ziphius.models.model import Model, Output
 from ziphius.ops.targets import targets_ahead
 from ziphius.train.config import TrainConfig
-from ziphius.train.stage import LossOutput, Term
+from ziphius.train.stage import LossOutput, Stage, Term
 
 NEXT, BALANCE, Z = "next_token", "balance", "z"
 SEQUENCES = "sequences"
+
+
+class LanguageStage(Stage):
+    """A stage that learns from the rows of a loader.
+
+    Args:
+        loader: the rows, in micro-batches.
+        model_config: of the model that is trained.
+        config: context, weights of the losses, rows.
+        data_fingerprint: names the text.
+        world: the ranks that share the rows.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        *,
+        data_fingerprint: str = "",
+        world: World = ALONE,
+    ) -> None:
+        self.loader, self.model_config, self.config = loader, model_config, config
+        self.data_fingerprint, self.world = data_fingerprint, world
+
+    def batches(self, step: int) -> list[Batch]:
+        """Return this rank's micro-batches of a step."""
+        rank, size = self.world.rank, self.world.size
+        micros = self.loader.micros(step, size)
+        return [self.loader.batch(step, micro, rank, size) for micro in range(micros)]
+
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """Count the targets that count, by depth, and rows."""
+        return language_weights(batch, self.model_config)
+
+    def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
+        """Return all losses of a micro-batch."""
+        return language_losses(model, batch, self.config, progress)
 
 
 def further(depth: int) -> str:

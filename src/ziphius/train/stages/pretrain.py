@@ -14,25 +14,20 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.losses import further_token_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
-from ziphius.train.stage import LossOutput, Stage
-from ziphius.train.stages.language import further, language_losses, language_weights
+from ziphius.train.stages.language import LanguageStage, further
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of a batch of held-out rows."""
 ALL = ""
 
 
-class Pretrain(Stage):
+class Pretrain(LanguageStage):
     """Learn from rows of packed documents.
 
     Args:
-        loader: the rows, in micro-batches.
-        model_config: of the model that is trained.
-        config: context, weights of the losses, rows.
+        loader, model_config, config, data_fingerprint, world: see `LanguageStage`.
         validation: held-out rows; None measures nothing.
         floors: of those rows.
-        data_fingerprint: names the text.
-        world: the ranks that share the rows.
     """
 
     name = "pretrain"
@@ -48,23 +43,10 @@ class Pretrain(Stage):
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
-        self.loader, self.model_config, self.config = loader, model_config, config
+        super().__init__(
+            loader, model_config, config, data_fingerprint=data_fingerprint, world=world
+        )
         self.validation, self.measured_floors = validation, floors
-        self.data_fingerprint, self.world = data_fingerprint, world
-
-    def batches(self, step: int) -> list[Batch]:
-        """Return this rank's micro-batches of a step."""
-        rank, size = self.world.rank, self.world.size
-        micros = self.loader.micros(step, size)
-        return [self.loader.batch(step, micro, rank, size) for micro in range(micros)]
-
-    def weights(self, batch: Batch) -> dict[str, float]:
-        """Count targets by depth, and rows."""
-        return language_weights(batch, self.model_config)
-
-    def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
-        """Return all losses of a micro-batch."""
-        return language_losses(model, batch, self.config, progress)
 
     def validate(self, model: Model) -> dict[str, float]:
         """Measure the held-out rows: mean losses and bits per byte, in all and by domain.

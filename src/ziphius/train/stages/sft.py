@@ -20,21 +20,17 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.gates import Routing
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
-from ziphius.train.stage import LossOutput, Stage
-from ziphius.train.stages.language import NEXT, further, language_losses, language_weights
+from ziphius.train.stage import LossOutput
+from ziphius.train.stages.language import NEXT, LanguageStage, further, language_losses
 
 
-class Sft(Stage):
+class Sft(LanguageStage):
     """Learn to answer from conversations.
 
     Args:
-        loader: the rows, in micro-batches.
-        model_config: of the model that is trained.
-        config: weights of the losses, rows.
+        loader, model_config, config, data_fingerprint, world: see `LanguageStage`.
         validation: held-out conversations; without any nothing is measured.
         floors: of those.
-        data_fingerprint: names the conversations and their order.
-        world: the ranks that share the rows.
     """
 
     name = "sft"
@@ -50,23 +46,14 @@ class Sft(Stage):
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
-        self.loader, self.model_config, self.config = loader, model_config, config
-        self.validation, self.data_fingerprint = validation, data_fingerprint
-        self.measured_floors, self.world = dict(floors or {}), world
-
-    def batches(self, step: int) -> list[Batch]:
-        """Return this rank's micro-batches of a step."""
-        rank, size = self.world.rank, self.world.size
-        micros = self.loader.micros(step, size)
-        return [self.loader.batch(step, micro, rank, size) for micro in range(micros)]
-
-    def weights(self, batch: Batch) -> dict[str, float]:
-        """Count the targets that assistants wrote, by depth, and rows."""
-        return language_weights(batch, self.model_config)
+        super().__init__(
+            loader, model_config, config, data_fingerprint=data_fingerprint, world=world
+        )
+        self.validation, self.measured_floors = validation, dict(floors or {})
 
     def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
         """Return all losses of a micro-batch; padding moves no router bias."""
-        output = language_losses(model, batch, self.config, progress)
+        output = super().loss(model, batch, progress)
         is_text_M = batch.documents_BT.flatten() >= 0
         output.routings = {
             layer: _of(routing, is_text_M) for layer, routing in output.routings.items()

@@ -4,8 +4,8 @@ from tests.tiny import grouped_config
 from tests.training import moe_config
 from ziphius.models.model import Model
 from ziphius.train.optim import OPTIMIZERS, build_optimizer
-from ziphius.train.optim.config import OptimizerConfig
 from ziphius.train.optim.parts import part_of, parts
+from ziphius.train.optimizer_config import OptimizerConfig
 
 
 def groups_of(model: Model, optimizer: str) -> dict[str, tuple[int, float]]:

@@ -12,10 +12,10 @@ from ziphius.data.batch import Batch
 from ziphius.models.config import LinearScaling, YarnScaling
 from ziphius.models.losses import next_token_loss
 from ziphius.train.config import TrainConfig
+from ziphius.train.settings import extension_training
 from ziphius.train.stages.extend import (
     Extend,
     extended,
-    extension_training,
     loss_by_position,
 )
 from ziphius.train.stages.pretrain import Pretrain

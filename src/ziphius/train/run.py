@@ -1,0 +1,180 @@
+"""A run around the loop, the same for every stage: adapters, folder, instruments, checkpoints."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ziphius.core.device import resolve_dtype
+from ziphius.core.errors import ConfigError
+from ziphius.data.loader import Loader
+from ziphius.data.prefetch import Prefetcher
+from ziphius.dist.world import ALONE, World, first_before_others
+from ziphius.models.model import Model
+from ziphius.text.tokenizer import Tokenizer
+from ziphius.train.checkpoint import CheckpointStore
+from ziphius.train.config import TrainConfig
+from ziphius.train.instruments import Figures, Instruments, measured_effort
+from ziphius.train.loop import train
+from ziphius.train.lora import add_adapters, save_adapters
+from ziphius.train.lora_config import LoraConfig
+from ziphius.train.result import TrainResult
+from ziphius.train.settings import RunSettings
+from ziphius.train.stage import Stage
+from ziphius.train.tensorboard import import_wandb
+
+ADAPTER_FOLDER = "adapter"
+
+
+def _nothing() -> None:
+    """Claim no folder."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """How a run is called, beside its settings."""
+
+    world: World = ALONE
+    """The ranks that do it together; each calls the run."""
+    require_exact: bool = False
+    """Refuse to resume with other numbers than those of an uninterrupted run."""
+    console: Console | None = None
+    """For people."""
+    claim: Callable[[], None] = _nothing
+    """Called on the first rank once all settings have proven to work, before anything is written
+    to the folder of the run."""
+
+
+PLAIN = RunContext()
+"""One process that writes to standard error."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended, and what its instruments saw."""
+
+    result: TrainResult
+    figures: Figures | None
+    """None on all ranks but the first."""
+    text: str = ""
+    """What was learned from, in a line."""
+    table: Table | None = None
+    """What each domain gave, of a run on a mix."""
+    adapter: Path | None = None
+    """Folder of the adapters, of a run with LoRA that is complete."""
+
+
+def add_adapters_if_asked(model: Model, lora: LoraConfig, config: TrainConfig) -> TrainConfig:
+    """Give a model its adapters, in place, and return how it is trained with them.
+
+    Adapters would not carry router biases that moved, so those stand still.
+    """
+    if not lora.rank:
+        return config
+    add_adapters(model, lora, seed=config.seed)
+    return config.model_copy(update={"bias_rate": 0.0})
+
+
+def refuse_longer_rows(model: Model, config: TrainConfig, hint: str = "") -> None:
+    """Raise a ConfigError if the rows of a run are longer than the model's context."""
+    longest = model.config.max_position_embeddings
+    if config.context > longest:
+        raise ConfigError(
+            f"context = {config.context}: the model is made for {longest} tokens; give at most "
+            f"{longest}{hint}."
+        )
+
+
+def run_stage(
+    settings: RunSettings,
+    folder: Path,
+    context: RunContext,
+    *,
+    config: TrainConfig,
+    model: Model,
+    tokenizer: Tokenizer,
+    loader: Loader,
+    build: Callable[[Loader], Stage],
+    base: Path | None = None,
+    text: str = "",
+) -> Finished:
+    """Train a prepared model on a prepared loader, or go on where the folder has a checkpoint.
+
+    Args:
+        settings: of the run.
+        folder: of the run; untouched until everything else is known to work.
+        context: how the run was called.
+        config: how to train; `settings.train` with all that follows from data and adapters.
+        model: on its device, with adapters where settings ask for them.
+        tokenizer: goes into every checkpoint.
+        loader: the rows; read ahead by threads.
+        build: makes the stage on a loader.
+        base: what the adapters were added to.
+        text: what is learned from, in a line; shown at the start.
+    """
+    world = context.world
+    device = next(model.parameters()).device
+    if settings.instruments.wandb is not None:
+        import_wandb()
+    first_before_others(world, device, context.claim if world.is_first else _nothing)
+    recorder = None
+    with Prefetcher(loader, workers=config.workers) as prefetcher:
+        stage = build(prefetcher)
+        if world.is_first:
+            recorder = _instruments(settings, config, model, folder, stage, context)
+            if text:
+                recorder.note(text)
+        store = CheckpointStore(
+            folder,
+            config,
+            tokenizer=tokenizer,
+            world=world,
+            require_exact=context.require_exact,
+            warn=None if recorder is None else recorder.warn,
+        )
+        result = train(stage, model, config, folder, store=store, recorder=recorder, world=world)
+    adapter = None
+    if settings.lora.rank and result.is_complete and world.is_first:
+        adapter = folder / ADAPTER_FOLDER
+        _replace_adapters(model, adapter, base=str(base))
+    figures = None if recorder is None else recorder.figures
+    return Finished(result, figures, text, adapter=adapter)
+
+
+def _replace_adapters(model: Model, folder: Path, *, base: str) -> None:
+    """Write the adapters of the end; those of a run that has been made longer since go."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    save_adapters(model, folder, base=base)
+
+
+def _instruments(
+    settings: RunSettings,
+    config: TrainConfig,
+    model: Model,
+    folder: Path,
+    stage: Stage,
+    context: RunContext,
+) -> Instruments:
+    device: torch.device = next(model.parameters()).device
+    effort = None
+    if not settings.lora.rank:  # the account knows no frozen weights
+        effort = measured_effort(
+            model.config,
+            context=config.context,
+            device=device,
+            dtype=resolve_dtype(config.dtype, device),
+            processes=context.world.size,
+        )
+    return Instruments(
+        folder,
+        settings.instruments,
+        floors=stage.floors(),
+        effort=effort,
+        console=context.console,
+        run_config=settings.model_dump(mode="json"),
+    )

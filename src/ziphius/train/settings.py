@@ -1,0 +1,148 @@
+"""What a run of each training command is made of; options are read from here, without torch."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from ziphius.core.config import Config
+from ziphius.core.errors import ConfigError
+from ziphius.data.config import DataConfig, OverLong
+from ziphius.train.config import TrainConfig
+from ziphius.train.instruments_config import InstrumentsConfig
+from ziphius.train.lora_config import LoraConfig
+from ziphius.train.schedules import LambdaSchedule
+
+DEFAULT_BUDGET = TrainConfig.model_fields["budget"].default
+RATE_SHARE = 7.3 / 220.0
+"""V3's rate of context extension as a share of the highest of pretraining."""
+
+
+class RunSettings(Config):
+    """What every run is made of, beside what it learns from."""
+
+    train: TrainConfig = TrainConfig()
+    """How to train."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters of low rank instead of all weights; router biases stand still then."""
+    instruments: InstrumentsConfig = InstrumentsConfig()
+    """What is shown and kept of the run."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Name what the run cannot do without and was not given, as the command line spells it."""
+        return []
+
+
+class PretrainSettings(RunSettings):
+    """What a pretraining run is made of."""
+
+    preset: str = "v3-1m"
+    """Architecture of a new model: a preset, or the path of a config.json."""
+    from_model: Path | None = None
+    """Model folder to go on from, with its tokenizer, instead of new weights."""
+    tokenizer: Path | None = None
+    """Folder of a tokenizer; by default DeepSeek's vocabulary cut to the model's size."""
+    extend_context: int | None = None
+    """Stretch the context of `from_model` to this many tokens with YaRN, and train on rows of that
+    length; train.context says what it was trained on, and rates and rows are derived from train."""
+    yarn_factor: float | None = None
+    """How far the rotary frequencies are stretched; by default just enough."""
+    data: DataConfig = DataConfig()
+    """The text."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.from_model is None:
+            if self.extend_context is not None:
+                raise ConfigError("extend_context needs from_model, a trained model.")
+            if self.lora.rank:
+                raise ConfigError("lora.rank needs from_model, a trained model.")
+        elif self.tokenizer is not None:
+            raise ConfigError("tokenizer has no effect with from_model, which brings its own.")
+        elif self.preset != type(self).model_fields["preset"].default:
+            raise ConfigError("preset has no effect with from_model, which brings its own.")
+        if self.yarn_factor is not None and self.extend_context is None:
+            raise ConfigError("yarn_factor has no effect without extend_context.")
+        return self
+
+    @property
+    def training(self) -> TrainConfig:
+        """Return how the stage trains: `train`, or what an extension derives from it."""
+        if self.extend_context is None:
+            return self.train
+        return extension_training(self.train, self.extend_context)
+
+
+def extension_training(config: TrainConfig, context: int) -> TrainConfig:
+    """Derive how to train the extension from how the model was trained.
+
+    The rate is V3's share of pretraining's, without warm-up and constant; a step has as many tokens
+    as before, in fewer and longer rows. Router biases go on balancing.
+    """
+    rows = max(1, config.batch_rows * config.context // context)
+    changes = {
+        "context": context,
+        "learning_rate": RATE_SHARE * config.learning_rate,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "batch_rows": rows,
+        "micro_rows": None,
+        "ramp_from_rows": None,
+        "ramp_steps": 0,
+        "bias_until": 1.0,
+    }
+    return TrainConfig.model_validate(config.model_dump() | changes)
+
+
+class SftTraining(TrainConfig):
+    """How to fine-tune: shorter, gentler and in longer rows than pretraining."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate; small models take more, published ones took 5e-6."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps over which the rate rises from 0; at most a tenth of the run."""
+    context: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a row, which holds several conversations."""
+    mtp: LambdaSchedule = LambdaSchedule(early=0.1, late=0.1)
+    """Weight of the loss of the layers that predict further tokens, if the model has them."""
+    validate_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between measurements on held-out conversations, beside the first and the last; 0 for
+    none."""
+
+
+class SftSettings(RunSettings):
+    """What a run of supervised fine-tuning is made of."""
+
+    model: Path | None = None
+    """Model folder or .gguf file to teach, with its tokenizer."""
+    data: tuple[Path, ...] = ()
+    """Files of JSON Lines, a conversation on each: {"messages": [...]}, with "tools" if it has
+    any."""
+    epochs: Annotated[int, Field(ge=1)] = 3
+    """How often each conversation is seen, each time in another order."""
+    chat_format: str | None = None
+    """Chat format; by default the tokenizer's own."""
+    over_long: OverLong = "skip"
+    """What happens to a conversation that no row holds: left out, cut at the end, or an error."""
+    validation: Path | None = None
+    """File of conversations to measure on, instead of held-out ones."""
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the conversations that is kept from training and measured on."""
+    train: TrainConfig = SftTraining()
+    """How to train."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.train.budget != DEFAULT_BUDGET:
+            raise ConfigError("train.budget has no effect: epochs says how long the run is.")
+        held_out = type(self).model_fields["hold_out"].default
+        if self.validation is not None and self.hold_out != held_out:
+            raise ConfigError("hold_out has no effect with validation, a file to measure on.")
+        return self
+
+    @property
+    def missing(self) -> list[str]:
+        """Name model and data where they were not given."""
+        model = ["MODEL, the folder of a model to teach"] if self.model is None else []
+        return model + ([] if self.data else ["--data, at least one file of conversations"])
