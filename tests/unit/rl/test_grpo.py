@@ -1,0 +1,364 @@
+"""`rl/grpo.py`: the stage against plain loops over single sequences, and all it promises."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import assert_same_gradients, gradients
+from tests.training import ListRecorder, MemoryStore
+from tests.unit.rl.toys import (
+    GROUP_SIZE,
+    TOKENIZER,
+    copied,
+    grpo_config,
+    model_of,
+    pay_low_ids,
+    questions,
+    stage,
+    training,
+)
+from tests.unit.rollout.tasks import Echo, add_echo, echo
+from ziphius.core.errors import ConfigError
+from ziphius.dist.world import World
+from ziphius.models.gates.sigmoid import BiasedSigmoidGate
+from ziphius.models.model import Model
+from ziphius.ops.logprobs import token_logprobs
+from ziphius.rl.batch import Group
+from ziphius.rl.grpo import KEPT, GrpoStage
+from ziphius.rl.settings import GrpoConfig, GrpoTraining
+from ziphius.rollout.config import RolloutConfig
+from ziphius.tasks import Problem, Task
+from ziphius.train.loop import train
+from ziphius.train.seams import StepRecord
+
+PRESETS = ["v3-tiny", "v2-tiny", "r1-distill-llama-tiny"]
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_echo(monkeypatch)
+    pay_low_ids(monkeypatch)
+
+
+def objective(found: GrpoStage, model: Model, step: int) -> tuple[Tensor, dict[str, float]]:
+    """What `train/step.py` makes of a step: every term over its weight of all micro-batches."""
+    batches = found.batches(step)
+    weights: dict[str, float] = {}
+    for batch in batches:
+        for key, weight in found.weights(batch).items():
+            weights[key] = weights.get(key, 0.0) + weight
+    total = torch.zeros(())
+    means: dict[str, float] = {}
+    for batch in batches:
+        output = found.loss(model, batch, 0.0)
+        for name, term in output.terms.items():
+            share = 1 / max(1.0, weights[term.weight_key])
+            total = total + term.coefficient * share * term.loss_sum
+            means[name] = means.get(name, 0.0) + share * float(term.loss_sum.detach())
+        gap = float(output.metrics["logprob_gap_max"])
+        means["gap"] = max(means.get("gap", 0.0), gap)
+    return total, means
+
+
+def in_loops(
+    model: Model, groups: list[Group], config: GrpoConfig, reference: Model | None
+) -> tuple[Tensor, int]:
+    """GRPO as it is written down: sequence by sequence, token by token."""
+    total, tokens = torch.zeros(()), 0
+    for group in groups:
+        for answer in group.answers:
+            ids = torch.tensor([[*group.prompt_ids, *answer.token_ids]])
+            routes = {layer: each.long()[None] for layer, each in (answer.routes or {}).items()}
+            first = len(group.prompt_ids)
+            scores = []
+            for each, replayed in ((model, routes), (reference, {})):
+                if each is not None:
+                    hidden = each(ids[:, :-1], routes=replayed).hidden_BTD[0, first - 1 :]
+                    scores.append(token_logprobs(each.logits(hidden), ids[0, first:]))
+            for place, old in enumerate(answer.logprobs):
+                ratio = (scores[0][place] - old).exp()
+                low, high = 1 - config.clip_low, 1 + config.clip_high
+                win = torch.minimum(
+                    ratio * answer.advantage, ratio.clamp(low, high) * answer.advantage
+                )
+                total = total - win
+                if reference is not None:
+                    back = (scores[1][place].detach() - scores[0][place]).exp()
+                    total = total + config.kl_coef * (back - back.log() - 1)
+                tokens += 1
+    return total / tokens, tokens
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_loss_and_gradient_are_those_of_plain_loops(preset: str) -> None:
+    reference, model = model_of(preset), model_of(preset)
+    config = grpo_config(kl_coef=0.3, updates=2)
+    found = stage(model, config)
+    found.reference = reference
+    found.batches(0)
+    nudge(model, 0.02)  # so that ratios are not 1, clips bite and the penalty is not 0
+    actual, means = objective(found, model, step=1)
+    actual.backward()
+    grads = gradients(model)
+    held = found._held
+    assert held is not None
+    expected, tokens = in_loops(model, held.groups, config, reference)
+    expected.backward()
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert_same_gradients(grads, gradients(model))
+    assert means["clip_share"] > 0.05
+    assert means["kl"] > 1e-3
+    assert tokens == sum(len(a.token_ids) for group in held.groups for a in group.answers)
+
+
+@torch.no_grad()
+def nudge(model: Model, size: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter += size * torch.randn(parameter.shape, generator=generator)
+
+
+def test_any_split_into_micro_batches_is_the_same_step() -> None:
+    model = model_of("v3-tiny")
+    whole, whole_means = objective(stage(model), model, 0)
+    whole.backward()
+    expected = gradients(model)
+    parts = stage(model, train=training(micro_rows=GROUP_SIZE))
+    assert len(parts.batches(0)) == 3
+    split, split_means = objective(parts, model, 0)
+    split.backward()
+    assert_same_gradients(gradients(model), expected)
+    assert split_means == pytest.approx(whole_means, abs=1e-6)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_trainer_and_sampler_agree_in_float32(preset: str) -> None:
+    model = model_of(preset)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)  # logits of a trained model's size
+    found = stage(model, grpo_config(rollout=RolloutConfig(group_size=8, max_new_tokens=40)))
+    _, means = objective(found, model.train(), 0)
+    assert 0 < means["gap"] <= 1e-5
+    assert means["clip_share"] == 0
+    assert means["entropy"] > 1
+
+
+def bfloat16_step(replay: bool) -> tuple[dict[int, Tensor], dict[int, Tensor], float]:
+    """Routes of the sampler and of the trainer under autocast, and the gap between them."""
+    model = model_of("v3-tiny", hidden_size=128)
+    rollout = RolloutConfig(group_size=16, max_new_tokens=40)
+    found = stage(model, grpo_config(rollout=rollout, replay_routes=replay), training(
+        dtype="bfloat16", batch_rows=48
+    ))  # fmt: skip
+    # Routes are recorded in both cases, to be compared.
+    found.config = found.config.model_copy(update={"replay_routes": True})
+    [batch] = found.batches(0)
+    found.config = found.config.model_copy(update={"replay_routes": replay})
+    with torch.autocast("cpu", torch.bfloat16):
+        output = found.loss(model.train(), batch, 0.0)
+    taken = {layer: routing.experts_MK for layer, routing in output.routings.items()}
+    return batch.routes, taken, float(output.metrics["logprob_gap_max"])
+
+
+def test_without_replay_routes_differ_in_bfloat16() -> None:
+    sampled, taken, _ = bfloat16_step(replay=False)
+    differ = [
+        (sampled[layer][0].sort().values != taken[layer].sort().values).any(-1) for layer in taken
+    ]
+    assert torch.stack(differ).any(0).float().mean() > 0.001
+
+
+def test_with_replay_they_are_the_same() -> None:
+    sampled, taken, gap = bfloat16_step(replay=True)
+    assert all(torch.equal(sampled[layer][0], taken[layer]) for layer in taken)
+    assert gap < 0.1
+
+
+def test_the_router_learns_from_replayed_routes() -> None:
+    model = model_of("v3-tiny")
+    total, _ = objective(stage(model), model, 0)
+    total.backward()
+    grads = gradients(model)
+    assert grads["model.layers.1.mlp.gate.weight"].norm() > 0
+    assert all(grad.norm() == 0 for name, grad in grads.items() if ".layers.3." in name), "MTP"
+
+
+def run(
+    folder: Path,
+    model: Model,
+    config: GrpoConfig | None = None,
+    train_config: GrpoTraining | None = None,
+    *,
+    store: MemoryStore | None = None,
+    **options: Any,
+) -> list[StepRecord]:
+    settings = train_config or training()
+    recorder = ListRecorder()
+    train(
+        stage(model, config, settings, **options),
+        model,
+        settings,
+        folder,
+        store=store or MemoryStore(),
+        recorder=recorder,
+    )
+    return recorder.steps
+
+
+def test_biases_and_mtp_stand_still_and_rewards_rise(tmp_path: Path) -> None:
+    model = model_of("v3-tiny")
+    for module in model.modules():
+        if isinstance(module, BiasedSigmoidGate):
+            module.e_score_correction_bias.normal_(std=0.1)
+    before = copy.deepcopy(model.state_dict())
+    rollout = RolloutConfig(group_size=8, max_new_tokens=8)
+    steps = run(
+        tmp_path,
+        model,
+        grpo_config(rollout=rollout),
+        training(budget="25-steps", batch_rows=24, learning_rate=1e-2),
+    )
+    after = model.state_dict()
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert {name for name in before if "correction_bias" in name or ".layers.3." in name} == set(
+        still
+    )
+    rewards = [record.terms["reward"] for record in steps]
+    assert sum(rewards[-5:]) / 5 > 0.3 + sum(rewards[:5]) / 5
+    for record in steps:
+        assert record.terms["logprob_gap_max"] <= 1e-5
+        assert {"clip_share", "dead_groups", "completion_tokens", "entropy"} <= record.terms.keys()
+
+
+def test_the_reference_is_the_model_of_the_start(tmp_path: Path) -> None:
+    steps = run(tmp_path, model_of("v3-tiny"), grpo_config(kl_coef=0.1))
+    assert steps[0].terms["kl"] == pytest.approx(0, abs=1e-9)
+    kl = [record.terms["kl"] for record in steps[2:]]
+    assert all(value > 1e-6 for value in kl)
+    assert "kl" not in run(tmp_path, model_of("v3-tiny"))[0].terms
+
+
+class JsonStore(MemoryStore):
+    """Keeps the state of the stage too, as a checkpoint would: through JSON."""
+
+    def save_async(self, state: Any) -> None:
+        super().save_async(state)
+        self.saved[-1]["stage"] = json.dumps(state.stage.state())
+
+    def restore(self, state: Any, checkpoint: Path) -> str:
+        state.stage.restore(json.loads(self.saved[-1]["stage"]))
+        self.saved[-1]["plan"] = state.plan  # the run is to be longer than it was
+        return super().restore(state, checkpoint)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_a_resumed_run_is_bit_exact(updates: int, kl_coef: float, tmp_path: Path) -> None:
+    config = grpo_config(updates=updates, kl_coef=kl_coef)
+    whole = model_of("v3-tiny")
+    expected = run(tmp_path, whole, config)
+    store, model = JsonStore(), model_of("v3-tiny")
+    first = run(tmp_path, model, config, training(budget="4-steps"), store=store)
+    assert (store.saved[-1]["stage"] == "{}") == (updates == 1)
+    # A new process: the model of the start again, which the checkpoint fills.
+    resumed = model_of("v3-tiny")
+    rest = run(tmp_path, resumed, config, store=store)
+    assert [r.step for r in rest] == [5, 6]
+    for record, same in zip([*first, *rest], expected, strict=True):
+        assert record.terms == same.terms
+        assert record.grad_norm == same.grad_norm
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_answers_are_used_as_often_as_asked(tmp_path: Path) -> None:
+    steps = run(tmp_path, model_of("v3-tiny"), grpo_config(updates=3))
+    rewards = [record.terms["reward"] for record in steps]
+    assert rewards[0] == rewards[1] == rewards[2] != rewards[3] == rewards[4] == rewards[5]
+    gaps = [record.terms["logprob_gap_max"] for record in steps]
+    assert [gap > 0 for gap in gaps] == [True, False, False] * 2
+
+
+def test_a_step_without_a_difference_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 1.0)
+    model = model_of("v3-tiny")
+    before = copied(model)
+    config = training(budget="2-steps", optimizer={"weight_decay": 0.0})
+    steps = run(tmp_path, model, grpo_config(kl_coef=0.1), config)
+    assert [record.terms["dead_groups"] for record in steps] == [1.0, 1.0]
+    assert [record.loss for record in steps] == [0.0, 0.0]
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_dead_groups_are_not_in_the_divisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [problem.question for problem in questions(0)]
+    monkeypatch.setattr(
+        "ziphius.rl.round.reward",
+        lambda rollout, bonus: (
+            float(rollout.token_ids[0] % 2) if rollout.problem.question == words[0] else 1.0
+        ),
+    )
+    found = stage(model_of("v3-tiny"))
+    [batch] = found.batches(0)
+    held = found._held
+    assert held is not None
+    assert len(held.groups) == 1
+    tokens = sum(len(answer.token_ids) for answer in held.groups[0].answers)
+    assert found.weights(batch)[KEPT] == tokens < held.counts["sampled tokens"]
+
+
+def test_steps_and_seeds_give_other_answers() -> None:
+    model = model_of("v3-tiny")
+    first, again = (stage(model).batches(0)[0] for _ in range(2))
+    assert torch.equal(first.ids_BT, again.ids_BT)
+    other_step = stage(model).batches(1)[0]
+    other_seed = stage(model, train=training(seed=1)).batches(0)[0]
+    for other in (other_step, other_seed):
+        assert first.ids_BT.tolist() != other.ids_BT.tolist()
+
+
+def test_ranks_share_the_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("v3-tiny")
+    [whole] = stage(model).batches(0)
+    parts = [stage(model, world=World(rank, 3)).batches(0)[0] for rank in range(3)]
+    assert torch.equal(torch.cat([part.targets_X for part in parts]), whole.targets_X)
+    with pytest.raises(ConfigError, match="3 problems a step cannot be shared by 2 processes"):
+        stage(model, world=World(0, 2)).batches(0)
+
+
+def test_held_out_problems_are_answered_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("v3-tiny")
+    asked: list[str] = []
+    found = stage(model, validation=[echo("a"), echo("b"), echo("c"), echo("d")])
+
+    def only_b(self: Task, problem: Problem, answer: str | None) -> bool:
+        asked.append(problem.answer)
+        return problem.answer == "b"
+
+    monkeypatch.setattr(Echo, "verify", only_b)
+    figures = found.validate(model)
+    assert asked == ["a", "b", "c", "d"]
+    assert figures["loss"] == 0.75
+    assert figures["pass@1"] == 0.25
+    assert 1 <= figures["completion_tokens"] <= 6
+
+
+def test_the_fingerprint_names_problems_and_settings() -> None:
+    model = model_of("v3-tiny")
+    names = {
+        stage(model, data_fingerprint=data, config=config).fingerprint()
+        for data in "ab"
+        for config in (grpo_config(), grpo_config(advantage="mean"))
+    }
+    assert len(names) == 4
+    assert TOKENIZER.chat_format == "deepseek-r1"

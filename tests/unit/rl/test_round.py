@@ -1,0 +1,72 @@
+"""`rl/round.py`: rewards, the groups that are kept, figures, and the way into a checkpoint."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from tests.unit.rl.toys import grpo_config
+from tests.unit.rollout.tasks import echo
+from ziphius.rl.batch import build_batch
+from ziphius.rl.round import ANSWERS, GROUPS, SAMPLED, digest, from_json, reward, to_json
+from ziphius.rollout.sample import Rollout
+
+
+def rollout(is_correct: bool, *, reasoning: str | None = "r", answer: str | None = "a") -> Rollout:
+    finish = "stop" if answer is not None else "length"
+    return Rollout(
+        echo("a"), (1, 2), (5, 6, 7), (-1.0, -2.0, -0.5), finish, reasoning, answer, is_correct,
+        {1: torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]], dtype=torch.int16)},
+    )  # fmt: skip
+
+
+GOOD, BAD = rollout(True), rollout(False)
+CUT = rollout(False, answer=None)
+
+
+def test_the_bonus_is_for_correct_answers_in_the_format_alone() -> None:
+    assert reward(GOOD, 0.1) == pytest.approx(1.1)
+    assert reward(rollout(True, reasoning=None), 0.1) == 1.0
+    assert reward(BAD, 0.1) == 0.0
+    assert reward(GOOD, 0.0) == 1.0
+
+
+def test_groups_without_a_difference_are_dropped() -> None:
+    groups = [[GOOD, BAD, BAD, GOOD], [GOOD] * 4, [BAD, CUT, BAD, BAD]]
+    found = digest(7, groups, grpo_config(format_bonus=0.0))
+    assert found.number == 7
+    assert [[a.advantage for a in group.answers] for group in found.groups] == [[1, -1, -1, 1]]
+    assert found.counts == {SAMPLED: 36, ANSWERS: 12, GROUPS: 3}
+    assert found.figures == {
+        "reward": 6,
+        "correct": 6,
+        "cut_off": 1,
+        "completion_tokens": 36,
+        "entropy": 42,
+        "dead_groups": 2,
+    }
+
+
+def test_the_bonus_makes_correct_answers_differ() -> None:
+    plain = rollout(True, reasoning=None)
+    assert digest(0, [[GOOD, plain]], grpo_config(format_bonus=0.0)).groups == []
+    [group] = digest(0, [[GOOD, plain]], grpo_config(format_bonus=0.2)).groups
+    assert [answer.advantage for answer in group.answers] == pytest.approx([1, -1], abs=1e-5)
+
+
+def test_where_all_groups_are_dropped_a_prompt_is_left_to_feed() -> None:
+    found = digest(0, [[GOOD, GOOD], [BAD, BAD]], grpo_config())
+    assert found.groups == []
+    assert found.spare.prompt_ids == (1, 2)
+
+
+def test_a_round_comes_back_from_json_bit_for_bit() -> None:
+    odd = dataclasses.replace(GOOD, logprobs=(float(torch.tensor(-0.1)), -1 / 3, -1e-30))
+    found = digest(3, [[odd, BAD, BAD]], grpo_config())
+    back = from_json(json.loads(json.dumps(to_json(found))))
+    assert to_json(back) == to_json(found)
+    batch, again = build_batch(found.groups), build_batch(back.groups)
+    for name in ("ids_BT", "sampled_X", "advantages_X", "sources_X"):
+        assert torch.equal(getattr(batch, name), getattr(again, name))
+    assert torch.equal(batch.routes[1], again.routes[1])
