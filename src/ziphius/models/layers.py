@@ -9,6 +9,7 @@ Shapes: D hidden_size, F width of the feed-forward layer.
 import torch
 from torch import Tensor, nn
 
+from ziphius.models.int8 import Int8Linear
 from ziphius.ops.rms_norm import rms_norm
 from ziphius.ops.swiglu import swiglu
 
@@ -21,6 +22,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Leave the weights unfilled."""
+
+    def to_int8(self) -> Int8Linear:
+        """Make the layer that takes this one's place in an INT8 model."""
+        return Int8Linear(self)
 
 
 class Embedding(nn.Embedding):

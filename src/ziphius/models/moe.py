@@ -10,6 +10,7 @@ from ziphius.models.capacity import drop_overflow
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.gates import GATES, Routing
+from ziphius.models.int8 import Int8Experts
 from ziphius.models.layers import FeedForward
 from ziphius.ops.experts import routed_experts
 
@@ -30,6 +31,10 @@ class RoutedExperts(nn.Module):
     def forward(self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor) -> Tensor:
         """Add up each token's experts by weight, [M, D]."""
         return routed_experts(x_MD, experts_MK, weights_MK, self.gate_up_proj, self.down_proj)
+
+    def to_int8(self) -> Int8Experts:
+        """Make the layer that takes this one's place in an INT8 model."""
+        return Int8Experts(self.gate_up_proj, self.down_proj)
 
 
 class MixtureOfExperts(nn.Module):

@@ -4,25 +4,40 @@ The peak of memory is the model and the tensor in hand, because a parameter gets
 first part arrives, and parts are copied to their place at once.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from ziphius.core.errors import CheckpointError
 from ziphius.models.config import ModelConfig
+from ziphius.models.int8 import has_int8
+from ziphius.models.layers import Linear
 from ziphius.models.model import Model
+from ziphius.models.moe import RoutedExperts
 from ziphius.models.weights.names import Slot, file_slots, model_tensors
 
 
 class Assembly:
     """Fill an empty model and hand it over when nothing is missing.
 
-    Parameters take the one dtype that is asked for; buffers (the router bias) keep their own,
-    float32. The finished model is in evaluation mode.
+    Parameters take the one dtype that is asked for; buffers (the router bias, INT8 numbers and
+    their scales) keep their own. The finished model is in evaluation mode, and frozen if it has
+    INT8 layers.
+
+    Args:
+        config: of the model.
+        int8_layers: names of layers to be INT8; what cannot be is left as it is.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, int8_layers: Iterable[str] = ()) -> None:
         with torch.device("meta"):
             self.model = Model(config)
+        layers = dict(self.model.named_modules())
+        for name in int8_layers:
+            layer = layers.get(name)
+            if isinstance(layer, Linear | RoutedExperts):
+                self.model.set_submodule(name, layer.to_int8())
         self._filled: dict[str, Tensor] = {}
 
     def count_numbers(self) -> int:
@@ -52,6 +67,8 @@ class Assembly:
             setattr(module, attribute, nn.Parameter(tensor) if is_parameter else tensor)
         self._filled.clear()
         self.model.tie_weights()
+        if has_int8(self.model):
+            self.model.requires_grad_(False)
         assert not any(tensor.is_meta for tensor in model_tensors(self.model).values())
         return self.model.eval()
 

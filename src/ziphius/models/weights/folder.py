@@ -1,4 +1,4 @@
-"""Reading a Hugging Face folder: config.json and safetensors, FP8 blocks included.
+"""Reading a Hugging Face folder: config.json and safetensors, FP8 blocks and INT8 included.
 
 Everything that can be wrong is looked for in the headers first; only then is memory taken and data
 read, one tensor at a time. Weights stay as the file names them (`names.py`).
@@ -20,10 +20,10 @@ from ziphius.core.reading import list_folder
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.published import read_config
-from ziphius.models.weights import names
+from ziphius.models.weights import int8_config, names
 from ziphius.models.weights.assembly import Assembly, check_finite
 from ziphius.models.weights.fp8 import BLOCK, dequantize
-from ziphius.models.weights.matching import FP8, Plan, check_size, match
+from ziphius.models.weights.matching import FP8, INT8, Plan, check_size, match
 from ziphius.models.weights.names import SCALE_SUFFIX
 from ziphius.models.weights.shards import Stored, stored_tensors
 
@@ -33,6 +33,11 @@ _STORAGE_KEYS = ("quantization_config", "torch_dtype", "dtype")
 
 def read_folder_config(folder: Path) -> ModelConfig:
     """Read config.json, without what it says about the stored numbers of the weights."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[ModelConfig, str | None]:
+    """Read config.json; return with it how the weights are quantized."""
     names = list_folder(folder, CheckpointError)
     if not names:
         raise CheckpointError(f"{folder} is empty: a model folder has config.json and safetensors.")
@@ -43,10 +48,11 @@ def read_folder_config(folder: Path) -> ModelConfig:
         )
     config = read_config(folder)
     quantization = config.other.get("quantization_config")
+    method = None
     if quantization is not None:
-        _check_quantization(folder / "config.json", quantization)
+        method = _quantization(folder / "config.json", quantization)
     kept = {key: value for key, value in config.other.items() if key not in _STORAGE_KEYS}
-    return _changed(config, other=kept)
+    return _changed(config, other=kept), method
 
 
 def load_folder(
@@ -58,11 +64,11 @@ def load_folder(
     finite: bool,
 ) -> Model:
     """Check a model folder from end to end, then read it; see `weights.load`."""
-    config = read_folder_config(folder)
+    config, method = _read(folder)
     stored = stored_tensors(folder)
     if drop_mtp:
         config, stored = _without_mtp(folder, config, stored)
-    assembly = Assembly(config)
+    assembly = Assembly(config, _int8_layers(folder, method, stored, device))
     check_size(folder, assembly.count_numbers(), stored)
     plan = match(folder, config, assembly.slots(), stored)
     assembly.allocate(dtype or plan.common_dtype(device), device)
@@ -117,9 +123,28 @@ class _Reader:
         return tensor
 
 
-def _check_quantization(file: Path, quantization: object) -> None:
-    """Accept the one quantization this code reads; how each tensor is stored the files say."""
+def _int8_layers(
+    folder: Path, method: str | None, stored: dict[str, Stored], device: torch.device
+) -> set[str]:
+    """Name the layers that are stored in INT8; none of them without config.json saying so."""
+    weights = [name for name, entry in stored.items() if entry.dtype == INT8]
+    if weights and method != int8_config.METHOD:
+        file = stored[weights[0]].file
+        _refuse(file, f"stores {weights[0]} as INT8, of which config.json says nothing")
+    if not weights and method == int8_config.METHOD:
+        _refuse(folder / "config.json", "says the weights are INT8, but none of them is")
+    if weights and device.type != "cpu":
+        raise ConfigError(f"device = {device}: {folder} holds INT8 weights, which run on a CPU.")
+    return set(map(names.int8_layer_of, weights))
+
+
+def _quantization(file: Path, quantization: object) -> str:
+    """Name the quantization, if this code reads it; how each tensor is stored the files say."""
     match quantization:
+        case {"quant_method": int8_config.METHOD, **rest}:
+            if (reason := int8_config.what_differs(rest)) is not None:
+                _refuse(file, reason)
+            return int8_config.METHOD
         case {"quant_method": "fp8", **rest}:
             block = rest.get("weight_block_size", [BLOCK, BLOCK])
             number_format = rest.get("fmt", "e4m3")
@@ -129,8 +154,13 @@ def _check_quantization(file: Path, quantization: object) -> None:
                     f"describes FP8 weights as {number_format!r} in blocks {block!r}; "
                     f"only e4m3 in [{BLOCK}, {BLOCK}] is known",
                 )
+            return "fp8"
         case {"quant_method": str(method)}:
-            _refuse(file, f"says the weights are quantized with {method!r}; only fp8 is known")
+            _refuse(
+                file,
+                f"says the weights are quantized with {method!r}; only fp8 and "
+                f"{int8_config.METHOD} are known",
+            )
         case _:
             _refuse(file, "has a quantization_config without a quant_method")
 

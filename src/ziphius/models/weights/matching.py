@@ -11,13 +11,15 @@ import torch
 
 from ziphius.core.errors import CheckpointError
 from ziphius.models.config import ModelConfig
+from ziphius.models.int8 import SCALE as INT8_SCALE
 from ziphius.models.weights import names
 from ziphius.models.weights.fp8 import BLOCK, scale_shape
 from ziphius.models.weights.names import SCALE_SUFFIX, Slot
 from ziphius.models.weights.shards import Stored
 
-FP8 = "F8_E4M3"
+FP8, INT8 = "F8_E4M3", "I8"
 SCALE_DTYPES = ("F32", "F8_E8M0")
+INT8_SCALE_DTYPES = ("F32", "BF16", "F16")
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -40,7 +42,9 @@ class Plan:
         """Find the narrowest dtype that holds every weight exactly; FP8 counts as bfloat16."""
         common: torch.dtype | None = None
         for name, slot in self.slots.items():
-            if slot.name.endswith(names.ROUTER_BIAS):
+            if slot.name.endswith((names.ROUTER_BIAS, INT8_SCALE)):
+                continue
+            if self.stored[name].dtype == INT8:
                 continue
             dtype = TORCH_DTYPES[self.stored[name].dtype]
             common = dtype if common is None else torch.promote_types(common, dtype)
@@ -67,6 +71,15 @@ def match(
         if entry.shape != shape:
             found, wanted = list(entry.shape), list(shape)
             _refuse(entry.file, f"holds {name} of shape {found}; config.json asks for {wanted}")
+        has_int8_scale = name + INT8_SCALE in shapes
+        if has_int8_scale != (entry.dtype == INT8):
+            reason = "others of its layer as INT8" if has_int8_scale else "no layer in INT8 has it"
+            _refuse(entry.file, f"stores {name} as {entry.dtype}, but {reason}")
+        if name.endswith(INT8_SCALE) and entry.dtype not in INT8_SCALE_DTYPES:
+            known = ", ".join(INT8_SCALE_DTYPES)
+            _refuse(entry.file, f"stores the scales {name} as {entry.dtype}; known are {known}")
+        if entry.dtype == INT8:
+            continue
         if entry.dtype == FP8:
             _check_scale(name, entry, stored)
         elif entry.dtype not in TORCH_DTYPES:

@@ -1,6 +1,7 @@
 """Names in checkpoint files and where each tensor lives in a model.
 
-Both are equal but for four things:
+INT8 weights have their scales beside them, `weight_scale` of one number per row. Names in both are
+equal but for four things:
     1. routed experts are one file tensor each, `experts.{e}.{gate,up,down}_proj.weight`, and two
        stacked parameters in memory, `experts.gate_up_proj` [E, 2F, D] and `experts.down_proj`
        [E, D, F];
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ziphius.models.config import ModelConfig
+from ziphius.models.int8 import SCALE as INT8_SCALE
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -106,18 +108,27 @@ def is_projection(file_name: str) -> bool:
     return _PROJECTION.search(file_name) is not None
 
 
+def int8_layer_of(file_name: str) -> str:
+    """Name the layer of the model that holds an INT8 weight of a file."""
+    owner = file_name.rpartition(".")[0]
+    experts, mark, _ = owner.partition(".experts.")
+    return experts + mark.removesuffix(".") if mark else owner
+
+
 def _slots_of(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Slot]]:
-    if name.endswith(GATE_UP):
-        experts, both, hidden = shape
+    stem = name.removesuffix(INT8_SCALE)
+    ending = "weight" + name[len(stem) :]
+    if stem.endswith(GATE_UP):
+        experts, both, width = shape
         half = both // 2
-        prefix = name.removesuffix("gate_up_proj")
+        prefix = stem.removesuffix("gate_up_proj")
         for expert in range(experts):
             for kind, first in (("gate", 0), ("up", half)):
-                slot = Slot(name, (half, hidden), expert, (first, first + half))
-                yield f"{prefix}{expert}.{kind}_proj.weight", slot
-    elif name.endswith(DOWN):
-        prefix = name.removesuffix("down_proj")
+                slot = Slot(name, (half, width), expert, (first, first + half))
+                yield f"{prefix}{expert}.{kind}_proj.{ending}", slot
+    elif stem.endswith(DOWN):
+        prefix = stem.removesuffix("down_proj")
         for expert in range(shape[0]):
-            yield f"{prefix}{expert}.down_proj.weight", Slot(name, shape[1:], expert)
+            yield f"{prefix}{expert}.down_proj.{ending}", Slot(name, shape[1:], expert)
     else:
         yield name, Slot(name, shape)

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.core.files import new_folder, write_file
+from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
 from ziphius.models.published import to_published
 from ziphius.models.weights.fp8 import BLOCK, ScaleFormat, quantize, scale_shape
+from ziphius.models.weights.int8_config import quantization_config
 from ziphius.models.weights.names import (
     HEAD,
     SCALE_SUFFIX,
@@ -68,11 +70,17 @@ def save(
         folder: must not exist or be empty.
         tokenizer: writes its files into the same folder.
         weight_format: `fp8` and `fp8-ue8m0` quantize the projections of attention and feed-forward
-            layers in blocks as V3 and V3.1 are published; everything else is bfloat16 then.
+            layers in blocks as V3 and V3.1 are published; everything else is bfloat16 then. INT8
+            layers of a quantized model stay INT8, and this says what the rest becomes.
         max_shard_bytes: largest size of a weight file; a larger weight has a file of its own.
     """
     if max_shard_bytes < 1:
         raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: must be 1 or more.")
+    if weight_format in SCALE_FORMATS and has_int8(model):
+        raise ConfigError(
+            f"weight_format = {weight_format!r}: the model is quantized to INT8; save the rest of "
+            "it as bfloat16 or float32."
+        )
     shards = _shards(list(_pieces(model, weight_format)), max_shard_bytes)
     with new_folder(folder) as temporary:
         write_file(temporary / "config.json", _as_json(_published_config(model, weight_format)))
@@ -93,7 +101,12 @@ def _pieces(model: Model, weight_format: WeightFormat) -> Iterator[Piece]:
     tensors = model_tensors(model)
     slots = file_slots(model)
     # A tied head is not written: its copy is one of the embedding, which readers tie themselves.
-    copies = {copy: name for copy, name in file_copies(model.config).items() if copy != HEAD}
+    # Nor are copies of a head in INT8, which has scales too: a reader can do without.
+    copies = {
+        copy: name
+        for copy, name in file_copies(model.config).items()
+        if copy != HEAD and tensors[slots[name].name].is_floating_point()
+    }
     for name, slot in {**slots, **{copy: slots[name] for copy, name in copies.items()}}.items():
         source = tensors[slot.name]
         part = slot.of(source)
@@ -102,7 +115,8 @@ def _pieces(model: Model, weight_format: WeightFormat) -> Iterator[Piece]:
         else:
             is_bias = not isinstance(source, nn.Parameter)
             wide = is_bias or weight_format == "float32"
-            yield _plain_piece(name, part, torch.float32 if wide else torch.bfloat16)
+            dtype = torch.float32 if wide else torch.bfloat16
+            yield _plain_piece(name, part, dtype if part.is_floating_point() else part.dtype)
 
 
 def _plain_piece(name: str, tensor: Tensor, dtype: torch.dtype) -> Piece:
@@ -151,6 +165,8 @@ def _published_config(model: Model, weight_format: WeightFormat) -> dict[str, An
         }
         if weight_format == "fp8-ue8m0":
             data["quantization_config"]["scale_fmt"] = "ue8m0"
+    if has_int8(model):
+        data["quantization_config"] = quantization_config(model)
     return data
 
 

@@ -23,7 +23,14 @@ LARGEST_HEADER_BYTES = 32 * 2**20
 LARGEST_TENSOR_COUNT = 200_000  # R1 has 92,000
 LARGEST_RANK = 8
 
-DTYPE_BYTES: dict[str, int] = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E8M0": 1}
+DTYPE_BYTES: dict[str, int] = {
+    "F32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+    "I8": 1,
+}
 """Types that weights and scales may be stored in, and the bytes of a number."""
 
 # Formats that can run code while they are opened. They are named here to be refused.

@@ -1,0 +1,1 @@
+"""Number formats for a model that is made already."""
