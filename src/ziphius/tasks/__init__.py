@@ -4,8 +4,12 @@
     problem = task.problems("train", level=1, count=1)[0]
     task.verify(problem, "12")
 
+GSM8K comes from a folder of files: `get_task("gsm8k", folder)`.
+
 To add one: a file with a subclass of `GymTask` or `Task`, and a line in the table.
 """
+
+from pathlib import Path
 
 from ziphius.tasks.ab import AB
 from ziphius.tasks.base_conversion import BaseConversion
@@ -15,10 +19,12 @@ from ziphius.tasks.count_bits import CountBits
 from ziphius.tasks.errors import TaskError
 from ziphius.tasks.fraction_simplification import FractionSimplification
 from ziphius.tasks.gcd import Gcd, Lcm
+from ziphius.tasks.gsm8k import Gsm8k
 from ziphius.tasks.leg_counting import LegCounting
 from ziphius.tasks.letter_counting import LetterCounting
 from ziphius.tasks.prime_factorization import PrimeFactorization
 from ziphius.tasks.products import Products
+from ziphius.tasks.refused import REFUSED
 from ziphius.tasks.simple_equations import SimpleEquations
 from ziphius.tasks.simple_geometry import SimpleGeometry
 from ziphius.tasks.spell_backward import SpellBackward
@@ -44,11 +50,26 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(name: str) -> Task:
-    """Return the task of that name; the error for an unknown one lists them all."""
+def get_task(name: str, folder: Path | None = None) -> Task:
+    """Return the task of that name.
+
+    Args:
+        name: a key of `TASKS`, or `gsm8k`.
+        folder: where the files of GSM8K are; it verifies and solves without, but has no problems.
+
+    Raises:
+        TaskError: the name is unknown (the known ones are listed), or of a family that is refused
+            (the reason is given), or a folder is given that nothing would read.
+    """
+    if name == Gsm8k.name:
+        return Gsm8k(folder)
+    if name in REFUSED:
+        raise TaskError(f"The family {name} of reasoning-gym is no task here: {REFUSED[name]}.")
     if name not in TASKS:
-        raise TaskError(f"Unknown task {name!r}; known are {', '.join(TASKS)}.")
+        raise TaskError(f"Unknown task {name!r}; known are {', '.join([*TASKS, Gsm8k.name])}.")
+    if folder is not None:
+        raise TaskError(f"Task {name} makes its own problems: give no folder.")
     return TASKS[name]
 
 
-__all__ = ["SPLITS", "TASKS", "Problem", "Split", "Task", "get_task"]
+__all__ = ["REFUSED", "SPLITS", "TASKS", "Gsm8k", "Problem", "Split", "Task", "get_task"]

@@ -20,7 +20,7 @@ class AB(GymTask):
     """`ab: B# A# #B`: neighbours that face each other vanish if equal, and change places if not."""
 
     name = "ab"
-    settings: ClassVar = {1: {"length": 5}, 2: {"length": 6}, 3: {"length": 8}, 4: {"length": 10}}
+    settings: ClassVar = {1: {"length": 6}, 2: {"length": 7}, 3: {"length": 8}, 4: {"length": 10}}
     form = re.compile(r"[AB#]{2}( [AB#]{2}){0,99}")
 
     def facts(self, entry: Entry) -> dict[str, Any]:

@@ -14,8 +14,8 @@ class FractionSimplification(GymTask):
 
     name = "fraction_simplification"
     settings: ClassVar = {
-        1: {"max_value": 20, "min_factor": 2, "max_factor": 9, "styles": ("plain",)},
-        2: {"max_value": 40, "min_factor": 2, "max_factor": 20, "styles": ("plain",)},
+        1: {"max_value": 30, "min_factor": 2, "max_factor": 9, "styles": ("plain",)},
+        2: {"max_value": 60, "min_factor": 2, "max_factor": 20, "styles": ("plain",)},
         3: {"max_value": 200, "min_factor": 2, "max_factor": 50, "styles": ("plain",)},
     }
     form = re.compile(r"[0-9]{1,20}/[0-9]{1,20}")

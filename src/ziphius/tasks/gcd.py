@@ -38,9 +38,9 @@ class Lcm(Gcd):
 
     name = "lcm"
     settings: ClassVar = {
-        1: {"min_value": 2, "max_value": 80},
-        2: {"min_value": 10, "max_value": 200},
-        3: {"min_value": 50, "max_value": 1_000},
+        1: {"min_value": 2, "max_value": 60},
+        2: {"min_value": 10, "max_value": 120},
+        3: {"min_value": 50, "max_value": 400},
     }
 
     def solve(self, problem: Problem) -> str:
