@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 
+from tests.numerics.golden_losses import assert_golden
 from tests.training import Run, moe_config, train_config
 from ziphius.data.conversations import ConversationLoader, encode_conversations
 from ziphius.data.messages import Conversation
@@ -60,7 +60,7 @@ def test_thirty_steps_of_sft(tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     assert len(golden) == 30
     assert golden[-1] < 0.8 * golden[0]
-    assert losses(tmp_path) == pytest.approx(golden, rel=1e-4)
+    assert_golden(losses(tmp_path), golden)
 
 
 if __name__ == "__main__":
