@@ -3,6 +3,8 @@
 The command, recipes and tests all start here.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from ziphius.data.conversations import (
 from ziphius.data.loader import Loader
 from ziphius.data.messages import Conversation, read_conversations, split_held_out
 from ziphius.dist.world import local_device
+from ziphius.models.model import Model
 from ziphius.models.weights import load
 from ziphius.text.chat import CHAT_FORMATS, get_chat_format
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
@@ -36,12 +39,37 @@ from ziphius.train.settings import SftSettings
 from ziphius.train.stages.sft import Sft
 
 
-def run_sft(settings: SftSettings, folder: Path, context: RunContext = PLAIN) -> Finished:
-    """Teach a model conversations, or go on where the folder has a checkpoint."""
-    if settings.model is None or not settings.data:
+@dataclass(frozen=True)
+class NewModel:
+    """A model that is made when a run starts, always with the same weights."""
+
+    build: Callable[[], Model]
+    speaks_as: Path
+    """Folder whose tokenizer it has."""
+
+
+def run_sft(
+    settings: SftSettings,
+    folder: Path,
+    context: RunContext = PLAIN,
+    *,
+    stage: Callable[..., Sft] = Sft,
+    new: NewModel | None = None,
+) -> Finished:
+    """Teach a model conversations, or go on where the folder has a checkpoint.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        context: how the run was called.
+        stage: takes the arguments of `Sft`; another stage that learns from conversations.
+        new: what to teach instead of `settings.model`.
+    """
+    origin = settings.model if new is None else new.speaks_as
+    if origin is None or not settings.data:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
     device = local_device(resolve_device(settings.train.device))
-    tokenizer = _tokenizer(settings, settings.model)
+    tokenizer = _tokenizer(settings, origin)
     learned, held_out = _conversations(settings, tokenizer)
     loader = ConversationLoader(
         learned,
@@ -50,7 +78,7 @@ def run_sft(settings: SftSettings, folder: Path, context: RunContext = PLAIN) ->
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
-    model = load(settings.model, dtype=torch.float32)
+    model = load(origin, dtype=torch.float32) if new is None else new.build()
     config = _training(settings.train, loader, held_out)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
@@ -58,7 +86,7 @@ def run_sft(settings: SftSettings, folder: Path, context: RunContext = PLAIN) ->
     floors = conversation_floors(learned, held_out, model.config.vocab_size)
 
     def build(rows: Loader) -> Sft:
-        return Sft(
+        return stage(
             rows,
             model.config,
             config,
@@ -77,7 +105,7 @@ def run_sft(settings: SftSettings, folder: Path, context: RunContext = PLAIN) ->
         tokenizer=tokenizer,
         loader=loader,
         build=build,
-        base=settings.model,
+        base=origin,
         text=_description(loader, held_out, tokenizer),
     )
 
