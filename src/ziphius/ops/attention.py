@@ -11,9 +11,6 @@ from torch import Tensor
 
 from ziphius.ops import native
 
-SCORE_BLOCK = 4 * 2**20
-"""Scores held at once in the backward pass: few enough to stay in cache."""
-
 
 def attend(
     query_BNTH: Tensor,
@@ -60,10 +57,10 @@ def attend(
 
 
 class _Attention(torch.autograd.Function):
-    """PyTorch's flash kernel forward; backward as batched products over blocks of sequences.
+    """PyTorch's flash kernel forward, a kernel of our own backward.
 
-    The flash kernel's own backward takes 3 times as long on CPUs: its products are too small for
-    the matrix units.
+    PyTorch's backward takes several times as long on CPUs: its products are too small for the
+    matrix units.
     """
 
     @staticmethod
@@ -92,35 +89,22 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
         query_BNTH, key_BNSH, value_BNSH, out_BNTH, lse_BNT = ctx.saved_tensors
         batch, heads, queries, width = query_BNTH.shape
-        keys = key_BNSH.shape[2]
-        delta_BNT = (grad_BNTH.float() * out_BNTH).sum(-1)
-        lse_BNT = lse_BNT.float().contiguous()
         inputs = (query_BNTH, key_BNSH, value_BNSH)
         grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in inputs)
-        step = max(1, SCORE_BLOCK // (heads * queries * keys))
-        for first in range(0, batch, step):
-            rows = slice(first, first + step)
-            q, k, v, g = (x[rows].reshape(-1, x.shape[2], width) for x in (*inputs, grad_BNTH))
-            probs_ZTS = torch.bmm(q, k.transpose(1, 2))
-            grad_scores_ZTS = torch.bmm(g, v.transpose(1, 2))
-            mask = None if ctx.mask_BTS is None else ctx.mask_BTS[rows].contiguous()
-            native.call(
-                "attention_gradient",
-                native.SUFFIXES[q.dtype],
-                probs_ZTS,
-                grad_scores_ZTS,
-                lse_BNT[rows],
-                delta_BNT[rows],
-                mask,
-                heads,
-                q.shape[0],
-                queries,
-                keys,
-                int(ctx.is_causal),
-                ctx.scale,
-            )
-            grad_q, grad_k, grad_v = (x[rows].view(-1, x.shape[2], width) for x in grads)
-            torch.bmm(grad_scores_ZTS, k, out=grad_q)
-            torch.bmm(grad_scores_ZTS.transpose(1, 2), q, out=grad_k)
-            torch.bmm(probs_ZTS.transpose(1, 2), g, out=grad_v)
+        mask_BTS = ctx.mask_BTS
+        native.call(
+            "attention_backward",
+            native.SUFFIXES[query_BNTH.dtype],
+            *(x.contiguous() for x in (*inputs, out_BNTH, grad_BNTH)),
+            lse_BNT.float().contiguous(),
+            None if mask_BTS is None else mask_BTS.expand(batch, -1, -1).contiguous(),
+            *grads,
+            heads,
+            batch * heads,
+            queries,
+            key_BNSH.shape[2],
+            width,
+            int(ctx.is_causal),
+            ctx.scale,
+        )
         return *grads, None, None, None

@@ -158,14 +158,49 @@ def test_attention(monkeypatch, dtype, kind):
     assert_equal_within(monkeypatch, attention, inputs, BOUNDS[dtype])
 
 
-def test_attention_in_blocks_of_sequences(monkeypatch):
-    monkeypatch.setattr("ziphius.ops.attention.SCORE_BLOCK", 1)
+@DTYPES
+@pytest.mark.parametrize("kind", ["causal", "full", "documents"])
+def test_attention_over_several_blocks_of_queries(monkeypatch, dtype, kind):
+    """150 queries of width 40: neither fills the blocks that products are taken in."""
+    mask_BTS = None
+    if kind == "documents":
+        document_BT = torch.arange(150).div(70, rounding_mode="floor").expand(2, -1)
+        same = document_BT[:, :, None] == document_BT[:, None, :]
+        mask_BTS = same & torch.ones(150, 150, dtype=torch.bool).tril()
 
     def attention(q, k, v):
-        return attend(q, k, v, mask_BTS=None, is_causal=True, scale=0.25)
+        return attend(q, k, v, mask_BTS=mask_BTS, is_causal=kind == "causal", scale=0.25)
 
-    inputs = [draw(5, 2, 17, 8, seed=seed) for seed in range(3)]
+    inputs = [draw(2, 2, 150, 40, dtype=dtype, seed=seed) for seed in range(3)]
+    assert_equal_within(monkeypatch, attention, inputs, BOUNDS[dtype])
+
+
+def test_attention_of_fewer_queries_than_keys(monkeypatch):
+    def attention(q, k, v):
+        return attend(q, k, v, mask_BTS=None, is_causal=False, scale=0.25)
+
+    inputs = [draw(2, 3, length, 8, seed=length) for length in (70, 130, 130)]
     assert_equal_within(monkeypatch, attention, inputs, BOUNDS[torch.float32])
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [1, 300])
+def test_routed_experts_over_several_blocks(monkeypatch, dtype, tokens):
+    """Some 200 rows an expert, widths that fill no panel, one expert without a token."""
+    experts, width, inner = 4, 40, 33
+    scores_ME = draw(tokens, experts, seed=5)
+    weights_MK, experts_MK = scores_ME.softmax(-1)[:, :3].topk(2)
+
+    def routed(x, weights, gate_up, down):
+        return routed_experts(x, experts_MK, weights, gate_up, down)
+
+    inputs = [
+        draw(tokens, width, dtype=dtype),
+        weights_MK,
+        draw(experts, 2 * inner, width, dtype=dtype, seed=1) / 4,
+        draw(experts, width, inner, dtype=dtype, seed=2) / 4,
+    ]
+    assert_equal_within(monkeypatch, routed, inputs, BOUNDS[dtype])
 
 
 @DTYPES

@@ -27,7 +27,7 @@ from ziphius.core.files import write_file
 FLAGS = (
     "-O3",
     "-march=native",
-    "-mprefer-vector-width=512",
+    *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()),
     "-std=c++17",
     "-fopenmp",
     "-fPIC",
@@ -47,7 +47,7 @@ _SIGNATURES = {
     "swiglu_backward": "pppppl",
     "combine": "plpppl" + "ll",
     "cross_entropy": "ppppfll",
-    "attention_gradient": "ppppp" + "llll" + "if",
+    "attention_backward": "pppppppppp" + "lllll" + "if",
     "latent_queries": "pppp" + "lllll" + "i",
     "latent_keys": "pppp" + "llllll",
     "latent_keys_backward": "pppp" + "llllll",

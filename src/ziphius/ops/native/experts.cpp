@@ -40,12 +40,6 @@ void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per
     std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
 }
 
-template <class T>
-void store_row(const float* from, T* to, int64_t width) {
-#pragma omp simd
-    for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
-}
-
 // gate_up[z] = gate and up of pair z; out[z] = its expert's output, not yet weighted.
 template <class T, class W>
 void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
@@ -78,7 +72,7 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
             int64_t count = block.end - block.start, rows = padded(count);
             const T* weights = packed + block.expert * (first_size + second_size);
             gather(x, pairs, block, per_token, hidden, x_rows);
-            multiply(rows, 2 * narrow, wide, x_rows, wide, weights, sums, 2 * narrow);
+            multiply(rows, 2 * narrow, wide, x_rows, wide, weights, wide, sums, 2 * narrow);
             for (int64_t i = 0; i < rows; i++) {
                 const float *gate = sums + i * 2 * narrow, *up = gate + narrow;
                 T* to = hidden_rows + i * narrow;
@@ -89,7 +83,7 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
                 store_row(gate, kept, width);
                 store_row(up, kept + width, width);
             }
-            multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, sums, wide);
+            multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, narrow, sums, wide);
             for (int64_t i = 0; i < count; i++)
                 store_row(sums + i * wide, out + (block.start + i) * hidden, hidden);
         }
@@ -137,7 +131,7 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                 Block block{e, start, std::min(start + LONG_BLOCK, offsets[e + 1])};
                 int64_t count = block.end - start, rows = padded(count);
                 gather(grad, pairs, block, per_token, hidden, grad_out);
-                multiply(rows, narrow, wide, grad_out, wide, second, sums, narrow);
+                multiply(rows, narrow, wide, grad_out, wide, second, wide, sums, narrow);
                 std::memset(static_cast<void*>(delta), 0, sizeof(T) * rows * 2 * narrow);
                 std::memset(static_cast<void*>(inner), 0, sizeof(T) * rows * narrow);
                 for (int64_t i = 0; i < count; i++) {
@@ -157,15 +151,16 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                     }
                     grad_pair_weights[pair] = dot;
                 }
-                multiply(rows, wide, 2 * narrow, delta, 2 * narrow, first, sums, wide);
+                multiply(rows, wide, 2 * narrow, delta, 2 * narrow, first, 2 * narrow, sums, wide);
                 for (int64_t i = 0; i < count; i++)
                     store_row(sums + i * wide, grad_rows + (start + i) * hidden, hidden);
                 gather(x, pairs, block, per_token, hidden, x_rows);
                 pack(x_rows, wide, 1, rows, wide, packed);
-                multiply_transposed(2 * narrow, wide, rows, delta, 2 * narrow, turned, packed, first_sums, wide,
-                                    add);
+                multiply_transposed(2 * narrow, wide, rows, delta, 2 * narrow, turned, packed, rows, first_sums,
+                                    wide, add);
                 pack(grad_out, wide, 1, rows, wide, packed);
-                multiply_transposed(narrow, wide, rows, inner, narrow, turned, packed, second_sums, wide, add);
+                multiply_transposed(narrow, wide, rows, inner, narrow, turned, packed, rows, second_sums, wide,
+                                    add);
             }
             for (int64_t i = 0; i < width; i++) {
                 std::memcpy(to_first + i * hidden, first_sums + i * wide, sizeof(float) * hidden);

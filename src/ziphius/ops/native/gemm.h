@@ -2,7 +2,8 @@
 //
 // C [m, n] = A [m, k] B [k, n], or C += A B, with C in float32. All three counts are multiples of UNIT:
 // callers pad with zeros. A is row-major. B lies in panels of UNIT columns, each with its rows one after
-// the other; in bfloat16 two rows of a panel are interleaved, as the matrix units of CPUs read them.
+// the other; in bfloat16 two rows of a panel are interleaved, as the matrix units of CPUs read them. Panels
+// may have more rows, `depth`, than the k that are used.
 
 #pragma once
 
@@ -180,11 +181,11 @@ class Tiles {
     alignas(64) uint8_t before_[64];
 };
 
-inline void tiled(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, const bf16* b, float* c,
-                  int64_t c_stride, bool add) {
+inline void tiled(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, const bf16* b,
+                  int64_t depth, float* c, int64_t c_stride, bool add) {
     Tiles tiles;
     int64_t c_bytes = 4 * c_stride, a_bytes = 2 * a_stride;
-    for (int64_t j = 0; j < n; j += UNIT, b += k * UNIT) {
+    for (int64_t j = 0; j < n; j += UNIT, b += depth * UNIT) {
         for (int64_t i = 0; i < m; i += UNIT) {
             float* top = c + i * c_stride + j;
             float* bottom = top + 16 * c_stride;
@@ -220,15 +221,15 @@ inline void tiled(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stri
 }
 #endif
 
-inline bool multiply_by_tiles(int64_t, int64_t, int64_t, const float*, int64_t, const float*, float*, int64_t,
-                              bool) {
+inline bool multiply_by_tiles(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*,
+                              int64_t, bool) {
     return false;
 }
 inline bool multiply_by_tiles(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, const bf16* b,
-                              float* c, int64_t c_stride, bool add) {
+                              int64_t depth, float* c, int64_t c_stride, bool add) {
 #if defined(__AMX_BF16__)
     if (!tiles_lent()) return false;
-    tiled(m, n, k, a, a_stride, b, c, c_stride, add);
+    tiled(m, n, k, a, a_stride, b, depth, c, c_stride, add);
     return true;
 #else
     return false;
@@ -237,9 +238,9 @@ inline bool multiply_by_tiles(int64_t m, int64_t n, int64_t k, const bf16* a, in
 
 template <class T>
 void multiply_by_vectors(int64_t m, int64_t n, int64_t k, const T* a, int64_t row_stride, int64_t step,
-                         const T* b, float* c, int64_t c_stride, bool add) {
+                         const T* b, int64_t depth, float* c, int64_t c_stride, bool add) {
     constexpr int64_t numbers = sizeof(float) / sizeof(T);  // of a panel's row, in one word
-    for (int64_t j = 0; j < n; j += UNIT, b += k * UNIT) {
+    for (int64_t j = 0; j < n; j += UNIT, b += depth * UNIT) {
         for (int64_t half = 0; half < UNIT; half += 2 * LANES) {
             for (int64_t i = 0; i < m; i += TALL) {
                 Sums sums;
@@ -253,19 +254,19 @@ void multiply_by_vectors(int64_t m, int64_t n, int64_t k, const T* a, int64_t ro
 }
 
 template <class T>
-void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, float* c,
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, int64_t depth, float* c,
               int64_t c_stride, bool add = false) {
-    if (multiply_by_tiles(m, n, k, a, a_stride, b, c, c_stride, add)) return;
-    multiply_by_vectors(m, n, k, a, a_stride, 1, b, c, c_stride, add);
+    if (multiply_by_tiles(m, n, k, a, a_stride, b, depth, c, c_stride, add)) return;
+    multiply_by_vectors(m, n, k, a, a_stride, 1, b, depth, c, c_stride, add);
 }
 
 // The same with A given as its transpose, a row-major [k, m]; `turned` has room for k * m numbers.
 inline void multiply_transposed(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_stride, float*,
-                                const float* b, float* c, int64_t c_stride, bool add) {
-    multiply_by_vectors(m, n, k, a, 1, a_stride, b, c, c_stride, add);
+                                const float* b, int64_t depth, float* c, int64_t c_stride, bool add) {
+    multiply_by_vectors(m, n, k, a, 1, a_stride, b, depth, c, c_stride, add);
 }
 inline void multiply_transposed(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stride, bf16* turned,
-                                const bf16* b, float* c, int64_t c_stride, bool add) {
+                                const bf16* b, int64_t depth, float* c, int64_t c_stride, bool add) {
     auto* pairs = reinterpret_cast<uint32_t*>(turned);
     for (int64_t first = 0; first < m; first += 16) {  // as many rows as are written side by side
         for (int64_t i = 0; i < k; i += 2) {
@@ -274,7 +275,13 @@ inline void multiply_transposed(int64_t m, int64_t n, int64_t k, const bf16* a, 
                 pairs[((first + j) * k + i) / 2] = pair_of(even[j].bits, odd[j].bits);
         }
     }
-    multiply(m, n, k, turned, k, b, c, c_stride, add);
+    multiply(m, n, k, turned, k, b, depth, c, c_stride, add);
+}
+
+template <class T>
+void store_row(const float* from, T* to, int64_t width) {
+#pragma omp simd
+    for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
 }
 
 }  // namespace

@@ -130,41 +130,6 @@ void cross_entropy(T* logits, const int64_t* targets, float* losses, float* norm
     }
 }
 
-// Scores to probabilities and their gradient, for the rows of one causal or masked block:
-// p = exp(scale s - lse), ds = scale p (dp - delta). A masked or future pair gets 0 in both.
-template <class T>
-void attention_gradient(T* scores, T* grad_probs, const float* lse, const float* delta,
-                        const uint8_t* mask, int64_t heads_per_mask, int64_t heads, int64_t queries,
-                        int64_t keys, int causal, float scale) {
-#pragma omp parallel for schedule(static) collapse(2)
-    for (int64_t h = 0; h < heads; h++) {
-        for (int64_t q = 0; q < queries; q++) {
-            int64_t at = h * queries + q;
-            T *s = scores + at * keys, *d = grad_probs + at * keys;
-            float own_lse = lse[at], own_delta = delta[at];
-            int64_t visible = causal ? q + 1 : keys;
-            if (mask) {
-                const uint8_t* seen = mask + ((h / heads_per_mask) * queries + q) * keys;
-#pragma omp simd
-                for (int64_t j = 0; j < keys; j++) {
-                    float p = seen[j] ? fast_exp(scale * load(s[j]) - own_lse) : 0.0f;
-                    store(s + j, p);
-                    store(d + j, scale * p * (load(d[j]) - own_delta));
-                }
-                continue;
-            }
-#pragma omp simd
-            for (int64_t j = 0; j < visible; j++) {
-                float p = fast_exp(scale * load(s[j]) - own_lse);
-                store(s + j, p);
-                store(d + j, scale * p * (load(d[j]) - own_delta));
-            }
-            std::memset(static_cast<void*>(s + visible), 0, sizeof(T) * (keys - visible));
-            std::memset(static_cast<void*>(d + visible), 0, sizeof(T) * (keys - visible));
-        }
-    }
-}
-
 // Rotate neighbouring pairs; `direction` -1 rotates back.
 template <class T>
 inline void rotate_pairs(const T* from, T* to, const float* cosine, const float* sine, int64_t pairs,
@@ -276,11 +241,6 @@ NORM(bb, bf16, bf16)
     void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* normalizers,     \
                                 float scale, int64_t rows, int64_t width) {                               \
         cross_entropy(logits, targets, losses, normalizers, scale, rows, width);                          \
-    }                                                                                                     \
-    void attention_gradient_##suffix(T* s, T* d, const float* lse, const float* delta,                    \
-                                     const uint8_t* mask, int64_t heads_per_mask, int64_t heads,          \
-                                     int64_t queries, int64_t keys, int causal, float scale) {            \
-        attention_gradient(s, d, lse, delta, mask, heads_per_mask, heads, queries, keys, causal, scale);  \
     }                                                                                                     \
     void latent_queries_##suffix(const T* from, T* to, const float* c, const float* s, int64_t batch,     \
                                  int64_t tokens, int64_t heads, int64_t nope, int64_t rope,               \

@@ -1,0 +1,115 @@
+// The backward pass of softmax attention, one head at a time: scores are computed anew for a block of
+// queries and the keys they can see, and never leave the cache. ops/attention.py calls it.
+//
+// With p = exp(scale q k - lse), delta = sum of grad * out over a row, and dp = grad v:
+// grad_v = p^T grad, ds = scale p (dp - delta), grad_q = ds k, grad_k = ds^T q.
+// Source: FlashAttention-2 (arXiv 2307.08691), section 3.1.2.
+//
+// Shapes: heads of all sequences in one row, Q queries, S keys, H width of all three.
+
+#include "gemm.h"
+
+#include <omp.h>
+
+namespace {
+
+constexpr int64_t QUERIES = 64;  // of a block
+
+template <class T>
+void copy_rows(const T* from, int64_t rows, int64_t width, T* to) {
+    int64_t stride = padded(width);
+    std::memset(static_cast<void*>(to), 0, sizeof(T) * padded(rows) * stride);
+    for (int64_t i = 0; i < rows; i++)
+        std::memcpy(static_cast<void*>(to + i * stride), from + i * width, sizeof(T) * width);
+}
+
+template <class T>
+void attention_backward(const T* query, const T* key, const T* value, const T* out, const T* grad,
+                        const float* lse, const uint8_t* mask, T* grad_query, T* grad_key, T* grad_value,
+                        int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width,
+                        int causal, float scale) {
+    int64_t wide = padded(width), all = padded(keys);
+#pragma omp parallel
+    {
+        static thread_local std::vector<T> memory;
+        static thread_local std::vector<float> float_memory;
+        T* across_keys = scratch(memory, 3 * all * wide + QUERIES * (4 * wide + 3 * all));
+        T *across_values = across_keys + all * wide, *key_rows = across_values + all * wide;
+        T *query_rows = key_rows + all * wide, *grad_rows = query_rows + QUERIES * wide;
+        T *packed = grad_rows + QUERIES * wide;
+        T *probs = packed + 2 * QUERIES * wide, *deltas = probs + QUERIES * all, *turned = deltas + QUERIES * all;
+        float* key_sums = scratch(float_memory, 2 * all * wide + QUERIES * (2 * all + wide));
+        float *value_sums = key_sums + all * wide, *scores = value_sums + all * wide;
+        float *grad_probs = scores + QUERIES * all, *query_sums = grad_probs + QUERIES * all;
+#pragma omp for schedule(dynamic)
+        for (int64_t h = 0; h < heads; h++) {
+            const T *head_key = key + h * keys * width, *head_value = value + h * keys * width;
+            pack(head_key, 1, width, width, keys, across_keys);
+            pack(head_value, 1, width, width, keys, across_values);
+            pack(head_key, width, 1, keys, width, key_rows);
+            std::fill(key_sums, key_sums + 2 * all * wide, 0.0f);
+            for (int64_t start = 0; start < queries; start += QUERIES) {
+                int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
+                int64_t at = h * queries + start;
+                int64_t seen = causal ? std::min(all, padded(start + count)) : all;
+                copy_rows(query + at * width, count, width, query_rows);
+                copy_rows(grad + at * width, count, width, grad_rows);
+                multiply(rows, seen, wide, query_rows, wide, across_keys, wide, scores, seen);
+                multiply(rows, seen, wide, grad_rows, wide, across_values, wide, grad_probs, seen);
+                std::memset(static_cast<void*>(probs), 0, sizeof(T) * rows * seen);
+                std::memset(static_cast<void*>(deltas), 0, sizeof(T) * rows * seen);
+                for (int64_t i = 0; i < count; i++) {
+                    const T *o = out + (at + i) * width, *g = grad + (at + i) * width;
+                    float delta = 0, own_lse = lse[at + i];
+#pragma omp simd reduction(+ : delta)
+                    for (int64_t j = 0; j < width; j++) delta += load(o[j]) * load(g[j]);
+                    int64_t visible = causal ? start + i + 1 : keys;
+                    const float *s = scores + i * seen, *d = grad_probs + i * seen;
+                    T *p = probs + i * seen, *ds = deltas + i * seen;
+                    if (mask) {
+                        const uint8_t* may = mask + ((h / heads_per_mask) * queries + start + i) * keys;
+#pragma omp simd
+                        for (int64_t j = 0; j < visible; j++) {
+                            float prob = may[j] ? fast_exp(scale * s[j] - own_lse) : 0.0f;
+                            store(p + j, prob);
+                            store(ds + j, scale * prob * (d[j] - delta));
+                        }
+                    } else {
+#pragma omp simd
+                        for (int64_t j = 0; j < visible; j++) {
+                            float prob = fast_exp(scale * s[j] - own_lse);
+                            store(p + j, prob);
+                            store(ds + j, scale * prob * (d[j] - delta));
+                        }
+                    }
+                }
+                multiply(rows, wide, seen, deltas, seen, key_rows, all, query_sums, wide);
+                for (int64_t i = 0; i < count; i++)
+                    store_row(query_sums + i * wide, grad_query + (at + i) * width, width);
+                pack(grad_rows, wide, 1, rows, wide, packed);
+                multiply_transposed(seen, wide, rows, probs, seen, turned, packed, rows, value_sums, wide, true);
+                pack(query_rows, wide, 1, rows, wide, packed);
+                multiply_transposed(seen, wide, rows, deltas, seen, turned, packed, rows, key_sums, wide, true);
+            }
+            for (int64_t i = 0; i < keys; i++) {
+                store_row(key_sums + i * wide, grad_key + (h * keys + i) * width, width);
+                store_row(value_sums + i * wide, grad_value + (h * keys + i) * width, width);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+#define ATTENTION(suffix, T)                                                                              \
+    void attention_backward_##suffix(const T* q, const T* k, const T* v, const T* out, const T* grad,     \
+                                     const float* lse, const uint8_t* mask, T* gq, T* gk, T* gv,          \
+                                     int64_t heads_per_mask, int64_t heads, int64_t queries,              \
+                                     int64_t keys, int64_t width, int causal, float scale) {              \
+        attention_backward(q, k, v, out, grad, lse, mask, gq, gk, gv, heads_per_mask, heads, queries,     \
+                           keys, width, causal, scale);                                                   \
+    }
+ATTENTION(f, float)
+ATTENTION(b, bf16)
+}
