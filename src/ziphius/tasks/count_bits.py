@@ -13,8 +13,8 @@ class CountBits(GymTask):
     name = "count_bits"
     settings: ClassVar = {
         1: {"min_n": 2, "max_n": 3_000},
-        2: {"min_n": 2_000, "max_n": 10_000},
-        3: {"min_n": 10_000, "max_n": 100_000},
+        2: {"min_n": 1_000, "max_n": 6_000},
+        3: {"min_n": 5_000, "max_n": 100_000},
     }
 
     def ask(self, facts: Mapping[str, Any]) -> str:

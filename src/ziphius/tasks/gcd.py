@@ -39,7 +39,7 @@ class Lcm(Gcd):
     name = "lcm"
     settings: ClassVar = {
         1: {"min_value": 2, "max_value": 60},
-        2: {"min_value": 10, "max_value": 120},
+        2: {"min_value": 10, "max_value": 100},
         3: {"min_value": 50, "max_value": 400},
     }
 

@@ -22,8 +22,8 @@ from ziphius.tasks.task import Problem, Split, Task, readable, split_of
 
 Entry = Mapping[str, Any]
 
-INTEGER = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
-DECIMAL = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?", re.ASCII)
+INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
+DECIMAL = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?")
 
 PATIENCE = 5_000
 """Draws in a row without a new problem, after which none is expected any more."""
@@ -53,8 +53,8 @@ class GymTask(Task):
     def ask(self, facts: Mapping[str, Any]) -> str:
         """State the problem in a few words.
 
-        Twins, such as the same numbers in another order, must be asked alike: the split is a hash
-        of these words.
+        Where the order of things says nothing, as for gcd, they are asked in a fixed order: the
+        split is a hash of these words, and must not part twins.
         """
 
     def answer(self, entry: Entry) -> str:

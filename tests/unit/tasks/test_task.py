@@ -1,6 +1,6 @@
 import pytest
 
-from ziphius.tasks import SPLITS, TASKS, get_task
+from ziphius.tasks import SPLITS, TASKS, Problem, get_task
 from ziphius.tasks.errors import TaskError
 from ziphius.tasks.task import LONGEST_ANSWER, readable, split_of
 
@@ -14,6 +14,13 @@ def test_an_unknown_task_is_told_the_known_ones() -> None:
 def test_a_task_is_known_by_its_name(name: str) -> None:
     assert get_task(name).name == name
     assert get_task(name).levels[0] == 1
+
+
+def test_a_problem_is_known_by_task_and_question() -> None:
+    problem = Problem("gcd", 1, "gcd(6,4)=?", "2", {"numbers": [4, 6]})
+    assert problem.key == Problem("gcd", 2, "gcd(6,4)=?", "", {}).key
+    assert problem.key != Problem("lcm", 1, "gcd(6,4)=?", "2", {}).key
+    assert len({problem, Problem("gcd", 1, "gcd(6,4)=?", "2", {"numbers": [4, 6]})}) == 1
 
 
 def test_splits_take_their_shares_of_questions() -> None:
