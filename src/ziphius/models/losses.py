@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ziphius.models.model import Model, Output
-from ziphius.ops.logprobs import summed_cross_entropy
+from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.targets import targets_ahead
 
 
@@ -19,6 +19,8 @@ class TokenLoss:
 
     loss_sum: Tensor
     tokens: Tensor
+    squares_sum: Tensor | None = None
+    """Sum of the squared log-sum-exp of the logits, where it was asked for."""
 
     @property
     def mean(self) -> Tensor:
@@ -33,12 +35,16 @@ def next_token_loss(
     *,
     documents_BT: Tensor | None = None,
     counted_BT: Tensor | None = None,
+    squares: bool = False,
 ) -> TokenLoss:
-    """Return the cross entropy of the next token, within documents, where `counted_BT` is true."""
+    """Return the cross entropy of the next token, within documents, where `counted_BT` is true.
+
+    `squares` asks for the sum that the z-loss is made of too.
+    """
     targets_BT, counts_BT = targets_ahead(
         ids_BT, 1, documents_BT=documents_BT, counted_BT=counted_BT
     )
-    return _cross_entropy(model, output.hidden_BTD, targets_BT, counts_BT)
+    return _cross_entropy(model, output.hidden_BTD, targets_BT, counts_BT, squares=squares)
 
 
 def further_token_losses(
@@ -73,12 +79,20 @@ def further_token_losses(
 
 
 def _cross_entropy(
-    model: Model, hidden_BTD: Tensor, targets_BT: Tensor, counts_BT: Tensor
+    model: Model,
+    hidden_BTD: Tensor,
+    targets_BT: Tensor,
+    counts_BT: Tensor,
+    *,
+    squares: bool = False,
 ) -> TokenLoss:
     weight_WD = model.head.weight
     assert isinstance(weight_WD, Tensor)
-    loss_sum = summed_cross_entropy(hidden_BTD[counts_BT], weight_WD, targets_BT[counts_BT])
-    return TokenLoss(loss_sum, counts_BT.sum())
+    hidden_XD, targets_X = hidden_BTD[counts_BT], targets_BT[counts_BT]
+    if squares:
+        loss_sum, squares_sum = cross_entropy_and_squares(hidden_XD, weight_WD, targets_X)
+        return TokenLoss(loss_sum, counts_BT.sum(), squares_sum)
+    return TokenLoss(summed_cross_entropy(hidden_XD, weight_WD, targets_X), counts_BT.sum())
 
 
 def further_loss_mean(losses: list[TokenLoss]) -> Tensor:

@@ -113,26 +113,60 @@ def summed_cross_entropy(hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor
         weight_WD: the head.
         targets_X: the tokens to predict.
     """
+    return _head_losses(hidden_XD, weight_WD, targets_X, squares=False)[0]
+
+
+def cross_entropy_and_squares(
+    hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what `summed_cross_entropy` does, and the sum of the squared log-sum-exp beside it.
+
+    The second is the z-loss of PaLM (arXiv 2204.02311, section 5). Both come from one pass over
+    the logits; the second costs one product more, for its gradient at the head.
+    """
+    return _head_losses(hidden_XD, weight_WD, targets_X, squares=True)
+
+
+def _head_losses(
+    hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor, *, squares: bool
+) -> tuple[Tensor, Tensor]:
     if native.serves(hidden_XD, weight_WD) and hidden_XD.numel():
-        loss: Tensor = native.apply(
-            _SummedCrossEntropy, hidden_XD, weight_WD, targets_X, compute_dtype(hidden_XD)
+        losses: tuple[Tensor, Tensor] = native.apply(
+            _HeadLosses, hidden_XD, weight_WD, targets_X, compute_dtype(hidden_XD), squares
         )
-        return loss
-    return -token_logprobs(F.linear(hidden_XD, weight_WD), targets_X).sum()
+        return losses
+    logits_XW = F.linear(hidden_XD, weight_WD)
+    cross_entropy = -token_logprobs(logits_XW, targets_X).sum()
+    if not squares:
+        return cross_entropy, torch.zeros_like(cross_entropy)
+    return cross_entropy, torch.logsumexp(logits_XW.float(), dim=-1).square().sum()
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class _HeadLosses(torch.autograd.Function):
+    """Cross entropy, and with `squares` the squared log-sum-exp z, with their gradients.
+
+    The kernel leaves p - target in the place of the logits. The gradient of z^2 is 2 z p, so at the
+    hidden states it follows from that of the cross entropy: p W = (p - target) W + W[target].
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+        ctx: Any,
+        hidden_XD: Tensor,
+        weight_WD: Tensor,
+        targets_X: Tensor,
+        dtype: torch.dtype,
+        squares: bool,
+    ) -> tuple[Tensor, Tensor]:
         weight = weight_WD.to(dtype)
         hidden = hidden_XD.to(dtype)
         losses_X = torch.empty(len(hidden), dtype=torch.float32)
         normalizers_X = torch.empty_like(losses_X)
         grad_hidden_XD = torch.empty_like(hidden)
-        grad_weight_WD = torch.zeros(weight.shape, dtype=torch.float32)
-        for rows in _blocks(len(hidden), len(weight)):
+        grads_WD = [torch.zeros(weight.shape, dtype=torch.float32) for _ in range(1 + squares)]
+        step = max(1, LOGITS_BLOCK // len(weight))
+        for first in range(0, len(hidden), step):
+            rows = slice(first, first + step)
             logits = torch.mm(hidden[rows], weight.t())
             native.call(
                 "cross_entropy",
@@ -146,12 +180,27 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 len(weight),
             )
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
-            grad_weight_WD += torch.mm(logits.t(), hidden[rows])
-        ctx.save_for_backward(grad_hidden_XD, grad_weight_WD)
+            grads_WD[0] += torch.mm(logits.t(), hidden[rows])
+            if squares:
+                scaled = hidden[rows] * (2.0 * normalizers_X[rows, None]).to(dtype)
+                grads_WD[1] += torch.mm(logits.t(), scaled)
+                grads_WD[1].index_add_(0, targets_X[rows], scaled.float())
+        saved = [grad_hidden_XD, *grads_WD]
+        if squares:
+            twice_X1 = (2.0 * normalizers_X[:, None]).to(dtype)
+            saved.append(twice_X1 * (grad_hidden_XD + weight.index_select(0, targets_X)))
+        ctx.save_for_backward(*saved)
         ctx.input_dtype = hidden_XD.dtype
-        return losses_X.sum()
+        return losses_X.sum(), normalizers_X.square().sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden_XD, grad_weight_WD = ctx.saved_tensors
-        return (grad_hidden_XD * grad).to(ctx.input_dtype), grad_weight_WD * grad, None, None
+    def backward(
+        ctx: Any, grad: Tensor, grad_squares: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden_XD, grad_weight_WD, *of_squares = ctx.saved_tensors
+        grad_hidden_XD, grad_weight_WD = grad_hidden_XD * grad, grad_weight_WD * grad
+        if of_squares:
+            weight_squares_WD, hidden_squares_XD = of_squares
+            grad_hidden_XD = grad_hidden_XD + hidden_squares_XD * grad_squares
+            grad_weight_WD = grad_weight_WD + weight_squares_WD * grad_squares
+        return grad_hidden_XD.to(ctx.input_dtype), grad_weight_WD, None, None, None

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ziphius.ops.logprobs import token_logprobs
+from ziphius.ops import native
+from ziphius.ops.logprobs import cross_entropy_and_squares, token_logprobs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -37,6 +38,30 @@ def test_gradient_equals_that_of_log_softmax():
     log_probs = (theirs / 0.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     (log_probs * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_squares_of_the_normalizers_against_autograd_in_float64(monkeypatch, kernels):
+    if not kernels:
+        monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    monkeypatch.setattr("ziphius.ops.logprobs.LOGITS_BLOCK", 4 * 11)
+    generator = torch.Generator().manual_seed(4)
+    hidden_XD, weight_WD = (torch.randn(n, 6, generator=generator) for n in (9, 11))
+    targets_X = torch.randint(11, (9,), generator=generator)
+    found = [x.clone().requires_grad_() for x in (hidden_XD, weight_WD)]
+    losses = cross_entropy_and_squares(*found, targets_X)
+    (0.7 * losses[0] + 0.3 * losses[1]).backward()
+    exact = [x.double().requires_grad_() for x in (hidden_XD, weight_WD)]
+    logits_XW = exact[0] @ exact[1].T
+    expected = (
+        -logits_XW.log_softmax(-1)[torch.arange(9), targets_X].sum(),
+        logits_XW.logsumexp(-1).square().sum(),
+    )
+    (0.7 * expected[0] + 0.3 * expected[1]).backward()
+    for ours, theirs in zip(losses, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=0)
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=1e-5)
 
 
 def test_huge_and_masked_logits_stay_finite():

@@ -8,7 +8,7 @@ from ziphius.ops import native
 from ziphius.ops.attention import attend
 from ziphius.ops.experts import routed_experts
 from ziphius.ops.latent_heads import key_value_heads, query_heads
-from ziphius.ops.logprobs import summed_cross_entropy
+from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.rms_norm import rms_norm
 from ziphius.ops.swiglu import swiglu
 
@@ -211,6 +211,18 @@ def test_summed_cross_entropy_in_blocks(monkeypatch, dtype):
     assert_equal_within(
         monkeypatch, lambda h, w: summed_cross_entropy(h, w, targets_X), inputs, BOUNDS[dtype]
     )
+
+
+@DTYPES
+def test_cross_entropy_and_squares_in_blocks(monkeypatch, dtype):
+    monkeypatch.setattr("ziphius.ops.logprobs.LOGITS_BLOCK", 7 * 50)
+    targets_X = torch.randint(50, (23,), generator=torch.Generator().manual_seed(3))
+    inputs = [draw(23, 32, dtype=dtype), draw(50, 32, dtype=dtype, seed=1)]
+    assert_equal_within(
+        monkeypatch, lambda h, w: cross_entropy_and_squares(h, w, targets_X), inputs, BOUNDS[dtype]
+    )
+    both = cross_entropy_and_squares(*inputs, targets_X)
+    assert both[0] == summed_cross_entropy(*inputs, targets_X)
 
 
 def test_summed_cross_entropy_of_nothing_is_zero():

@@ -7,11 +7,8 @@ Two of V2's balance losses, by device and by communication, and its expert loss 
 are products of means over the batch: they are taken over each micro-batch and not over the step, as
 V2 took them over what one device held.
 
-Shapes: B rows, T tokens, X positions that count, W vocabulary.
+Shapes: B rows, T tokens.
 """
-
-import torch
-from torch import Tensor
 
 from ziphius.data.batch import Batch
 from ziphius.data.loader import Loader
@@ -19,7 +16,7 @@ from ziphius.dist.world import ALONE, World
 from ziphius.models.balance import balance_loss
 from ziphius.models.config import ModelConfig
 from ziphius.models.losses import further_token_losses, next_token_loss
-from ziphius.models.model import Model, Output
+from ziphius.models.model import Model
 from ziphius.ops.targets import targets_ahead
 from ziphius.train.config import TrainConfig
 from ziphius.train.stage import LossOutput, Stage, Term
@@ -83,7 +80,14 @@ def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: f
     """Return the terms that the model's parts and the config ask for, and the routings."""
     ids_BT, documents_BT, counted_BT = batch.ids_BT, batch.documents_BT, batch.counted_BT
     output = model(ids_BT, documents_BT=documents_BT)
-    main = next_token_loss(model, output, ids_BT, documents_BT=documents_BT, counted_BT=counted_BT)
+    main = next_token_loss(
+        model,
+        output,
+        ids_BT,
+        documents_BT=documents_BT,
+        counted_BT=counted_BT,
+        squares=config.z_loss > 0,
+    )
     terms = {NEXT: Term(main.loss_sum, NEXT)}
     depths = model.config.num_nextn_predict_layers
     if depths:
@@ -97,8 +101,8 @@ def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: f
         # The alphas are in the loss already, which is a mean over rows.
         loss_sum = len(ids_BT) * balance_loss(model.config, output.routings, len(ids_BT))
         terms[BALANCE] = Term(loss_sum, SEQUENCES)
-    if config.z_loss:
-        terms[Z] = Term(_z_loss(model, output, batch), NEXT, config.z_loss)
+    if main.squares_sum is not None:  # PaLM (arXiv 2204.02311), section 5
+        terms[Z] = Term(main.squares_sum, NEXT, config.z_loss)
     return LossOutput(terms, routings=dict(output.routings))
 
 
@@ -106,15 +110,6 @@ def balances(config: ModelConfig) -> bool:
     """Tell whether a model has a loss that balances its experts."""
     alphas = (config.aux_loss_alpha, config.device_loss_alpha, config.communication_loss_alpha)
     return any(alphas)
-
-
-def _z_loss(model: Model, output: Output, batch: Batch) -> Tensor:
-    """Sum the squared log-sum-exp of the logits (PaLM, arXiv 2204.02311, section 5)."""
-    _, counts_BT = targets_ahead(
-        batch.ids_BT, 1, documents_BT=batch.documents_BT, counted_BT=batch.counted_BT
-    )
-    logits_XW = model.logits(output.hidden_BTD[counts_BT]).float()
-    return torch.logsumexp(logits_XW, dim=-1).square().sum()
 
 
 def _targets(batch: Batch, places: int) -> int:
