@@ -117,7 +117,7 @@ class GrpoSettings(RunSettings):
     gain; 0 for none."""
     grpo: GrpoConfig = GrpoConfig()
     """How answers become a gradient."""
-    train: TrainConfig = GrpoTraining()
+    train: GrpoTraining = GrpoTraining()
     """How to train."""
 
     @model_validator(mode="after")

@@ -116,27 +116,52 @@ def run_stage(
         base: what the adapters were added to.
         text: what is learned from, in a line; shown at the start.
     """
+    with Prefetcher(loader, workers=config.workers) as prefetcher:
+        return run_built_stage(
+            settings,
+            folder,
+            context,
+            config=config,
+            model=model,
+            tokenizer=tokenizer,
+            stage=build(prefetcher),
+            base=base,
+            text=text,
+        )
+
+
+def run_built_stage(
+    settings: RunSettings,
+    folder: Path,
+    context: RunContext,
+    *,
+    config: TrainConfig,
+    model: Model,
+    tokenizer: Tokenizer,
+    stage: Stage,
+    base: Path | None = None,
+    text: str = "",
+) -> Finished:
+    """Do what `run_stage` does with a stage that has its batches from elsewhere."""
     world = context.world
     device = next(model.parameters()).device
     if settings.instruments.wandb is not None:
         import_wandb()
     first_before_others(world, device, context.claim if world.is_first else _nothing)
     recorder = None
-    with Prefetcher(loader, workers=config.workers) as prefetcher:
-        stage = build(prefetcher)
-        if world.is_first:
-            recorder = _instruments(settings, config, model, folder, stage, context)
-            if text:
-                recorder.note(text)
-        store = CheckpointStore(
-            folder,
-            config,
-            tokenizer=tokenizer,
-            world=world,
-            require_exact=context.require_exact,
-            warn=None if recorder is None else recorder.warn,
-        )
-        result = train(stage, model, config, folder, store=store, recorder=recorder, world=world)
+    if world.is_first:
+        recorder = _instruments(settings, config, model, folder, stage, context)
+        if text:
+            recorder.note(text)
+    store = CheckpointStore(
+        folder,
+        config,
+        tokenizer=tokenizer,
+        world=world,
+        require_exact=context.require_exact,
+        warn=None if recorder is None else recorder.warn,
+    )
+    result = train(stage, model, config, folder, store=store, recorder=recorder, world=world)
     adapter = None
     if settings.lora.rank and result.is_complete and world.is_first:
         adapter = folder / ADAPTER_FOLDER

@@ -1,0 +1,106 @@
+"""A whole run of GRPO as one function: model, problems, stage, loop; parallel to `run_sft`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ziphius.core.device import resolve_device
+from ziphius.core.errors import ConfigError
+from ziphius.dist.world import local_device
+from ziphius.models.model import Model
+from ziphius.models.weights import load
+from ziphius.rl.grpo import GrpoStage
+from ziphius.rl.problems import ProblemMix
+from ziphius.rl.room import Room, room_to_grow
+from ziphius.rl.settings import GrpoSettings
+from ziphius.rollout.config import RolloutConfig
+from ziphius.rollout.sample import problem_prompt, spoken_format
+from ziphius.tasks import Problem
+from ziphius.text.tokenizer import Tokenizer, load_tokenizer
+from ziphius.train.checkpoint import CHECKPOINTS
+from ziphius.train.run import PLAIN, Finished, RunContext, refuse_longer_rows, run_built_stage
+
+
+def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) -> Finished:
+    """Train a model on its own verified answers, or go on where the folder has a checkpoint.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        context: how the run was called.
+
+    Raises:
+        NoRoomError: before the first step, of a model that has nothing to gain (`rl/room.py`).
+    """
+    if settings.model is None or not settings.tasks:
+        raise ConfigError(f"Give {' and '.join(settings.missing)}.")
+    config, rollout = settings.train, settings.grpo.rollout
+    device = local_device(resolve_device(config.device))
+    tokenizer = load_tokenizer(settings.model)
+    problems = ProblemMix(
+        settings.tasks,
+        per_step=config.batch_rows // rollout.group_size,
+        pool=settings.pool,
+        seed=config.seed,
+    )
+    held_out = ProblemMix(
+        settings.tasks,
+        per_step=1,
+        pool=settings.validation_problems,
+        seed=config.seed,
+        split="validation",
+    ).all()
+    model = load(settings.model, dtype=torch.float32).to(device)
+    # What is not trained shall not decay either, on however many processes.
+    for layer in model.model.prediction_layers:
+        layer.requires_grad_(False)
+    longest = longest_prompt([*problems.all(), *held_out], tokenizer, rollout)
+    config = config.model_copy(update={"context": longest + rollout.max_new_tokens})
+    refuse_longer_rows(model, config, " with grpo.rollout.max_new_tokens")
+    room = _room(settings, problems, model, tokenizer, folder)
+    stage = GrpoStage(
+        model,
+        tokenizer,
+        problems,
+        settings.grpo,
+        config,
+        validation=held_out,
+        data_fingerprint=problems.fingerprint(),
+        world=context.world,
+    )
+    kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
+    text = f"{problems.per_step} problems x {rollout.group_size} answers a step, of {kinds}"
+    return run_built_stage(
+        settings,
+        folder,
+        context,
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        stage=stage,
+        text=f"{text}." if room is None else f"{text}; before the start {room}.",
+    )
+
+
+def longest_prompt(problems: Sequence[Problem], tokenizer: Tokenizer, config: RolloutConfig) -> int:
+    """Return the tokens of the longest prompt."""
+    chat_format = spoken_format(tokenizer)
+    return max(
+        len(problem_prompt(problem, tokenizer, chat_format, config).ids) for problem in problems
+    )
+
+
+def _room(
+    settings: GrpoSettings,
+    problems: ProblemMix,
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> Room | None:
+    """Measure what there is to gain, where the run begins; every rank finds the same."""
+    if not settings.check_room or (folder / CHECKPOINTS).exists():
+        return None
+    everything = problems.all()
+    chosen = everything[:: max(1, len(everything) // settings.check_room)][: settings.check_room]
+    return room_to_grow(model, tokenizer, chosen, settings.grpo.rollout, seed=settings.train.seed)
