@@ -23,18 +23,12 @@ class Int8Layer(nn.Module):
     """Holds INT8 weights, each with a float32 scale per row."""
 
     def keep(self, name: str, weight: Tensor) -> None:
-        """Quantize a weight [..., N, D] and hold it under its name; on the meta device, its room.
-
-        Raises:
-            ValueError: NaN or infinity is in it.
-        """
+        """Quantize a weight [..., N, D] and hold it under its name; on the meta device, its room."""
         if weight.is_meta:
             numbers = torch.empty_like(weight, dtype=torch.int8)
             scale = weight.new_empty(*weight.shape[:-1], 1, dtype=torch.float32)
         else:
             numbers, scale = quantize_rows(weight.detach())
-            if not scale.isfinite().all():
-                raise ValueError(f"{name} holds NaN or infinity, which INT8 cannot store.")
         # Not by `register_buffer`, which a property of the name would refuse.
         self._buffers[name] = numbers
         self._buffers[name + SCALE] = scale

@@ -147,7 +147,7 @@ def _native(
         groups[0] if groups else 1,
         weight_GNK,
         scale_GN1,
-        bias_N,
+        None if bias_N is None else bias_N.float(),
         out_JN,
         outputs,
         inputs,

@@ -13,13 +13,14 @@ What stays float, and why:
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.core.errors import CheckpointError, ConfigError, DeviceError
 
 STAYS_FLOAT = ("kv_b_proj",)
 """Last parts of names of projections that are never quantized."""
@@ -58,6 +59,11 @@ def quantize(model: nn.Module, *, head: bool = True) -> Int8Sizes:
     Args:
         model: on a CPU, float weights.
         head: also the layer that makes logits, if it has a weight of its own.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity; the model is as it was.
+        ConfigError: there is nothing to quantize.
+        DeviceError: the model is not on a CPU.
     """
     places = {tensor.device.type for tensor in model.parameters()}
     if places != {"cpu"}:
@@ -69,6 +75,7 @@ def quantize(model: nn.Module, *, head: bool = True) -> Int8Sizes:
         names = [name for name in names if "." in name]
     if not names:
         raise ConfigError("The model has no projection to quantize: is it INT8 already?")
+    _refuse_broken(model, names)
     before = size_bytes(model)
     for name in names:
         layer = model.get_submodule(name)
@@ -93,6 +100,15 @@ def size_bytes(model: nn.Module) -> int:
     return sum(
         tensor.nbytes for tensors in (model.parameters(), model.buffers()) for tensor in tensors
     )
+
+
+def _refuse_broken(model: nn.Module, names: Sequence[str]) -> None:
+    for name in names:
+        for kind, weight in model.get_submodule(name).named_parameters():
+            if not torch.stack(torch.aminmax(weight)).isfinite().all():
+                raise CheckpointError(
+                    f"{name}.{kind} holds NaN or infinity, which INT8 cannot store."
+                )
 
 
 def _own(module: nn.Module) -> Iterator[Tensor]:

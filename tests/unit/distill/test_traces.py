@@ -50,7 +50,7 @@ def test_wrong_repeated_and_held_out_answers_are_left_out_and_counted() -> None:
 
 
 def test_the_shortest_answers_of_a_problem_are_kept_in_their_order() -> None:
-    lengths = [9, 3, 7, 3, 5]
+    lengths = [9, 5, 7, 3, 3]
     group = [rollout("a", f"way {place}", tokens=n) for place, n in enumerate(lengths)]
     traces = select_traces([group], TraceConfig(per_problem=3), seed=0)
     assert [trace.reasoning for trace in traces.kept] == ["way 1", "way 3", "way 4"]
