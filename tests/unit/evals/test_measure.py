@@ -6,9 +6,12 @@ import pytest
 
 from tests.measurements import answers, measurement
 from ziphius.evals.errors import EvalError
-from ziphius.evals.measure import Measurement, measure_by
-from ziphius.rollout.sample import Rollout
-from ziphius.tasks import Problem
+from ziphius.evals.measure import Measurement, measure, measure_by
+from ziphius.models.model import Model
+from ziphius.models.presets import get_preset
+from ziphius.rollout.sample import Rollout, RolloutConfig, sample_groups
+from ziphius.tasks import Problem, get_task
+from ziphius.text.vocabulary import deepseek_tokenizer
 
 
 def problem(question: str) -> Problem:
@@ -49,6 +52,25 @@ def test_every_answer_is_kept_under_its_slice() -> None:
     assert last.tokens == (5, 9)
     assert last.corrections == (2, 0)
     assert last.truncated == (False, True)
+
+
+def test_a_model_is_sampled_as_for_training() -> None:
+    """With the seed alone the same answers come, whose figures are those of the rollouts."""
+    model, tokenizer = Model(get_preset("r1-distill-llama-tiny")), deepseek_tokenizer(512)
+    model.initialize(seed=0)
+    config = RolloutConfig(group_size=2, max_new_tokens=5)
+    asked = get_task("chain_sum").problems("test", level=1, count=3)
+    found = measure(model, tokenizer, {"easy": asked[:1], "hard": asked[1:]}, config, seed=7)
+    groups = sample_groups(model, tokenizer, asked, config, seed=7)
+    assert found.slices == ("easy", "hard")
+    assert found.seconds > 0.0
+    assert [one.key for one in found.problems] == [one.key for one in asked]
+    assert [one.tokens for one in found.problems] == [
+        tuple(len(rollout.token_ids) for rollout in group) for group in groups
+    ]
+    assert [one.truncated for one in found.problems] == [
+        tuple(rollout.finish_reason == "length" for rollout in group) for group in groups
+    ]
 
 
 def test_slices_are_chosen_by_name() -> None:

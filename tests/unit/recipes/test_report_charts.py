@@ -93,7 +93,8 @@ def test_long_curves_are_thinned_and_smoothed() -> None:
     assert len(figure.picture) < 20_000
     assert len(figure.table.rows) <= 20
     assert "faint" in figure.picture
-    assert smoothed([0.0, 3.0, 0.0, 3.0], 3) == [1.5, 1.0, 2.0, 1.5]
+    assert smoothed([0.0, 3.0, 0.0, 3.0], 3) == [0.0, 1.0, 2.0, 3.0]
+    assert smoothed([6.0, 5.0, 4.0, 3.0, 2.0], 5) == [6.0, 5.0, 4.0, 3.0, 2.0], "a slope stays"
     assert thinned(10, 4) == [0, 3, 6, 9]
     assert thinned(3, 4) == [0, 1, 2]
 

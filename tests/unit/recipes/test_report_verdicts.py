@@ -159,7 +159,10 @@ def test_learning_must_raise_the_reward_and_agree_with_the_rollout() -> None:
     check(report(learning=good), None)
     check(report(learning=replace(good, reward=[0.8, 0.7, 0.6, 0.5])), "reward did not rise")
     check(report(learning=replace(good, dead_groups=[0.1, 0.1, 0.1, 0.9])), "90 % of the groups")
-    check(report(learning=replace(good, logprob_difference=[1e-6, 2e-3])), "in 1 steps, by up to")
+    check(
+        report(learning=replace(good, logprob_difference=[1e-6, 2e-3])),
+        "in 1 of 2 steps, by up to 0.002",
+    )
     check(
         report(learning=replace(good, logprob_difference=[float("nan")])),
         "by up to not a number",

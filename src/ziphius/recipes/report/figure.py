@@ -44,7 +44,13 @@ def thinned(count: int, most: int) -> list[int]:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Average each value with its neighbours, `window` of them in all and fewer at the ends."""
-    reach = window // 2
-    parts = [values[max(0, at - reach) : at + reach + 1] for at in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
+    """Average each value with its neighbours, `window` of them in all.
+
+    Near an end there are fewer, as many on each side, so that a slope is not bent there.
+    """
+    found = []
+    for at in range(len(values)):
+        reach = min(window // 2, at, len(values) - 1 - at)
+        part = values[at - reach : at + reach + 1]
+        found.append(sum(part) / len(part))
+    return found

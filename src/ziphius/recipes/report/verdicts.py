@@ -292,8 +292,9 @@ def _learning(learning: Learning | None) -> Iterator[str]:
     wrong = [one for one in learning.logprob_difference if not one <= learning.logprob_bound]
     if wrong:
         yield (
-            f"Rollout and trainer disagreed about log-probabilities in {len(wrong)} steps, by up "
-            f"to {plain(max(wrong))}, above the bound of {plain(learning.logprob_bound)}."
+            f"Rollout and trainer disagreed about log-probabilities in {len(wrong)} of "
+            f"{len(learning.logprob_difference)} steps, by up to {plain(max(wrong))}, above the "
+            f"bound of {plain(learning.logprob_bound)}."
         )
 
 
