@@ -17,8 +17,8 @@ _Bare = tyro.conf.arg(prefix_name=False)
 class SftOptions(SftTraining):
     """How to train, with the options of every day by their bare names."""
 
-    budget: Annotated[BudgetText, tyro.conf.Suppress] = DEFAULT_BUDGET
-    """Not to be given: epochs says how long the run is."""
+    budget: Annotated[BudgetText, _Bare] = DEFAULT_BUDGET
+    """How long, with --epochs 0: a time (90s, 10m), tokens or steps."""
     learning_rate: Annotated[float, Field(gt=0), _Bare] = 1e-4
     """Highest learning rate; small models take more, published ones took 5e-6."""
     context: Annotated[int, Field(ge=2), _Bare] = 512

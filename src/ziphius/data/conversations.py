@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from threading import Lock
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ def encode_conversations(
     *,
     context: int,
     over_long: OverLong = "skip",
+    thinking: bool | None = None,
 ) -> Conversations:
     """Turn conversations into ids.
 
@@ -94,11 +95,12 @@ def encode_conversations(
         context: tokens of a row.
         over_long: a conversation that no row holds is left out, cut at the end of the row, or an
             error.
+        thinking: whether an answer begins inside a think block; None leaves it to the format.
     """
     kept: list[EncodedConversation] = []
     too_long = longest = unanswered = 0
     for conversation in conversations:
-        ids, mask = _encode(conversation, tokenizer, chat_format)
+        ids, mask = _encode(conversation, tokenizer, chat_format, thinking)
         longest = max(longest, len(ids))
         if len(ids) > context:
             too_long += 1
@@ -120,10 +122,15 @@ def encode_conversations(
 
 
 def _encode(
-    conversation: Conversation, tokenizer: Tokenizer, chat_format: ChatFormat
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
+    thinking: bool | None,
 ) -> tuple[list[int], list[bool]]:
     try:
-        encoded = chat_format.encode(conversation.messages, tokenizer, tools=conversation.tools)
+        encoded = chat_format.encode(
+            conversation.messages, tokenizer, tools=conversation.tools, thinking=thinking
+        )
     except ChatError as error:
         raise DataError(f"{conversation.where}: {error}") from error
     return encoded.ids, encoded.completion_mask
@@ -135,7 +142,7 @@ class ConversationLoader:
     Args:
         conversations: what to learn from, at least one.
         seed: decides the order.
-        epochs: how often each conversation is seen.
+        epochs: how often each conversation is seen; None for without end.
         rows: the rows of each step, or their number.
         micro_rows: rows of a micro-batch.
     """
@@ -145,7 +152,7 @@ class ConversationLoader:
         conversations: Conversations,
         *,
         seed: int,
-        epochs: int,
+        epochs: int | None,
         rows: Rows | int,
         micro_rows: int,
     ) -> None:
@@ -160,13 +167,15 @@ class ConversationLoader:
         self.micro_rows = micro_rows
         self.rows = fixed_rows(rows) if isinstance(rows, int) else rows
         self._packed = lru_cache(maxsize=2)(self._pack_epoch)
-        counts = (len(self._packed(epoch)) for epoch in range(epochs))
-        self._starts = list(accumulate(counts, initial=0))
+        self._starts = [0]
+        self._growing = Lock()
+        for _ in range(epochs or 1):
+            self._grow()
 
     @property
-    def total_rows(self) -> int:
-        """Count the rows of all epochs."""
-        return self._starts[-1]
+    def total_rows(self) -> int | None:
+        """Count the rows of all epochs; None if they have no end."""
+        return None if self.epochs is None else self._starts[-1]
 
     @property
     def fingerprint(self) -> str:
@@ -175,9 +184,9 @@ class ConversationLoader:
 
     @property
     def filled_share(self) -> float:
-        """Return the share of all rows that is no padding."""
-        room = self.total_rows * self.conversations.context
-        return self.epochs * self.conversations.tokens / room
+        """Return the share of all rows that is no padding; of the first epoch, without an end."""
+        rows = self.total_rows or self._starts[1]
+        return (self.epochs or 1) * self.conversations.tokens / (rows * self.conversations.context)
 
     def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
         """Return micro-batch `micro` of this rank's part of a step."""
@@ -204,10 +213,19 @@ class ConversationLoader:
 
     def _row(self, number: int) -> list[int]:
         """Return the conversations of a row, none after the last epoch."""
-        if number >= self.total_rows:
+        if self.epochs is None:
+            with self._growing:
+                while number >= self._starts[-1]:
+                    self._grow()
+        elif number >= self._starts[-1]:
             return []
         epoch = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._packed(epoch)[number - self._starts[epoch]]
+
+    def _grow(self) -> None:
+        """Count the rows of one more epoch."""
+        rows = self._packed(len(self._starts) - 1)
+        self._starts.append(self._starts[-1] + len(rows))
 
     def _pack_epoch(self, epoch: int) -> list[list[int]]:
         order = permutation(len(self.conversations.kept), self.seed, _STREAM, epoch)

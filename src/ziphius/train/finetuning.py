@@ -74,12 +74,12 @@ def run_sft(
     loader = ConversationLoader(
         learned,
         seed=settings.train.seed,
-        epochs=settings.epochs,
+        epochs=settings.epochs or None,
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
     model = load(origin, dtype=torch.float32) if new is None else new.build()
-    config = _training(settings.train, loader, held_out)
+    config = _training(settings, loader, held_out)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
@@ -141,6 +141,7 @@ def _conversations(
             get_chat_format(tokenizer.chat_format),
             context=settings.train.context,
             over_long=settings.over_long,
+            thinking=settings.thinking,
         )
         for part in (learned, held_out)
     )
@@ -149,15 +150,21 @@ def _conversations(
 
 
 def _training(
-    config: TrainConfig, loader: ConversationLoader, held_out: Conversations
+    settings: SftSettings, loader: ConversationLoader, held_out: Conversations
 ) -> TrainConfig:
     """Settle what follows from the conversations: the length of the run, and what is measured."""
-    return config.model_copy(
-        update={
-            "budget": f"{config.rows.steps_for(loader.total_rows)}-steps",
-            "validate_every": config.validate_every if held_out.kept else 0,
-        }
-    )
+    config = settings.train
+    changes: dict[str, object] = {
+        "validate_every": config.validate_every if held_out.kept else 0,
+    }
+    if loader.total_rows is not None:
+        changes["budget"] = f"{config.rows.steps_for(loader.total_rows)}-steps"
+    return config.model_copy(update=changes)
+
+
+def _extent(loader: ConversationLoader) -> str:
+    rows = loader.total_rows
+    return "rows without end" if rows is None else f"{rows:,} rows in {loader.epochs} epochs"
 
 
 def _description(loader: ConversationLoader, held_out: Conversations, tokenizer: Tokenizer) -> str:
@@ -167,8 +174,7 @@ def _description(loader: ConversationLoader, held_out: Conversations, tokenizer:
         f"{len(learned.kept):,} conversations in the format {tokenizer.chat_format}",
         f"{learned.tokens:,} tokens, {100 * learned.learned_tokens / learned.tokens:.0f} % of them "
         "learned",
-        f"{loader.total_rows:,} rows in {loader.epochs} epochs, {100 * loader.filled_share:.0f} % "
-        "filled",
+        f"{_extent(loader)}, {100 * loader.filled_share:.0f} % filled",
         f"{len(held_out.kept):,} others measured on",
     ]
     if too_long := learned.too_long + held_out.too_long:

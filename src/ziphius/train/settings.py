@@ -119,10 +119,14 @@ class SftSettings(RunSettings):
     data: tuple[Path, ...] = ()
     """Files of JSON Lines, a conversation on each: {"messages": [...]}, with "tools" if it has
     any."""
-    epochs: Annotated[int, Field(ge=1)] = 3
-    """How often each conversation is seen, each time in another order."""
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """How often each conversation is seen, each time in another order; 0 for as often as
+    train.budget lasts."""
     chat_format: str | None = None
     """Chat format; by default the tokenizer's own."""
+    thinking: bool | None = None
+    """Whether an answer begins inside a think block, where the format can do both; by default
+    where it has reasoning. With deepseek-r1 `False` lets the model learn when to open one."""
     over_long: OverLong = "skip"
     """What happens to a conversation that no row holds: left out, cut at the end, or an error."""
     validation: Path | None = None
@@ -134,8 +138,11 @@ class SftSettings(RunSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.train.budget != DEFAULT_BUDGET:
-            raise ConfigError("train.budget has no effect: epochs says how long the run is.")
+        if self.epochs and self.train.budget != DEFAULT_BUDGET:
+            raise ConfigError(
+                "train.budget has no effect: epochs says how long the run is. Set epochs to 0 to "
+                "go by the budget."
+            )
         held_out = type(self).model_fields["hold_out"].default
         if self.validation is not None and self.hold_out != held_out:
             raise ConfigError("hold_out has no effect with validation, a file to measure on.")

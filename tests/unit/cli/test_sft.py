@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ziphius.cli.main import main
+from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import ConversationLoader
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
@@ -18,6 +19,7 @@ from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.lora import load_adapters, merge_adapters
 from ziphius.train.records import metrics_hash, read_metrics
+from ziphius.train.settings import SftSettings, SftTraining
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +196,9 @@ def test_all_that_is_missing_is_named_at_once(
     assert main(["sft", *line]) == 2
     error = capsys.readouterr().err
     assert [name for name in ("MODEL", "--data", "--out") if name in error] == missing
+
+
+def test_a_budget_needs_epochs_without_end() -> None:
+    with pytest.raises(ConfigError, match="Set epochs to 0 to go by the budget"):
+        SftSettings(train=SftTraining(budget="5-steps"))
+    assert SftSettings(epochs=0, train=SftTraining(budget="5-steps")).train.budget == "5-steps"

@@ -171,3 +171,31 @@ def test_the_fingerprint_knows_ids_and_what_is_learned() -> None:
     changed = EncodedConversation(entry.ids_T, ~entry.learned_T, entry.bytes_count)
     assert Conversations((changed, first.kept[1]), 16).fingerprint != first.fingerprint
     assert made(5, 4).fingerprint != first.fingerprint
+
+
+def test_rows_without_end_are_those_of_ever_more_epochs() -> None:
+    conversations = made(7, 9, 5, 12, 3)
+    fixed, endless = (
+        ConversationLoader(conversations, seed=3, epochs=epochs, rows=2, micro_rows=2)
+        for epochs in (6, None)
+    )
+    assert endless.total_rows is None
+    assert fixed.total_rows is not None
+    for step in reversed(range(fixed.total_rows // 2)):
+        ours, theirs = endless.batch(step, 0, 0, 1), fixed.batch(step, 0, 0, 1)
+        assert torch.equal(ours.ids_BT, theirs.ids_BT)
+    assert (endless.batch(10_000, 0, 0, 1).documents_BT >= 0).any()
+    assert not (fixed.batch(10_000, 0, 0, 1).documents_BT >= 0).any()
+
+
+def test_the_model_can_learn_to_open_its_own_think_block() -> None:
+    messages = (Message("user", "2+2"), Message("assistant", "4", reasoning_content="2+2=4"))
+    r1 = get_chat_format("deepseek-r1")
+    learned = {}
+    for thinking in (None, False):
+        [entry] = encode_conversations(
+            [Conversation("f, line 1", messages)], TOKENIZER, r1, context=64, thinking=thinking
+        ).kept
+        learned[thinking] = TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist())
+    assert "<think>" not in learned[None]
+    assert learned[False].startswith("<think>")
