@@ -293,8 +293,8 @@ def _memory(
         "working": _working_bytes(config, tokens, batch, size),
     }
     training = {
-        # Float32 masters; autocast keeps a copy of a matrix in the smaller dtype beside them, except
-        # of routed experts, whose kernel reads the masters.
+        # Float32 masters; autocast keeps a copy of a matrix in the smaller dtype beside them,
+        # except of routed experts, whose kernel reads the masters.
         "masters": 4 * count + (size * (count - _all_routed(config)) if size < 4 else 0) + biases,
         "gradients": 4 * count,
         "moments": 8 * count,  # AdamW's two

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ziphius.cli.main import main
-from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import ConversationLoader
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
@@ -199,6 +199,6 @@ def test_all_that_is_missing_is_named_at_once(
 
 
 def test_a_budget_needs_epochs_without_end() -> None:
-    with pytest.raises(ConfigError, match="Set epochs to 0 to go by the budget"):
+    with pytest.raises(ValidationError, match="Set epochs to 0 to go by the budget"):
         SftSettings(train=SftTraining(budget="5-steps"))
     assert SftSettings(epochs=0, train=SftTraining(budget="5-steps")).train.budget == "5-steps"
