@@ -32,16 +32,15 @@ def quantize_rows(x_JK: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to int8 by its own largest magnitude.
 
     Args:
-        x_JK: [..., K], any float type. A row with NaN or infinity gets a scale that is one too.
+        x_JK: [..., K], any float type. A row with NaN or infinity gets a scale that is one too,
+            so that no result of it is a number.
 
     Returns:
         int8 numbers [..., K] and float32 scales [..., 1]; x is about numbers * scales.
     """
     x_JK = x_JK.float()
     amax_J1 = x_JK.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_AMAX)
-    rounded_JK = torch.round(x_JK * (LARGEST / amax_J1))
-    # What cannot be rounded becomes 1, so that the product with the scale is no number either.
-    numbers_JK = torch.where(amax_J1.isfinite(), rounded_JK, 1.0).to(torch.int8)
+    numbers_JK = torch.round(x_JK * (LARGEST / amax_J1)).to(torch.int8)
     return numbers_JK, amax_J1 / LARGEST
 
 

@@ -143,15 +143,6 @@ def test_zeros_and_tiny_rows(form: str) -> None:
     assert torch.equal(int8_linear(x, numbers, scale), torch.zeros(2, 20))
 
 
-def test_float_products_of_other_libraries_go_on_after_ours() -> None:
-    """AMX has one set-up for all: oneDNN's bfloat16 products must find theirs again."""
-    a, b = draw(64, 128).bfloat16(), draw(64, 128, seed=1).bfloat16()
-    before = a @ b.t()
-    numbers, scale = quantize_rows(draw(48, 64, seed=2))
-    int8_linear(draw(40, 64), numbers, scale)
-    assert torch.equal(a @ b.t(), before)
-
-
 def test_training_is_refused() -> None:
     numbers, scale = quantize_rows(draw(8, 64))
     with pytest.raises(ConfigError, match="INT8 weights cannot be trained"):

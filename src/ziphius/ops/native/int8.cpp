@@ -53,10 +53,7 @@ inline float quantize_row(const float* x, Int* q, int64_t width) {
     std::memcpy(&amax, &largest, 4);
     if (amax < SMALLEST_AMAX) amax = SMALLEST_AMAX;
     float inverse = LARGEST / amax;
-    if (largest < 0x7f800000)
-        for (int64_t k = 0; k < width; k++) q[k] = Int(int32_t(std::nearbyint(x[k] * inverse)));
-    else
-        std::fill_n(q, width, Int(1));
+    for (int64_t k = 0; k < width; k++) q[k] = Int(int32_t(std::nearbyint(x[k] * inverse)));
     return amax / LARGEST;
 }
 
@@ -99,7 +96,7 @@ struct alignas(64) TileConfig {
     }
 };
 
-// Sets the tiles up for a thread and puts back what was there: oneDNN keeps a set-up of its own.
+// Sets the tiles up for a thread and puts back what was there: other libraries share them.
 class Tiles {
   public:
     Tiles() {
@@ -126,6 +123,7 @@ class WeightRows {
         copy_.assign((blocks - direct_) * TILE_BYTES, 0);
         for (int64_t block = direct_; block < blocks; block++)
             for (int64_t row = 0; row < rows; row++)
+                // Up to the end of the row: what follows the last one is not ours to read.
                 std::memcpy(copy_.data() + (block - direct_) * TILE_BYTES + row * DEPTH,
                             weight + row * K + block * DEPTH, std::min(DEPTH, K - block * DEPTH));
     }
