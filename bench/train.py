@@ -1,7 +1,6 @@
 """Training speed against the named peers: `make bench-train`.
 
-Every arm lives in its own process. All are built and warmed first, then take turns of a few steps
-each for several rounds, so that a slow minute of the machine hits all alike; figures are medians
+Every arm lives in its own process and takes turns with the others (`turns.py`); figures are medians
 over all timed steps, and ratios. Run nothing else meanwhile.
 
     python bench/train.py [--nanochat CHECKOUT] [--rounds 7] [--out bench/results/train.json]
@@ -10,10 +9,7 @@ over all timed steps, and ratios. Run nothing else meanwhile.
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,11 +18,10 @@ import arms
 import machine
 import moe_layer
 import torch
+import turns
 
 STEPS_PER_TURN = 3
 WARMUP_STEPS = 5
-# Large temporaries are otherwise mapped and unmapped at every step, in all arms alike.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 ARMS: dict[str, Callable[[], arms.Arm]] = {
     "ziphius fp32": partial(arms.ziphius, "float32"),
@@ -62,63 +57,6 @@ RATIOS = {
 }
 
 
-def serve(name: str) -> None:
-    """Be one arm: build, warm up, then time a turn for every line read."""
-    start = time.perf_counter()
-    arm = ARMS[name]()
-    for _ in range(WARMUP_STEPS):
-        loss = arm.step()
-    built = time.perf_counter() - start
-    print(json.dumps({"gflop": arm.gflop, "set_up_s": built, "loss": loss}), flush=True)
-    for _ in sys.stdin:
-        times = []
-        for _ in range(STEPS_PER_TURN):
-            start = time.perf_counter()
-            arm.step()
-            times.append(time.perf_counter() - start)
-        print(json.dumps(times), flush=True)
-
-
-class Process:
-    """An arm at the other end of a pipe."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.times: list[float] = []
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--arm", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | ALLOCATOR,
-        )
-        self.facts = self._read()
-
-    def turn(self) -> None:
-        """Let the arm run its steps while all others wait."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.times += self._read()
-
-    def row(self) -> dict[str, object]:
-        """Summarise the arm."""
-        median = statistics.median(self.times)
-        return self.facts | {
-            "ms": round(1e3 * median, 2),
-            "ms_spread": [round(1e3 * t, 2) for t in (min(self.times), max(self.times))],
-            "tokens_per_s": round(arms.BATCH * arms.CONTEXT / median),
-            "gflop_per_s": round(self.facts["gflop"] / median, 1),
-        }
-
-    def _read(self) -> object:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith(("{", "[")):
-                return json.loads(line)
-        raise SystemExit(f"the arm '{self.name}' ended early; its error stands above")
-
-
 def main() -> None:
     """Run the benchmark, or one arm of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,7 +67,7 @@ def main() -> None:
     parser.add_argument("--only", help="run only the arms whose name contains this")
     options = parser.parse_args()
     if options.arm:
-        serve(options.arm)
+        turns.serve(ARMS[options.arm], warmup=WARMUP_STEPS, steps=STEPS_PER_TURN)
         return
     if options.nanochat:
         os.environ["NANOCHAT"] = str(options.nanochat.resolve())
@@ -137,13 +75,11 @@ def main() -> None:
     names = [name for name in names if not options.only or options.only in name]
     processes = []
     for name in names:
-        processes.append(Process(name))
+        processes.append(turns.Process(name, [sys.executable, __file__, "--arm", name]))
         print(f"ready: {name} ({processes[-1].facts['set_up_s']:.0f} s)", flush=True)
-    for turn in range(options.rounds):
-        for process in processes:
-            process.turn()
-        print(f"round {turn + 1} of {options.rounds}", flush=True)
-    rows = {process.name: process.row() for process in processes}
+    turns.take_turns(processes, options.rounds)
+    tokens = arms.BATCH * arms.CONTEXT
+    rows = {process.name: process.row(tokens) for process in processes}
     result = {
         "machine": machine.describe() | {"peak_gflop_per_s": machine.matrix_peaks()},
         "shape": {"preset": "bench-v3", "batch": arms.BATCH, "context": arms.CONTEXT},

@@ -215,3 +215,51 @@ def test_nan_logits_are_an_error_and_not_a_token(model):
     for sampling in (GREEDY, SAMPLED):
         with pytest.raises(CheckpointError, match=r"NaN logits at position 2 of sequence 0"):
             generate(model, [Request([1, 2], 3, sequence_id=0, sampling=sampling)])
+
+
+def test_equal_prompts_are_prefilled_once_and_their_sequences_part(model, monkeypatch):
+    shared = [Request(PROMPTS[row % 2], 6, row, SAMPLED) for row in range(5)]
+    alone = [generate(model, [request])[0] for request in shared]
+    fed = []
+
+    def counted(ids_BT, **options):
+        fed.append(tuple(ids_BT.shape))
+        return Model.forward(model, ids_BT, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    together = generate(model, shared)
+    assert fed[:2] == [(2, 7), (5, 1)]
+    for completion, expected in zip(together, alone, strict=True):
+        assert completion.token_ids == expected.token_ids
+        assert completion.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_a_sequence_that_is_stopped_before_the_first_step_is_not_drawn(model):
+    shared = [Request(PROMPTS[0], 3, row, SAMPLED) for row in range(3)]
+    whole = generate(model, shared)
+    with Generation(model, shared) as steps:
+        steps.stop(0)
+        drawn = list(steps)
+    assert [token.row for token in drawn[0]] == [1, 2]
+    assert [step[0].token_id for step in drawn] == list(whole[1].token_ids)
+
+
+@torch.no_grad()
+def test_recorded_routes_are_those_of_a_forward_pass(model):
+    ragged = [
+        dataclasses.replace(r, max_new_tokens=n)
+        for r, n in zip(requests(SAMPLED), (3, 6, 1, 5), strict=True)
+    ]
+    for request, completion in zip(
+        ragged, generate(model, ragged, record_routes=True), strict=True
+    ):
+        ids = [*request.prompt_ids, *completion.token_ids][:-1]
+        routings = model(torch.tensor([ids])).routings
+        if not routings:
+            assert completion.routes is None
+            continue
+        assert completion.routes is not None
+        for layer, experts_TK in completion.routes.items():
+            expected_TK = routings[layer].experts_MK
+            assert torch.equal(experts_TK.long().sort().values, expected_TK.sort().values)
+    assert generate(model, ragged)[0].routes is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ziphius.ops import native
-from ziphius.ops.logprobs import cross_entropy_and_squares, token_logprobs
+from ziphius.ops.logprobs import cross_entropy_and_squares, head_logprobs, token_logprobs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,3 +74,35 @@ def test_huge_and_masked_logits_stay_finite():
 def test_refuses_a_temperature_without_meaning(temperature):
     with pytest.raises(ValueError, match="temperature is"):
         token_logprobs(torch.zeros(1, 2), torch.tensor([0]), temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("rows", [9, 0])
+def test_scores_of_a_head_block_by_block_are_those_of_all_logits(monkeypatch, temperature, rows):
+    monkeypatch.setattr("ziphius.ops.logprobs.LOGITS_BLOCK", 4 * 11)
+    generator = torch.Generator().manual_seed(4)
+    hidden_XD, weight_WD = (torch.randn(n, 6, generator=generator) for n in (rows, 11))
+    ids_X = torch.randint(11, (rows,), generator=generator)
+    share_X = torch.randn(rows, generator=generator)
+    found = [x.clone().requires_grad_() for x in (hidden_XD, weight_WD)]
+    logprobs_X = head_logprobs(*found, ids_X, temperature=temperature)
+    (logprobs_X * share_X).sum().backward()
+    exact = [x.double().requires_grad_() for x in (hidden_XD, weight_WD)]
+    logits_XW = exact[0] @ exact[1].T / temperature
+    expected_X = logits_XW.log_softmax(-1)[torch.arange(rows), ids_X]
+    (expected_X * share_X).sum().backward()
+    torch.testing.assert_close(logprobs_X.double(), expected_X, rtol=0, atol=1e-5)
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=1e-5)
+
+
+def test_scores_of_a_head_follow_autocast():
+    generator = torch.Generator().manual_seed(4)
+    hidden_XD, weight_WD = (torch.randn(n, 64, generator=generator) for n in (9, 11))
+    ids_X = torch.randint(11, (9,), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected_X = token_logprobs(torch.nn.functional.linear(hidden_XD, weight_WD), ids_X)
+        actual_X = head_logprobs(hidden_XD, weight_WD, ids_X)
+    assert actual_X.dtype == torch.float32
+    torch.testing.assert_close(actual_X, expected_X)
+    assert not torch.equal(actual_X, head_logprobs(hidden_XD, weight_WD, ids_X))
