@@ -12,8 +12,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import machine
 import torch
@@ -136,11 +138,11 @@ def products(rounds: int) -> dict[str, dict[str, float]]:
             half, half_weight = x.bfloat16(), weight.bfloat16()
             numbers, scale = quantize_rows(weight)
             quantized, _ = quantize_rows(x)
-            arms = {
-                "float32": lambda x=x, w=weight: F.linear(x, w),
-                "bfloat16": lambda x=half, w=half_weight: F.linear(x, w),
-                "int8": lambda x=x, w=numbers, s=scale: int8_linear(x, w, s),
-                "int_mm alone": lambda x=quantized, w=numbers: torch._int_mm(x, w.t()),
+            arms: dict[str, Callable[[], object]] = {
+                "float32": partial(F.linear, x, weight),
+                "bfloat16": partial(F.linear, half, half_weight),
+                "int8": partial(int8_linear, x, numbers, scale),
+                "int_mm alone": partial(torch._int_mm, quantized, numbers.t()),
             }
             seconds = medians(arms, rounds)
             found[f"{rows} x {inputs} -> {outputs}"] = {
@@ -152,7 +154,7 @@ def products(rounds: int) -> dict[str, dict[str, float]]:
 def speeds(arms: dict[str, Callable[[], object]], rounds: int, tokens: int) -> dict[str, float]:
     """Return tokens a second of each arm, and how much faster int8 is than the others."""
     seconds = medians(arms, rounds)
-    row = {name: round(tokens / value) for name, value in seconds.items()}
+    row = {name: float(round(tokens / value)) for name, value in seconds.items()}
     for other in ("float32", "bfloat16"):
         row[f"int8 over {other}"] = round(seconds[other] / seconds["int8"], 2)
     return row
@@ -176,7 +178,7 @@ def medians(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def show(result: dict[str, object]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print what was found."""
     for name, row in result["models"].items():
         print(name, row["parameters"], "parameters; bytes on disk", row["bytes_on_disk"])

@@ -23,7 +23,7 @@ class Int8Layer(nn.Module):
     """Holds INT8 weights, each with a float32 scale per row."""
 
     def keep(self, name: str, weight: Tensor) -> None:
-        """Quantize a weight [..., N, D] and hold it under its name; on the meta device, its room."""
+        """Quantize a weight [..., N, D] and hold it; on the meta device, reserve its room."""
         if weight.is_meta:
             numbers = torch.empty_like(weight, dtype=torch.int8)
             scale = weight.new_empty(*weight.shape[:-1], 1, dtype=torch.float32)
