@@ -198,6 +198,7 @@ def _memory_table(result: Account) -> Table:
         ("  gradients", memory.gradients),
         ("  moments", memory.moments),
         ("  activations", memory.activations),
+        ("  libraries, loss and holes", memory.runtime),
     ):
         table.add_row(label, _human_bytes(size))
     return table

@@ -18,6 +18,12 @@ from ziphius.models.config import ModelConfig
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 BIAS_BYTES = 4  # a router bias is float32 in every model
+RUNTIME_BYTES = 116 * 2**20
+"""What a process takes as soon as it trains on a CPU, however small the model: pages of the
+libraries, kernels made for its shapes, threads (100 MiB, measured), and a block of logits."""
+HOLES = 1 / 8
+"""Free places between living tensors, as a share of the activations; bench/memory.py has more where
+the allocator keeps what was freed (core/memory.py), and less on accelerators."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Memory:
     gradients: int
     moments: int
     activations: int
+    runtime: int
+    """The libraries' own, a block of logits, the head's gradient while it is added up, holes."""
     train: int
 
 
@@ -299,6 +307,9 @@ def _memory(
         "gradients": 4 * count,
         "moments": 8 * count,  # AdamW's two
         "activations": tokens * activation_bytes(config, size),
+        "runtime": RUNTIME_BYTES
+        + 8 * config.vocab_size * config.hidden_size
+        + int(HOLES * tokens * activation_bytes(config, size)),
     }
     return Memory(**serving, serve=sum(serving.values()), **training, train=sum(training.values()))
 

@@ -32,7 +32,7 @@ from ziphius.train.seams import TrainState
 
 FORMAT = 1
 FOLDER, STATE_FILE = "training", "state.json"
-SHARD_BYTES = 1_000_000_000
+SHARD_BYTES = 128_000_000
 """Of a weight file; beside the copy of the state one file's tensors are in memory."""
 
 

@@ -209,6 +209,8 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+        # Gone before a checkpoint copies the state, so that one is not the peak of a run's memory.
+        self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, step)
         if self.config.bias_rate and progress < self.config.bias_until:

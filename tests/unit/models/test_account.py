@@ -202,7 +202,13 @@ def test_training_holds_masters_gradients_and_two_moments() -> None:
         if name.startswith("exp_avg")
     ]
     assert memory.moments == sum(moment.nbytes for moment in moments)
-    parts = (memory.masters, memory.gradients, memory.moments, memory.activations)
+    parts = (
+        memory.masters,
+        memory.gradients,
+        memory.moments,
+        memory.activations,
+        memory.runtime,
+    )
     assert memory.train == sum(parts)
     copies = account(config, context=64, dtype="bfloat16").memory.masters - memory.masters
     copied = (p.numel() for name, p in model.named_parameters() if ".experts." not in name)
