@@ -87,11 +87,17 @@ def _torch() -> list[Finding]:
 
 def _kernels(find_status: Callable[[], str]) -> Finding:
     """Tell whether the fused CPU kernels run; without them training is right, but slower."""
+    from ziphius.ops.native import SWITCH
+
     try:
         status = find_status()
     except OSError as error:  # they are compiled into the cache folder
         return Finding("native kernels", f"off: {error.strerror} in the cache folder", CACHE_REMEDY)
-    return Finding("native kernels", status, "" if status.startswith("on") else "install g++")
+    if status.startswith("on"):
+        return Finding("native kernels", status)
+    if os.environ.get(SWITCH) == "off":
+        return Finding("native kernels", status, f"unset {SWITCH} to have them")
+    return Finding("native kernels", status, "install g++")
 
 
 def _accelerator(name: str) -> str:

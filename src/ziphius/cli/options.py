@@ -61,11 +61,25 @@ def _config_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
 
     fields = tuple(
         StructFieldSpec(
-            name=name, type=hints[name], default=default(name), helptext=field.description
+            name=name,
+            type=hints[name],
+            default=default(name),
+            helptext=_help(field.description, switches_off=default(name) is True),
         )
         for name, field in info.type.model_fields.items()
     )
     return StructConstructorSpec(instantiate=_in_plain_words(info.type), fields=fields)
+
+
+def _help(text: str | None, *, switches_off: bool) -> str | None:
+    """Join the lines of each paragraph: where they break is the terminal's business.
+
+    What is on by default is the option --no-..., of which the text must speak.
+    """
+    if text is None:
+        return None
+    flowing = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    return f"Switches off: {flowing[0].lower()}{flowing[1:]}" if switches_off else flowing
 
 
 def _in_plain_words(config_class: type[Config]) -> Callable[..., Config]:

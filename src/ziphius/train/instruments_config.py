@@ -18,7 +18,7 @@ class InstrumentsConfig(Config):
     quiet: Annotated[bool, _Bare] = False
     """Show no live line."""
     tensorboard: Annotated[bool, _Bare] = True
-    """Write curves for TensorBoard into the run folder."""
+    """Curves for TensorBoard in the run folder."""
     wandb: Annotated[str | None, _Bare] = None
     """Project of Weights & Biases that gets the curves too."""
     wandb_offline: Annotated[bool, _Bare] = False

@@ -78,6 +78,10 @@ def test_it_says_whether_the_native_kernels_run(
     assert report()["native kernels"] == ("on: compiled by g++", "")
     monkeypatch.setattr(native, "status", lambda: "off: no C++ compiler found")
     assert report()["native kernels"] == ("off: no C++ compiler found", "install g++")
+    monkeypatch.setenv("ZIPHIUS_NATIVE", "off")
+    monkeypatch.setattr(native, "status", lambda: "off: ZIPHIUS_NATIVE=off")
+    off = ("off: ZIPHIUS_NATIVE=off", "unset ZIPHIUS_NATIVE to have them")
+    assert report()["native kernels"] == off
 
 
 def test_a_cache_folder_that_cannot_be_looked_at_is_explained(

@@ -28,6 +28,11 @@ class DiveConfig(Config):
     """How deep."""
     inner: Inner = Inner(rate=2.0)
     """How it goes."""
+    long: int = 7
+    """A text that was broken after this word
+    in the source and goes on."""
+    sonar: bool = True
+    """Listen for squid."""
     as_json: AsJson = False
     """Print JSON."""
 
@@ -53,7 +58,10 @@ def _dive_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_reach_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dive", "--depth-m", "5", "--json"]) == 0
-    assert capsys.readouterr().out == '{"depth_m":5,"inner":{"rate":2.0},"as_json":true}\n'
+    assert (
+        capsys.readouterr().out
+        == '{"depth_m":5,"inner":{"rate":2.0},"long":7,"sonar":true,"as_json":true}\n'
+    )
 
 
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
@@ -117,6 +125,25 @@ def test_the_help_of_a_command_shows_docstrings_and_defaults(
     assert "Go down." in out
     assert "How deep. (default: 100)" in out
     assert "How fast. (default: 2.0)" in out
+
+
+def test_the_lines_of_a_docstring_flow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        main(["dive", "--help"])
+    text = "A text that was broken after this word in the source and goes on."
+    assert text in capsys.readouterr().out
+
+
+def test_what_is_on_by_default_has_an_option_that_says_it_switches_off(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["dive", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--no-sonar Switches off: listen for squid. (default: True)" in words
 
 
 def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
