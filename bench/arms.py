@@ -5,10 +5,12 @@ nanochat its dense model of about equal FLOPs) on the same random tokens with Ad
 the peer ships.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,7 +63,8 @@ def transformers(dtype: str, *, compiled: bool, experts: str = "grouped_mm") -> 
     shape = get_preset("bench-v3")
     published = to_published(shape)
     config = AutoConfig.for_model(**published)
-    model = AutoModelForCausalLM.from_config(config, experts_implementation=experts)
+    build: Any = AutoModelForCausalLM.from_config  # has no types
+    model = build(config, experts_implementation=experts)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     forward = torch.compile(model) if compiled else model
@@ -73,7 +76,7 @@ def transformers(dtype: str, *, compiled: bool, experts: str = "grouped_mm") -> 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return float(loss)
 
     per_token = account(shape, batch=BATCH, context=CONTEXT).flops.training
     return Arm(step, per_token * BATCH * CONTEXT / 1e9)
@@ -83,13 +86,12 @@ def nanochat(dtype: str) -> Arm:
     """Build nanochat's dense model and optimizer, compiled as shipped, from folder $NANOCHAT."""
     sys.path.insert(0, os.environ["NANOCHAT"])
     os.environ["NANOCHAT_DTYPE"] = dtype
-    from nanochat.gpt import GPT, GPTConfig
-
-    config = GPTConfig(CONTEXT, 4_096, 5, 2, 2, 256, window_pattern="L")
-    model = GPT(config)
+    gpt: Any = importlib.import_module("nanochat.gpt")
+    config = gpt.GPTConfig(CONTEXT, 4_096, 5, 2, 2, 256, window_pattern="L")
+    model = gpt.GPT(config)
     model.init_weights()
     optimizer = model.setup_optimizer()
-    forward = torch.compile(model, dynamic=False)
+    forward: Any = torch.compile(model, dynamic=False)
 
     def step() -> float:
         ids_BT = tokens(config.vocab_size)
@@ -97,7 +99,7 @@ def nanochat(dtype: str) -> Arm:
         loss.backward()
         optimizer.step()
         model.zero_grad(set_to_none=True)
-        return loss.item()
+        return float(loss)
 
     return Arm(step, model.estimate_flops() * BATCH * CONTEXT / 1e9)
 

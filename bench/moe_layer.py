@@ -1,7 +1,11 @@
 """One routed-experts layer, forward and backward, under routings that change at every call."""
 
+from typing import Any
+
 import torch
 from arms import BATCH, CONTEXT, Arm
+
+from ziphius.models.config import ModelConfig
 
 ROUTINGS = 40
 TOKENS = BATCH * CONTEXT
@@ -28,10 +32,11 @@ def transformers(dtype: str, experts: str) -> Arm:
     shape = get_preset("bench-v3")
     config = AutoConfig.for_model(**to_published(shape))
     config._experts_implementation = experts
-    return _arm(DeepseekV3Experts(config), shape, dtype)
+    build: Any = DeepseekV3Experts  # has no types
+    return _arm(build(config), shape, dtype)
 
 
-def _arm(layer: torch.nn.Module, config: object, dtype: str) -> Arm:
+def _arm(layer: torch.nn.Module, config: ModelConfig, dtype: str) -> Arm:
     experts, per_token = config.n_routed_experts, config.num_experts_per_tok
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.parameters():

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = (".ci", "bench", "docs", "src", "tests")
 TEXT = {".py", ".md", ".toml", ".txt", ".json", ".cfg", ".yml", ".yaml", ""}
 
 # Modules whose loading of a file can run what the file says.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 UNSAFE_CALLS = {"eval", "exec", "__import__", "torch.load", "os.system", "yaml.load"}
 UNSAFE_KEYWORDS = {"trust_remote_code", "allow_pickle", "shell"}
+# Hosts of package indexes, without their ending.
+INDEXES = ("pypi", "debian")
 MACHINE = re.compile(
     r"(?<![\w.])/(?:root|home|work|Users)/\w"
-    r"|(?:pypi|debian)\.org|pythonhosted|npmjs|proxy\.golang",
+    rf"|(?:{'|'.join(INDEXES)})\.org|pythonhosted|npmjs|proxy\.golang",
 )
 
 
@@ -45,7 +48,7 @@ def machine_words(text: str) -> list[str]:
 def texts() -> list[Path]:
     """List the text files that belong to the repository, without this one."""
     tops = [path for path in ROOT.iterdir() if path.is_file()]
-    deep = [path for name in (".ci", "docs", "src", "tests") for path in (ROOT / name).rglob("*")]
+    deep = [path for name in FOLDERS for path in (ROOT / name).rglob("*")]
     return [
         path
         for path in (*tops, *deep)
@@ -98,8 +101,14 @@ def test_the_checker_sees_unsafe_code(code: str, found: list[str]) -> None:
     [
         ("see src/home/a.py and https://example.org", 0),
         ("open('/home/me/x')", 1),
-        ("cd /root/x; pip install -i https:" + "//pypi.org/simple", 2),
+        ("cd /root/x; ls /work/y", 2),
     ],
 )
 def test_the_checker_sees_machine_words(text: str, count: int) -> None:
     assert len(machine_words(text)) == count
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_the_checker_sees_package_indexes(index: str) -> None:
+    assert machine_words(f"see https://{index}.org/simple") == [f"{index}.org"]
+    assert machine_words(f"see https://{index}.example/simple") == []
