@@ -14,12 +14,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
 import turns
+
+from ziphius.tasks import Problem
+from ziphius.text.tokenizer import Tokenizer
 
 PROMPTS, COMPLETIONS, NEW_TOKENS, PROMPT_TOKENS = 16, 8, 64, 32
 TOKENS = PROMPTS * COMPLETIONS * (PROMPT_TOKENS + NEW_TOKENS)
@@ -52,8 +57,9 @@ class Ours:
         model.initialize(seed=0)
         tokenizer = deepseek_tokenizer(shape.vocab_size)
         problems = _problems(tokenizer)
-        TASKS["silent"] = _Silent()
-        rounds.reward = lambda rollout, bonus: even_share(rollout.token_ids)
+        silent: Any = _Silent()
+        TASKS["silent"] = silent
+        rounds.reward = lambda rollout, format_bonus: even_share(rollout.token_ids)
         config = GrpoConfig(
             rollout=RolloutConfig(group_size=COMPLETIONS, max_new_tokens=NEW_TOKENS)
         )
@@ -95,11 +101,10 @@ class _Silent:
         return False
 
 
-def _problems(tokenizer: object) -> list[object]:
+def _problems(tokenizer: Tokenizer) -> list[Problem]:
     """Make questions whose prompts have just the length that is wanted."""
     from ziphius.rollout.config import RolloutConfig
     from ziphius.rollout.sample import problem_prompt, spoken_format
-    from ziphius.tasks import Problem
 
     def length(text: str) -> int:
         problem = Problem("silent", 1, text, "", {})
@@ -116,7 +121,7 @@ def _problems(tokenizer: object) -> list[object]:
     return found
 
 
-def even_share(token_ids: list[int]) -> float:
+def even_share(token_ids: Sequence[int]) -> float:
     """Reward even ids, so that no group is without a difference; `trl_arm.py` does the same."""
     return sum(token % 2 == 0 for token in token_ids) / len(token_ids)
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import arms
 import machine
@@ -95,7 +96,7 @@ def main() -> None:
     print(json.dumps(result["ratios"], indent=1))
 
 
-def ratios(rows: dict[str, dict[str, object]]) -> dict[str, float]:
+def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Divide our speed by each peer's, in FLOPs, which for equal shapes is in tokens."""
     return {
         name: round(rows[ours]["gflop_per_s"] / rows[theirs]["gflop_per_s"], 3)

@@ -3,6 +3,7 @@
 python bench/trl_arm.py CONFIG_JSON DTYPE GFLOP PROMPTS COMPLETIONS PROMPT_TOKENS NEW_TOKENS
 """
 
+import importlib
 import os
 import random
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 import turns
@@ -23,8 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
-from trl import GRPOConfig, GRPOTrainer
 
+trl: Any = importlib.import_module("trl")  # in an environment of its own
 END = 1
 
 
@@ -37,16 +39,17 @@ class Trl:
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
         config = AutoConfig.from_pretrained(Path(shape).parent)
         config.eos_token_id, config.pad_token_id = END, 0
-        model = AutoModelForCausalLM.from_config(config)
+        build: Any = AutoModelForCausalLM.from_config  # has no types
+        model = build(config)
         words = random.Random(0)
         texts = [
             " ".join(str(words.randrange(2, config.vocab_size)) for _ in range(prompt_tokens))
             for _ in range(prompts)
         ]
-        self.trainer = GRPOTrainer(
+        self.trainer = trl.GRPOTrainer(
             model=model,
             reward_funcs=even_shares,
-            args=GRPOConfig(
+            args=trl.GRPOConfig(
                 output_dir=tempfile.mkdtemp(prefix="trl-"),
                 per_device_train_batch_size=prompts * completions,
                 num_generations=completions,
@@ -99,13 +102,14 @@ def even_shares(completion_ids: list[list[int]], **options: object) -> list[floa
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
-def numbers(vocab_size: int) -> PreTrainedTokenizerFast:
+def numbers(vocab_size: int) -> Any:
     """Make a tokenizer whose words are the ids."""
     words = {str(number): number for number in range(vocab_size)}
     words = {"<pad>": 0, "<end>": END} | {w: n for w, n in words.items() if n > 1}
     backend = Tokenizer(WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    build: Any = PreTrainedTokenizerFast  # has no types
+    return build(
         tokenizer_object=backend, eos_token="<end>", pad_token="<pad>", padding_side="left"
     )
 

@@ -11,16 +11,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 # Large temporaries are otherwise mapped and unmapped at every step, in all arms alike.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
-def serve(build: Callable[[], object], *, warmup: int, steps: int) -> None:
-    """Be one arm: build it, warm it up, then time a turn of steps for every line read.
+class Arm(Protocol):
+    """One implementation, ready to step."""
 
-    What is built has `step`, which returns the loss, and `gflop`, the matrix FLOPs of a step.
-    """
+    @property
+    def step(self) -> Callable[[], float]:
+        """Train on one batch; return the loss."""
+        ...
+
+    @property
+    def gflop(self) -> float:
+        """Matrix FLOPs of a step."""
+        ...
+
+
+def serve(build: Callable[[], Arm], *, warmup: int, steps: int) -> None:
+    """Be one arm: build it, warm it up, then time a turn of steps for every line read."""
     start = time.perf_counter()
     arm = build()
     for _ in range(warmup):
@@ -49,7 +61,7 @@ class Process:
             text=True,
             env=os.environ | ALLOCATOR,
         )
-        self.facts = self._read()
+        self.facts: dict[str, Any] = self._read()
 
     def turn(self) -> None:
         """Let the arm run its steps while all others wait."""
@@ -58,7 +70,7 @@ class Process:
         self.process.stdin.flush()
         self.times += self._read()
 
-    def row(self, tokens: int) -> dict[str, object]:
+    def row(self, tokens: int) -> dict[str, Any]:
         """Summarise the arm, whose steps have so many tokens."""
         median = statistics.median(self.times)
         return self.facts | {
@@ -68,7 +80,7 @@ class Process:
             "gflop_per_s": round(self.facts["gflop"] / median, 1),
         }
 
-    def _read(self) -> object:
+    def _read(self) -> Any:
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             if line.startswith(("{", "[")):
