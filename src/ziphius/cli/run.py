@@ -1,147 +1,141 @@
 """`ziphius run`: a whole run in one command."""
 
-import dataclasses
-import importlib.metadata
 import json
-from collections.abc import Iterator
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
-import ziphius
 from ziphius.cli.options import AsJson
 from ziphius.core.config import Config
-from ziphius.core.files import new_folder, write_file
+from ziphius.core.errors import ConfigError
+from ziphius.train.budget import BudgetText
 
 if TYPE_CHECKING:
-    from ziphius.recipes.tour import FamilyReport
+    from ziphius.recipes.report.sections import Arm
+
+DEFAULT_BUDGET, DEFAULT_OUT = "15m", Path("runs/family")
 
 
 class RunConfig(Config):
     """What `ziphius run` needs to know."""
 
-    recipe: tyro.conf.Positional[Literal["tour"]] = "tour"
-    """tour: a tiny model of each family, built, accounted for, checked and made to generate."""
+    recipe: tyro.conf.Positional[Literal["family", "tour"]] = "family"
+    """family: real text to a reasoning model, its student, and a report. tour: a tiny model of each
+    family, built, accounted for, checked and made to generate, in seconds."""
+    budget: BudgetText = DEFAULT_BUDGET
+    """Time for the whole of family: 2m to try it out, 15m for a result, 2h for a better one."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides weights, data, problems and samples of family."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """New folder for the models and tour.json; without it nothing is kept."""
+    """Folder of the run; for family runs/family by default, where the same command goes on. The
+    tour keeps its models in a new folder, or nothing without one."""
+    dry_run: bool = False
+    """Print what family would do, with estimates, and do nothing."""
     as_json: AsJson = False
     """Print the result as one JSON document."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.recipe == "tour":
+            fields = type(self).model_fields
+            for name in ("budget", "seed", "dry_run"):
+                if getattr(self, name) != fields[name].default:
+                    raise ConfigError(f"{name} has no effect on the tour: nothing is trained.")
+        return self
+
 
 def run(config: RunConfig) -> None:
-    """Run a recipe: build a tiny model of each family, account for it, check it, generate.
+    """Go from real text to a reasoning model, a student and an honest report; or tour the family.
 
-    Exits with 1 if a check is over its bound.
+    Every stage is saved: after Ctrl-C, or a crash, the same command goes on.
 
     Example:
         ziphius run
+        ziphius run --budget 2m --out runs/short
+        ziphius run --dry-run
         ziphius run tour --out tour
     """
-    from ziphius.recipes import RECIPES
+    if config.recipe == "tour":
+        from ziphius.cli.tour import show_tour
 
-    recipe = RECIPES[config.recipe]
-    console = Console(stderr=config.as_json)
-    if config.out is None:
-        reports = _watch(recipe(None), console)
-    else:
-        with new_folder(config.out) as folder:
-            reports = _watch(recipe(folder), console)
-            write_file(folder / "tour.json", _as_json(reports))
+        show_tour(config.out, as_json=config.as_json)
+        return
+    _family(config)
+
+
+def _family(config: RunConfig) -> None:
+    from ziphius.recipes.family import run_family
+    from ziphius.recipes.family_plan import plan
+    from ziphius.recipes.family_report import document, report_family
+    from ziphius.recipes.family_settings import FamilySettings
+    from ziphius.recipes.stages import StoppedError, claimed
+
+    settings = FamilySettings(budget=config.budget, seed=config.seed)
+    console = Console(stderr=True)
+    if config.dry_run:
+        rows = plan(settings)
+        if config.as_json:
+            print(json.dumps([row.document for row in rows], indent=1))
+        else:
+            table = Table("stage", *(Column(name, justify="right") for name in rows[0].cells))
+            for row in rows:
+                table.add_row(row.stage, *row.cells.values())
+            Console().print(table)
+        return
+    folder = config.out or DEFAULT_OUT
+    with claimed(folder, settings.model_dump(mode="json")):
+        try:
+            finished = run_family(settings, folder, console)
+        except StoppedError as stopped:
+            name = signal.Signals(stopped.signal).name
+            print(
+                f"Stopped by {name} in the stage {stopped.stage}; saved. To go on:\n"
+                f"  {command_line(config)}",
+                file=sys.stderr,
+            )
+            raise SystemExit(128 + stopped.signal) from None
+        console.rule("measuring every arm on the same problems")
+        report, path = report_family(finished, command=command_line(config))
     if config.as_json:
-        print(_as_json(reports))
+        print(json.dumps(document(finished, report), indent=1))
     else:
-        _print_account(reports, console)
-        _print_text(reports, console)
-        _print_checks(reports, console)
-        if config.out is not None:
-            console.print(f"Saved in {config.out}", markup=False, highlight=False, soft_wrap=True)
-    if not all(check.passed for report in reports for check in report.checks):
-        raise SystemExit(1)
+        _print_arms(report.arms)
+    console.print(f"The report: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _watch(reports: "Iterator[FamilyReport]", console: Console) -> "list[FamilyReport]":
-    seen = []
-    with console.status("building the tiny models") as status:
-        for report in reports:
-            seen.append(report)
-            status.update(f"{report.preset} done")
-    return seen
+def command_line(config: RunConfig) -> str:
+    """Spell the command of a run."""
+    words = ["ziphius", "run", "--budget", config.budget, "--seed", str(config.seed)]
+    if config.out is not None:
+        words += ["--out", str(config.out)]
+    return shlex.join(words)
 
 
-def _print_account(reports: "list[FamilyReport]", console: Console) -> None:
-    context = reports[0].account.context
-    titles = ("parameters", "MTP", "active", "train", "decode", "cache", "MHA")
+def _print_arms(arms: "Sequence[Arm]") -> None:
+    """Print one row an arm: pass@1 by slice with its interval, length, speed and size."""
+    if not arms:
+        return
+    slices = [Column(one.name, justify="right") for one in arms[0].slices]
     table = Table(
-        Column("preset", no_wrap=True),
-        *(Column(title, justify="right", no_wrap=True) for title in titles),
-        title=f"Tiny models of the family, context {context:,} tokens",
-        caption="train, decode: MFLOP per token; cache, MHA: bytes per token in bfloat16, "
-        "the model's own and with a key and value for every head",
-        padding=(0, 0),
+        Column("pass@1, %", no_wrap=True),
+        *slices,
+        *(Column(name, justify="right") for name in ("tokens", "tokens/s", "parameters")),
+        caption="95 % intervals over problems; pass@8 and all else are in the report",
     )
-    for report in reports:
-        parameters, flops = report.account.parameters, report.account.flops
-        cache_bytes = report.account.cache_bytes
-        table.add_row(
-            report.preset,
-            f"{parameters.main:,}",
-            f"{parameters.mtp:,}",
-            f"{parameters.active:,}",
-            f"{(flops.training + flops.training_mtp) / 1e6:.2f}",
-            f"{flops.decode / 1e6:.2f}",
-            f"{cache_bytes.own:,}",
-            f"{cache_bytes.mha:,}",
-        )
-    console.print(table)
-
-
-def _print_text(reports: "list[FamilyReport]", console: Console) -> None:
-    from ziphius.recipes.tour import PROMPT
-
-    table = Table(
-        Column("preset", no_wrap=True),
-        f"continues {PROMPT!r}",
-        title="Random weights: presets, not trained models",
-    )
-    for report in reports:
-        # repr, because random bytes may move the cursor of a terminal.
-        table.add_row(report.preset, Text(repr(report.text)))
-    console.print(table)
-
-
-def _print_checks(reports: "list[FamilyReport]", console: Console) -> None:
-    bounds = {check.name: check.bound for report in reports for check in report.checks}
-    titles = [name.replace(" = ", "\n= ") + f"\n<= {bound:g}" for name, bound in bounds.items()]
-    table = Table(
-        Column("preset", no_wrap=True),
-        *(Column(title, no_wrap=True) for title in titles),
-        title="Largest difference, relative to the largest value",
-    )
-    for report in reports:
-        cells = {
-            check.name: f"{check.difference:.1e} " + ("ok" if check.passed else "[bold red]FAILED")
-            for check in report.checks
-        }
-        table.add_row(report.preset, *(cells.get(name, "-") for name in bounds))
-    console.print(table)
-
-
-def _as_json(reports: "list[FamilyReport]") -> str:
-    families = [
-        {
-            "preset": report.preset,
-            "random_weights": True,
-            "text": report.text,
-            "account": dataclasses.asdict(report.account),
-            "checks": [
-                {**dataclasses.asdict(check), "passed": check.passed} for check in report.checks
-            ],
-        }
-        for report in reports
-    ]
-    versions = {"ziphius": ziphius.__version__, "torch": importlib.metadata.version("torch")}
-    return json.dumps({"recipe": "tour", "versions": versions, "families": families}, indent=2)
+    for arm in arms:
+        cells = [
+            f"{100 * one.pass_at_1.value:.0f} [{100 * one.pass_at_1.low:.0f}, "
+            f"{100 * one.pass_at_1.high:.0f}]"
+            for one in arm.slices
+        ]
+        length = f"{arm.slices[0].tokens.value:.0f}"
+        table.add_row(arm.name, *cells, length, f"{arm.tokens_per_s:,.0f}", f"{arm.parameters:,}")
+    Console().print(table)

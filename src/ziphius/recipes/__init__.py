@@ -1,9 +1,9 @@
-"""Floor 6: whole runs as Python functions; a recipe calls every lower floor and prints nothing."""
+"""Whole runs as Python functions; a recipe calls down to every floor."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-from ziphius.recipes import tour
+from ziphius.recipes import family, tour
 
-RECIPES: dict[str, Callable[[Path | None], Iterator[tour.FamilyReport]]] = {"tour": tour.tour}
+RECIPES: dict[str, Callable[..., Any]] = {"family": family.run_family, "tour": tour.tour}
 """By the name a user types after `ziphius run`."""

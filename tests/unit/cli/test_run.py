@@ -4,6 +4,7 @@ import json
 from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
 from ziphius.cli.run import RunConfig, run
 from ziphius.core.errors import OutputError
@@ -23,7 +24,7 @@ def short_tour(monkeypatch):
 
 def test_run_keeps_models_and_results_in_a_new_folder(short_tour, tmp_path, capsys):
     out = tmp_path / "out"
-    run(RunConfig(out=out))
+    run(RunConfig(recipe="tour", out=out))
     assert {path.name for path in out.iterdir()} == {"v3-tiny", "coder-tiny", "tour.json"}
     result = json.loads((out / "tour.json").read_text())
     assert [family["preset"] for family in result["families"]] == ["v3-tiny", "coder-tiny"]
@@ -32,11 +33,11 @@ def test_run_keeps_models_and_results_in_a_new_folder(short_tour, tmp_path, caps
     assert "not trained models" in shown
     assert "194,688" in shown
     with pytest.raises(OutputError):
-        run(RunConfig(out=out))
+        run(RunConfig(recipe="tour", out=out))
 
 
 def test_json_is_one_document(short_tour, capsys):
-    run(RunConfig(as_json=True))
+    run(RunConfig(recipe="tour", as_json=True))
     result = json.loads(capsys.readouterr().out)
     checks = result["families"][0]["checks"]
     assert len(checks) == 3
@@ -46,11 +47,26 @@ def test_json_is_one_document(short_tour, capsys):
 def test_a_failed_check_gives_exit_code_1(short_tour, monkeypatch, capsys):
     monkeypatch.setattr("ziphius.recipes.tour.ROUNDING", -1.0)
     with pytest.raises(SystemExit) as exit_info:
-        run(RunConfig())
+        run(RunConfig(recipe="tour"))
     assert exit_info.value.code == 1
     assert "FAILED" in capsys.readouterr().out
 
 
 def test_brackets_in_the_folders_name_are_printed_as_they_are(short_tour, tmp_path, capsys):
-    run(RunConfig(out=tmp_path / "o[/p]"))
+    run(RunConfig(recipe="tour", out=tmp_path / "o[/p]"))
     assert f"Saved in {tmp_path / 'o[/p]'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", [{"budget": "3m"}, {"seed": 1}, {"dry_run": True}])
+def test_settings_of_training_are_refused_on_the_tour(setting):
+    with pytest.raises(ValidationError, match="no effect on the tour"):
+        RunConfig(recipe="tour", **setting)
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(RunConfig(dry_run=True, as_json=True, budget="2m"))
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in rows][:4] == ["pretrain", "sft", "grpo", "control"]
+    assert sum(row["seconds"] or 0 for row in rows) == pytest.approx(120)
+    assert list(tmp_path.iterdir()) == []

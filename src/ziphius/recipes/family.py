@@ -1,0 +1,327 @@
+"""The main job: text -> base model -> fine-tuned -> GRPO -> dense student -> INT8, all measured.
+
+The path of DeepSeek-R1 (arXiv 2501.12948) at a size that two CPU cores train in minutes. Every arm
+answers the same held-out problems, and GRPO stands beside its control: fine-tuning that goes on for
+the time that GRPO took, on demonstrations of the very problems that GRPO practised on.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+import ziphius
+from ziphius.core.files import write_file
+from ziphius.data.config import DataConfig
+from ziphius.distill.settings import DistillSettings
+from ziphius.distill.traces import TraceConfig, select_traces, write_traces
+from ziphius.distill.training import run_distillation
+from ziphius.evals.measure import HARDER, IN_DISTRIBUTION, UNTRAINED
+from ziphius.models.account import account
+from ziphius.models.published import to_published
+from ziphius.models.weights import load, read_model_config, save
+from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.quant.int8 import quantize
+from ziphius.recipes.family_settings import CONTEXT, FamilySettings, family_shape
+from ziphius.recipes.stages import StageResult, StoppedError, done_once, peak_memory_bytes
+from ziphius.rl.room import NoRoomError
+from ziphius.rl.settings import GrpoConfig, GrpoSettings, GrpoTraining, TaskChoice
+from ziphius.rl.training import run_grpo
+from ziphius.rollout.config import RolloutConfig
+from ziphius.rollout.sample import sample_groups
+from ziphius.tasks import Problem, Split, get_task
+from ziphius.tasks.demonstrations import write_demonstrations
+from ziphius.text.tokenizer import load_tokenizer
+from ziphius.train.config import TrainConfig
+from ziphius.train.finetuning import run_sft
+from ziphius.train.optimizer_config import OptimizerConfig
+from ziphius.train.pretraining import run_pretraining
+from ziphius.train.run import Finished, RunContext
+from ziphius.train.settings import PretrainSettings, SftSettings, SftTraining
+
+STAGES = (
+    "pretrain",
+    "sft",
+    "grpo",
+    "control",
+    "traces",
+    "r1-lite",
+    "r1-lite-logits",
+    "r1-lite-int8",
+)
+CHAT_FORMAT = "deepseek-r1"
+LONGEST_ANSWER = 80
+"""Tokens of a completion."""
+TRACED_PROBLEMS, TRACES_EACH = 1_500, 4
+"""Problems of each task and level that the teacher answers for its student, and answers kept."""
+
+
+@dataclass(frozen=True)
+class FamilyRun:
+    """The stages of a finished run, by name, in their order."""
+
+    settings: FamilySettings
+    folder: Path
+    stages: Mapping[str, StageResult]
+    problems: Mapping[str, Sequence[Problem]]
+    """Held out, by slice."""
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """Return how answers are sampled to be measured."""
+        return rollout_config(self.settings.samples)
+
+
+def rollout_config(samples: int) -> RolloutConfig:
+    """Return how answers are sampled; the model decides whether it thinks."""
+    return RolloutConfig(group_size=samples, max_new_tokens=LONGEST_ANSWER, thinking=False)
+
+
+def run_family(settings: FamilySettings, folder: Path, console: Console) -> FamilyRun:
+    """Do all stages that are not done yet.
+
+    Raises:
+        StoppedError: a signal ended a stage early; everything is saved.
+    """
+    job = _Job(settings, folder, console)
+    job.do("pretrain", job.pretrain)
+    job.do("sft", job.fine_tune)
+    job.do("grpo", job.reinforce)
+    job.do("control", job.go_on_fine_tuning, needs="grpo")
+    job.do("traces", job.sample_traces)
+    job.do("r1-lite", job.teach_by_traces, needs="traces")
+    job.do("r1-lite-logits", job.teach_by_logits, needs="traces")
+    job.do("r1-lite-int8", job.to_int8, needs="r1-lite")
+    return FamilyRun(settings, folder, job.stages, held_out_problems(settings))
+
+
+def held_out_problems(settings: FamilySettings) -> dict[str, list[Problem]]:
+    """Return the problems that every arm is measured on, by slice."""
+    choices = {
+        IN_DISTRIBUTION: settings.trained,
+        HARDER: settings.harder,
+        UNTRAINED: settings.untrained,
+    }
+    return {
+        name: problems_of(chosen, "test", settings.measured) for name, chosen in choices.items()
+    }
+
+
+def problems_of(choices: Sequence[TaskChoice], split: Split, count: int) -> list[Problem]:
+    """Return `count` problems of each choice, one choice after the other."""
+    return [
+        problem
+        for choice in choices
+        for problem in get_task(choice.name).problems(split, choice.level, count)
+    ]
+
+
+class _Job:
+    """One run of the stages in a folder."""
+
+    def __init__(self, settings: FamilySettings, folder: Path, console: Console) -> None:
+        self.settings, self.folder = settings, folder
+        self.context = RunContext(console=console)
+        self.stages: dict[str, StageResult] = {}
+
+    def do(self, name: str, do: Callable[[Path], StageResult], *, needs: str | None = None) -> None:
+        """Do one stage, if the folder has no result of it and what it needs was made."""
+        if needs is not None and not self.stages[needs].is_usable:
+            return
+        place = self.folder / f"{STAGES.index(name) + 1}-{name}"
+        identity = self.settings.model_dump(mode="json") | {"version": ziphius.__version__}
+        if self.context.console is not None:
+            self.context.console.rule(f"{STAGES.index(name) + 1}/{len(STAGES)} {name}")
+        self.stages[name] = done_once(name, place, identity, do)
+
+    def pretrain(self, folder: Path) -> StageResult:
+        """Train a base model on real text and mathematics."""
+        shape = self.folder / "shape" / "config.json"
+        shape.parent.mkdir(parents=True, exist_ok=True)
+        write_file(shape, json.dumps(to_published(family_shape()), indent=1) + "\n")
+        settings = PretrainSettings(
+            preset=str(shape),
+            data=DataConfig(mix="r1", domain_megabytes=4.0),
+            train=TrainConfig(
+                budget=self.settings.budget_of("pretrain"),
+                seed=self.settings.seed,
+                context=CONTEXT,
+                batch_rows=8,
+                optimizer=OptimizerConfig(name="muon"),
+                learning_rate=3e-3,
+                validate_rows=32,
+            ),
+        )
+        return self._trained("pretrain", run_pretraining(settings, folder, self.context))
+
+    def fine_tune(self, folder: Path) -> StageResult:
+        """Learn the format from demonstrations of mixed quality."""
+        return self._fine_tuned("sft", folder, "pretrain", self.settings.trained)
+
+    def go_on_fine_tuning(self, folder: Path) -> StageResult:
+        """Spend what GRPO spent on more of the same, of the problems that it practised on."""
+        choices = (*self.settings.trained, *self.settings.harder)
+        return self._fine_tuned("control", folder, "sft", choices)
+
+    def reinforce(self, folder: Path) -> StageResult:
+        """Practise with verified rewards, half on what is known and half one level above."""
+        settings = GrpoSettings(
+            model=self._model("sft"),
+            tasks=(*self.settings.trained, *self.settings.harder),
+            pool=self.settings.problems,
+            validation_problems=8,
+            grpo=GrpoConfig(rollout=rollout_config(16)),
+            train=GrpoTraining(
+                budget=self.settings.budget_of("grpo"),
+                seed=self.settings.seed,
+                learning_rate=1e-4,
+                batch_rows=512,
+                validate_every=0,
+            ),
+        )
+        try:
+            finished = run_grpo(settings, folder, self.context)
+        except NoRoomError as error:
+            return StageResult("grpo", folder, 0.0, note=f"No GRPO: {error}", is_usable=False)
+        return self._trained("grpo", finished)
+
+    def sample_traces(self, folder: Path) -> StageResult:
+        """Let the teacher answer problems to learn from, and keep what is verified."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model, tokenizer = load(self._teacher), load_tokenizer(self._teacher)
+        count = max(16, round(TRACED_PROBLEMS * min(1.0, self.settings.seconds / 900)))
+        problems = problems_of((*self.settings.trained, *self.settings.harder), "train", count)
+        groups = sample_groups(
+            model,
+            tokenizer,
+            problems,
+            rollout_config(TRACES_EACH).model_copy(update={"sampling": SamplingConfig()}),
+            seed=self.settings.seed,
+        )
+        held_out = {p.key for part in held_out_problems(self.settings).values() for p in part}
+        traces = select_traces(
+            groups, TraceConfig(choice="random"), seed=self.settings.seed, held_out=held_out
+        )
+        if not traces.kept:
+            note = "No student: the teacher answered nothing correctly that could be learned from."
+            return StageResult("traces", folder, 0.0, note=note, is_usable=False)
+        write_traces(folder / "traces.jsonl", traces)
+        tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
+        summary = traces.summary()
+        return StageResult(
+            "traces",
+            folder,
+            0.0,
+            tokens=tokens,
+            flops=tokens * account(model.config, context=CONTEXT).flops.decode,
+            peak_memory_bytes=peak_memory_bytes(),
+            note=f"{summary['kept']:,} verified answers of {summary['solved']:,} problems",
+        )
+
+    def teach_by_traces(self, folder: Path) -> StageResult:
+        """Teach a dense student the teacher's verified answers."""
+        return self._taught("r1-lite", folder, "traces")
+
+    def teach_by_logits(self, folder: Path) -> StageResult:
+        """Teach the same student by the teacher's probabilities on the same answers."""
+        return self._taught("r1-lite-logits", folder, "logits")
+
+    def to_int8(self, folder: Path) -> StageResult:
+        """Quantize the student's weights and activations."""
+        folder.mkdir(parents=True, exist_ok=True)
+        source = self._model("r1-lite")
+        model = load(source)
+        sizes = quantize(model)
+        save(model, folder / "model", load_tokenizer(source))
+        return StageResult(
+            "r1-lite-int8",
+            folder,
+            0.0,
+            checkpoint=folder / "model",
+            peak_memory_bytes=peak_memory_bytes(),
+            note=f"{100 * sizes.share:.0f} % of the bytes",
+        )
+
+    def _fine_tuned(
+        self, name: str, folder: Path, start: str, choices: Sequence[TaskChoice]
+    ) -> StageResult:
+        data = self.folder / "demonstrations" / f"{name}.jsonl"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        if not data.exists():
+            write_demonstrations(
+                data,
+                problems_of(choices, "train", self.settings.problems),
+                self.settings.demonstrations,
+                self.settings.seed,
+            )
+        is_control = name == "control"
+        budget = (
+            f"{self.stages['grpo'].seconds:.1f}s" if is_control else self.settings.budget_of(name)
+        )
+        settings = SftSettings(
+            model=self._model(start),
+            data=(data,),
+            epochs=0,
+            chat_format=CHAT_FORMAT,
+            thinking=False,
+            train=SftTraining(
+                budget=budget,
+                seed=self.settings.seed + is_control,
+                context=CONTEXT,
+                batch_rows=16,
+                learning_rate=3e-4 if is_control else 1e-3,
+                validate_rows=32,
+            ),
+        )
+        return self._trained(name, run_sft(settings, folder, self.context))
+
+    def _taught(self, name: str, folder: Path, kind: str) -> StageResult:
+        settings = DistillSettings(
+            kind=kind,
+            teacher=self._teacher,
+            data=(self.stages["traces"].folder / "traces.jsonl",),
+            epochs=0,
+            chat_format=CHAT_FORMAT,
+            thinking=False,
+            train=SftTraining(
+                budget=self.settings.budget_of(name),
+                seed=self.settings.seed,
+                context=CONTEXT,
+                batch_rows=16,
+                learning_rate=2e-3,
+                validate_rows=32,
+            ),
+        )
+        return self._trained(name, run_distillation(settings, folder, self.context))
+
+    def _trained(self, name: str, finished: Finished) -> StageResult:
+        result = finished.result
+        if result.stopped_by is not None:
+            raise StoppedError(name, result.stopped_by)
+        config = read_model_config(result.checkpoint)
+        flops = account(config, context=CONTEXT).flops
+        per_token = flops.training + (flops.training_mtp if name != "grpo" else 0)
+        return StageResult(
+            name,
+            result.folder,
+            result.seconds,
+            checkpoint=result.checkpoint,
+            flops=float(per_token * result.tokens),
+            tokens=result.tokens,
+            peak_memory_bytes=peak_memory_bytes(),
+            note=finished.text,
+            figures=dict(result.validation),
+            floors=dict(result.floors),
+        )
+
+    @property
+    def _teacher(self) -> Path:
+        """Return the best model so far: where GRPO had no room, the fine-tuned one."""
+        return self._model("grpo" if self.stages["grpo"].is_usable else "sft")
+
+    def _model(self, stage: str) -> Path:
+        checkpoint = self.stages[stage].checkpoint
+        assert checkpoint is not None, f"the stage {stage} makes a model"
+        return checkpoint
