@@ -199,7 +199,8 @@ class Generation(Closing):
         with torch.inference_mode():
             logits_BW, routes_BTLK = self._next_logits()
             ids_B = self._sampler(logits_BW[:, : self._vocab_limit], self._lengths_B)
-            logprobs_B = token_logprobs(logits_BW, ids_B, temperature=self._sampler.temperatures_B)
+            divisor = 1.0 if self._sampler.is_unscaled else self._sampler.temperatures_B
+            logprobs_B = token_logprobs(logits_BW, ids_B, temperature=divisor)
             self._last_B1 = ids_B.unsqueeze(-1)
             ids_B, logprobs_B = ids_B.cpu(), logprobs_B.cpu()
             self._refuse_nan(logprobs_B)

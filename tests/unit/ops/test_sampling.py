@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from ziphius.ops.sampling import (
     Sampler,
+    inverse_cdf,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -197,3 +198,40 @@ def test_settings_out_of_range_or_without_effect_are_errors(settings, words):
 
 def test_greedy_accepts_a_seed():
     assert SamplingConfig(temperature=0.0, seed=11).seed == 11
+
+
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 4_096])
+def test_a_draw_by_blocks_is_that_of_a_running_sum(width):
+    generator = torch.Generator().manual_seed(width)
+    logits = 4 * torch.randn(500, width, generator=generator)
+    probs_BW = logits.masked_fill(torch.rand(500, width, generator=generator) < 0.3, -100).softmax(
+        -1
+    )
+    draws_B = torch.rand(500, generator=generator, dtype=torch.float64)
+    reached_BW = probs_BW.cumsum(-1, dtype=torch.float64)
+    targets_B1 = draws_B[:, None] * reached_BW[:, -1:]
+    expected_B = torch.searchsorted(reached_BW, targets_B1).squeeze(-1)
+    actual_B = inverse_cdf(probs_BW, draws_B)
+    near_B = (reached_BW - targets_B1).abs().amin(-1) < 1e-6  # sums of blocks are fp32
+    assert torch.equal(actual_B[~near_B], expected_B[~near_B])
+    assert near_B.sum() <= 0.01 * 500 * max(1, width // 64)
+
+
+def test_the_ends_of_blocks_hold_no_token_of_probability_0():
+    probs_BW = torch.zeros(1, 256)
+    probs_BW[0, [10, 70, 200]] = torch.tensor([0.1, 0.7, 0.2])
+    draws_B = torch.cat(
+        (torch.linspace(0, 1, 1_001, dtype=torch.float64), torch.tensor([0.1, 0.8]))
+    )
+    draws_B = draws_B.clamp(2.0**-53, 1 - 2.0**-53)
+    drawn_B = inverse_cdf(probs_BW.expand(len(draws_B), -1), draws_B)
+    assert set(drawn_B.tolist()) == {10, 70, 200}
+
+
+def test_temperatures_of_1_need_no_division():
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    plain = Sampler([SamplingConfig()] * 4, range(4))
+    mixed = Sampler([*[SamplingConfig()] * 4, SamplingConfig(temperature=2.0)], range(5))
+    assert plain.is_unscaled
+    assert not mixed.is_unscaled
+    assert torch.equal(plain.filtered(logits), mixed.filtered(torch.cat((logits, logits[:1])))[:4])
