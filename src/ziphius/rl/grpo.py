@@ -35,6 +35,7 @@ from ziphius.rl.objective import clipped_losses, k3_penalties
 from ziphius.rl.round import ANSWERS, FIGURES, GROUPS, SAMPLED, Round, digest, from_json, to_json
 from ziphius.rl.settings import GrpoConfig
 from ziphius.rollout.sample import sample_groups
+from ziphius.rollout.weights import rounded_weights
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.config import TrainConfig
@@ -175,7 +176,7 @@ class GrpoStage(Stage):
             )
         first = self.world.rank * share
         size = self.config.rollout.group_size
-        with self._autocast():
+        with rounded_weights(self.model, self.dtype), self._autocast():
             groups = sample_groups(
                 self.model,
                 self.tokenizer,
