@@ -10,6 +10,7 @@ PYTHON is the interpreter of an environment with trl, transformers and torch.
 """
 
 import argparse
+import atexit
 import json
 import subprocess
 import sys
@@ -82,9 +83,10 @@ class Ours:
         self.gflop = gflop()
         self.done = 0
         keep_freed_memory()
-        self.settings = ExitStack()  # as `train/loop.py` has them
-        self.settings.enter_context(same_numbers_each_time(True))
-        self.settings.enter_context(fast_float32(torch.device("cpu")))
+        settings = ExitStack()  # as `train/loop.py` has them
+        settings.enter_context(same_numbers_each_time(True))
+        settings.enter_context(fast_float32(torch.device("cpu")))
+        atexit.register(settings.close)
 
     def step(self) -> float:
         """Sample and learn."""
