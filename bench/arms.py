@@ -76,7 +76,7 @@ def transformers(dtype: str, *, compiled: bool, experts: str = "grouped_mm") -> 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     per_token = account(shape, batch=BATCH, context=CONTEXT).flops.training
     return Arm(step, per_token * BATCH * CONTEXT / 1e9)
@@ -99,7 +99,7 @@ def nanochat(dtype: str) -> Arm:
         loss.backward()
         optimizer.step()
         model.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return Arm(step, model.estimate_flops() * BATCH * CONTEXT / 1e9)
 

@@ -58,7 +58,7 @@ def _arm(layer: torch.nn.Module, config: ModelConfig, dtype: str) -> Arm:
             out_MD = layer(leaf_MD, experts_MK, leaf_MK)
         out_MD.backward(grad_MD.to(out_MD.dtype))
         layer.zero_grad()
-        return float(out_MD[0, 0])
+        return float(out_MD[0, 0].detach())
 
     width = config.moe_intermediate_size
     products = 3 * 2 * 3 * config.hidden_size * width * TOKENS * per_token

@@ -14,7 +14,6 @@ from rich.console import Console
 
 import ziphius
 from ziphius.core.files import write_file
-from ziphius.data.config import DataConfig
 from ziphius.distill.settings import DistillSettings
 from ziphius.distill.traces import TraceConfig, select_traces, write_traces
 from ziphius.distill.training import run_distillation
@@ -24,7 +23,7 @@ from ziphius.models.published import to_published
 from ziphius.models.weights import load, read_model_config, save
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.quant.int8 import quantize
-from ziphius.recipes.family_settings import CONTEXT, FamilySettings, family_shape
+from ziphius.recipes.family_settings import FamilySettings
 from ziphius.recipes.stages import StageResult, StoppedError, done_once, peak_memory_bytes
 from ziphius.rl.room import NoRoomError
 from ziphius.rl.settings import GrpoConfig, GrpoSettings, GrpoTraining, TaskChoice
@@ -140,14 +139,14 @@ class _Job:
         """Train a base model on real text and mathematics."""
         shape = self.folder / "shape" / "config.json"
         shape.parent.mkdir(parents=True, exist_ok=True)
-        write_file(shape, json.dumps(to_published(family_shape()), indent=1) + "\n")
+        write_file(shape, json.dumps(to_published(self.settings.shape), indent=1) + "\n")
         settings = PretrainSettings(
             preset=str(shape),
-            data=DataConfig(mix="r1", domain_megabytes=4.0),
+            data=self.settings.data,
             train=TrainConfig(
                 budget=self.settings.budget_of("pretrain"),
                 seed=self.settings.seed,
-                context=CONTEXT,
+                context=self.settings.context,
                 batch_rows=8,
                 optimizer=OptimizerConfig(name="muon"),
                 learning_rate=3e-3,
@@ -189,7 +188,6 @@ class _Job:
 
     def sample_traces(self, folder: Path) -> StageResult:
         """Let the teacher answer problems to learn from, and keep what is verified."""
-        folder.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load(self._teacher), load_tokenizer(self._teacher)
         count = max(16, round(TRACED_PROBLEMS * min(1.0, self.settings.seconds / 900)))
         problems = problems_of((*self.settings.trained, *self.settings.harder), "train", count)
@@ -215,7 +213,7 @@ class _Job:
             folder,
             0.0,
             tokens=tokens,
-            flops=tokens * account(model.config, context=CONTEXT).flops.decode,
+            flops=tokens * account(model.config, context=self.settings.context).flops.decode,
             peak_memory_bytes=peak_memory_bytes(),
             note=f"{summary['kept']:,} verified answers of {summary['solved']:,} problems",
         )
@@ -230,7 +228,6 @@ class _Job:
 
     def to_int8(self, folder: Path) -> StageResult:
         """Quantize the student's weights and activations."""
-        folder.mkdir(parents=True, exist_ok=True)
         source = self._model("r1-lite")
         model = load(source)
         sizes = quantize(model)
@@ -269,7 +266,7 @@ class _Job:
             train=SftTraining(
                 budget=budget,
                 seed=self.settings.seed + is_control,
-                context=CONTEXT,
+                context=self.settings.context,
                 batch_rows=16,
                 learning_rate=3e-4 if is_control else 1e-3,
                 validate_rows=32,
@@ -288,7 +285,7 @@ class _Job:
             train=SftTraining(
                 budget=self.settings.budget_of(name),
                 seed=self.settings.seed,
-                context=CONTEXT,
+                context=self.settings.context,
                 batch_rows=16,
                 learning_rate=2e-3,
                 validate_rows=32,
@@ -301,7 +298,7 @@ class _Job:
         if result.stopped_by is not None:
             raise StoppedError(name, result.stopped_by)
         config = read_model_config(result.checkpoint)
-        flops = account(config, context=CONTEXT).flops
+        flops = account(config, context=self.settings.context).flops
         per_token = flops.training + (flops.training_mtp if name != "grpo" else 0)
         return StageResult(
             name,

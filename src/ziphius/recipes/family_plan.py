@@ -9,7 +9,7 @@ from ziphius.distill.student import dense_student
 from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
 from ziphius.recipes.family import STAGES
-from ziphius.recipes.family_settings import CONTEXT, SHARES, FamilySettings, family_shape
+from ziphius.recipes.family_settings import SHARES, FamilySettings
 from ziphius.train.peak import matrix_peak
 
 LIKELY_SHARE_OF_PEAK = 0.1
@@ -49,17 +49,17 @@ class PlannedStage:
 
 def plan(settings: FamilySettings) -> list[PlannedStage]:
     """Estimate every stage, and what is left for sampling and measuring."""
-    teacher = family_shape()
+    teacher = settings.shape
     student = dense_student(teacher)
     peak = matrix_peak(torch.device("cpu"), torch.float32)
     rows = [_stage(settings, name, student if "lite" in name else teacher, peak) for name in STAGES]
     left = settings.seconds * (1.0 - sum(SHARES.values()))
-    measuring = account(teacher, batch=ROWS, context=CONTEXT).memory.serve
+    measuring = account(teacher, batch=ROWS, context=settings.context).memory.serve
     return [*rows, PlannedStage("sampling and measuring", left, measuring, None)]
 
 
 def _stage(settings: FamilySettings, name: str, shape: ModelConfig, peak: float) -> PlannedStage:
-    memory = account(shape, batch=ROWS, context=CONTEXT).memory
+    memory = account(shape, batch=ROWS, context=settings.context).memory
     if name not in SHARES:
         return PlannedStage(name, None, memory.serve, None)
     seconds = SHARES[name] * settings.seconds

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
+from ziphius.data.config import DataConfig
 from ziphius.models.config import ModelConfig
 from ziphius.models.presets import derive, get_preset
 from ziphius.rl.settings import TaskChoice
@@ -18,7 +19,6 @@ from ziphius.tasks.demonstrations import DemonstrationConfig
 from ziphius.train.budget import BudgetText, parse_budget
 
 VOCABULARY = 429
-CONTEXT = 256
 SHARES = {
     "pretrain": 0.16,
     "sft": 0.28,
@@ -51,6 +51,12 @@ class FamilySettings(Config):
 
     budget: BudgetText = "15m"
     """Time for everything: 2m to try it out, 15m for a result, 2h for a better one."""
+    shape: ModelConfig = Field(default_factory=family_shape)
+    """Of the model that is trained, with DeepSeek's vocabulary cut to its size."""
+    context: Annotated[int, Field(ge=64)] = 256
+    """Tokens of a row, of text and of conversations."""
+    data: DataConfig = DataConfig(mix="r1", domain_megabytes=4.0)
+    """Text of the base model."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides weights, data, problems and samples."""
     trained: tuple[TaskChoice, ...] = (

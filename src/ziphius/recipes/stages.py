@@ -64,7 +64,7 @@ def done_once(
         name: of the stage.
         folder: of the stage; it may hold a run that was interrupted, which `do` goes on with.
         identity: all that the result hangs on, JSON-serialisable.
-        do: does the stage in the folder.
+        do: does the stage in the folder, which is there.
 
     Raises:
         ConfigError: the folder holds the same stage of another identity.
@@ -79,6 +79,7 @@ def done_once(
                 "choose another --out, or remove it."
             )
         return _result(kept["result"], folder)
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     result = do(folder)
     print(f"{name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)

@@ -16,7 +16,6 @@ def test_a_stage_is_done_once_wherever_its_folder_lies(tmp_path: Path) -> None:
 
     def do(folder: Path) -> StageResult:
         calls.append(folder)
-        folder.mkdir()
         return made(folder)
 
     first = done_once("a", tmp_path / "1-a", {"seed": 1}, do)
@@ -30,7 +29,6 @@ def test_a_stage_is_done_once_wherever_its_folder_lies(tmp_path: Path) -> None:
 
 
 def test_a_stage_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
-    (tmp_path / "1-a").mkdir()
     done_once("a", tmp_path / "1-a", {"seed": 1, "budget": "2m"}, made)
     with pytest.raises(ConfigError, match=r"another run \(seed differ"):
         done_once("a", tmp_path / "1-a", {"seed": 2, "budget": "2m"}, made)
@@ -38,7 +36,6 @@ def test_a_stage_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> No
 
 def test_a_stage_that_breaks_off_is_done_again(tmp_path: Path) -> None:
     def broken(folder: Path) -> StageResult:
-        folder.mkdir()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -24,11 +24,14 @@ constexpr int64_t UNIT = 32;
 
 inline int64_t padded(int64_t count) { return (count + UNIT - 1) / UNIT * UNIT; }
 
-// Memory of a thread that grows and stays, for the temporaries of one kind.
+// Memory of a thread that grows and stays, for the temporaries of one kind; it begins with a line of the
+// cache, as do panels, so that no load of theirs takes two lines.
 template <class T>
 T* scratch(std::vector<T>& own, int64_t count) {
-    if (int64_t(own.size()) < count) own.resize(count);
-    return own.data();
+    constexpr int64_t line = 64;
+    if (int64_t(own.size()) < count + line) own.resize(count + line);
+    auto address = reinterpret_cast<uintptr_t>(own.data());
+    return own.data() + (line - address % line) % line / sizeof(T);
 }
 
 inline uint16_t bits_of(bf16 x) { return x.bits; }
