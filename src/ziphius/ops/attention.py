@@ -57,10 +57,10 @@ def attend(
 
 
 class _Attention(torch.autograd.Function):
-    """PyTorch's flash kernel forward, a kernel of our own backward.
+    """Both passes as kernels of our own.
 
-    PyTorch's backward takes several times as long on CPUs: its products are too small for the
-    matrix units.
+    PyTorch's take several times as long on CPUs at the widths of small models: their products are
+    too small for the matrix units.
     """
 
     @staticmethod
@@ -73,38 +73,36 @@ class _Attention(torch.autograd.Function):
         is_causal: bool,
         scale: float,
     ) -> Tensor:
-        bias = None
+        inputs = [x.contiguous() for x in (query_BNTH, key_BNSH, value_BNSH)]
+        batch, heads, queries, width = query_BNTH.shape
         if mask_BTS is not None:
-            bias = torch.zeros(mask_BTS.shape, dtype=query_BNTH.dtype)
-            bias = bias.masked_fill_(~mask_BTS, float("-inf"))[:, None]
-        out_BNTH: Tensor
-        out_BNTH, lse_BNT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_BNTH, key_BNSH, value_BNSH, 0.0, is_causal, attn_mask=bias, scale=scale
+            mask_BTS = mask_BTS.expand(batch, -1, -1).contiguous()
+        ctx.sizes = (
+            *(heads, batch * heads, queries, key_BNSH.shape[2], width),
+            *(int(is_causal), scale),
         )
-        ctx.mask_BTS, ctx.is_causal, ctx.scale = mask_BTS, is_causal, scale
-        ctx.save_for_backward(query_BNTH, key_BNSH, value_BNSH, out_BNTH, lse_BNT)
+        ctx.suffix, ctx.mask_BTS = native.SUFFIXES[query_BNTH.dtype], mask_BTS
+        out_BNTH = torch.empty_like(inputs[0])
+        lse_BNT = torch.empty(out_BNTH.shape[:3], dtype=torch.float32)
+        native.call(
+            "attention_forward", ctx.suffix, *inputs, mask_BTS, out_BNTH, lse_BNT, *ctx.sizes
+        )
+        ctx.save_for_backward(*inputs, out_BNTH, lse_BNT)
         return out_BNTH
 
     @staticmethod
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
-        query_BNTH, key_BNSH, value_BNSH, out_BNTH, lse_BNT = ctx.saved_tensors
-        batch, heads, queries, width = query_BNTH.shape
-        inputs = (query_BNTH, key_BNSH, value_BNSH)
-        grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in inputs)
-        mask_BTS = ctx.mask_BTS
+        *inputs, out_BNTH, lse_BNT = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in inputs]
         native.call(
             "attention_backward",
-            native.SUFFIXES[query_BNTH.dtype],
-            *(x.contiguous() for x in (*inputs, out_BNTH, grad_BNTH)),
-            lse_BNT.float().contiguous(),
-            None if mask_BTS is None else mask_BTS.expand(batch, -1, -1).contiguous(),
+            ctx.suffix,
+            *inputs,
+            out_BNTH,
+            grad_BNTH.contiguous(),
+            lse_BNT,
+            ctx.mask_BTS,
             *grads,
-            heads,
-            batch * heads,
-            queries,
-            key_BNSH.shape[2],
-            width,
-            int(ctx.is_causal),
-            ctx.scale,
+            *ctx.sizes,
         )
         return *grads, None, None, None

@@ -47,6 +47,7 @@ _SIGNATURES = {
     "swiglu_backward": "pppppl",
     "combine": "plpppl" + "ll",
     "cross_entropy": "ppppfll",
+    "attention_forward": "pppppp" + "lllll" + "if",
     "attention_backward": "pppppppppp" + "lllll" + "if",
     "latent_queries": "pppp" + "lllll" + "i",
     "latent_keys": "pppp" + "llllll",

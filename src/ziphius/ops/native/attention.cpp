@@ -1,5 +1,5 @@
-// The backward pass of softmax attention, one head at a time: scores are computed anew for a block of
-// queries and the keys they can see, and never leave the cache. ops/attention.py calls it.
+// Softmax attention, one head at a time: scores are computed for a block of queries and the keys they can
+// see, in the backward pass anew, and never leave the cache. ops/attention.py calls it.
 //
 // With p = exp(scale q k - lse), delta = sum of grad * out over a row, and dp = grad v:
 // grad_v = p^T grad, ds = scale p (dp - delta), grad_q = ds k, grad_k = ds^T q.
@@ -21,6 +21,66 @@ void copy_rows(const T* from, int64_t rows, int64_t width, T* to) {
     std::memset(static_cast<void*>(to), 0, sizeof(T) * padded(rows) * stride);
     for (int64_t i = 0; i < rows; i++)
         std::memcpy(static_cast<void*>(to + i * stride), from + i * width, sizeof(T) * width);
+}
+
+// exp(s - lse) below; here with the largest score in place of lse, which is found on the way.
+template <class T>
+void attention_forward(const T* query, const T* key, const T* value, const uint8_t* mask, T* out, float* lse,
+                       int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width,
+                       int causal, float scale) {
+    int64_t wide = padded(width), all = padded(keys);
+#pragma omp parallel
+    {
+        static thread_local std::vector<T> memory;
+        static thread_local std::vector<float> float_memory;
+        T* across_keys = scratch(memory, 2 * all * wide + QUERIES * (wide + all));
+        T *value_rows = across_keys + all * wide, *query_rows = value_rows + all * wide;
+        T* probs = query_rows + QUERIES * wide;
+        float* scores = scratch(float_memory, QUERIES * (all + wide));
+        float* sums = scores + QUERIES * all;
+#pragma omp for schedule(dynamic)
+        for (int64_t h = 0; h < heads; h++) {
+            pack(key + h * keys * width, 1, width, width, keys, across_keys);
+            pack(value + h * keys * width, width, 1, keys, width, value_rows);
+            for (int64_t start = 0; start < queries; start += QUERIES) {
+                int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
+                int64_t at = h * queries + start;
+                int64_t seen = causal ? std::min(all, padded(start + count)) : all;
+                float inverse[QUERIES];
+                copy_rows(query + at * width, count, width, query_rows);
+                multiply(rows, seen, wide, query_rows, wide, across_keys, wide, scores, seen);
+                for (int64_t i = 0; i < count; i++) {
+                    int64_t visible = causal ? start + i + 1 : keys;
+                    float *s = scores + i * seen, top = -INFINITY, sum = 0;
+                    T* p = probs + i * seen;
+                    if (mask) {
+                        const uint8_t* may = mask + ((h / heads_per_mask) * queries + start + i) * keys;
+#pragma omp simd
+                        for (int64_t j = 0; j < visible; j++) s[j] = may[j] ? s[j] : -INFINITY;
+                    }
+#pragma omp simd reduction(max : top)
+                    for (int64_t j = 0; j < visible; j++) top = std::max(top, s[j]);
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t j = 0; j < visible; j++) {
+                        float prob = s[j] == -INFINITY ? 0.0f : fast_exp(scale * (s[j] - top));
+                        store(p + j, prob);
+                        sum += prob;
+                    }
+                    std::memset(static_cast<void*>(p + visible), 0, sizeof(T) * (seen - visible));
+                    inverse[i] = 1.0f / sum;
+                    lse[at + i] = scale * top + std::log(sum);
+                }
+                std::memset(static_cast<void*>(probs + count * seen), 0, sizeof(T) * (rows - count) * seen);
+                multiply(rows, wide, seen, probs, seen, value_rows, all, sums, wide);
+                for (int64_t i = 0; i < count; i++) {
+                    float* from = sums + i * wide;
+#pragma omp simd
+                    for (int64_t j = 0; j < width; j++) from[j] *= inverse[i];
+                    store_row(from, out + (at + i) * width, width);
+                }
+            }
+        }
+    }
 }
 
 template <class T>
@@ -103,6 +163,12 @@ void attention_backward(const T* query, const T* key, const T* value, const T* o
 
 extern "C" {
 #define ATTENTION(suffix, T)                                                                              \
+    void attention_forward_##suffix(const T* q, const T* k, const T* v, const uint8_t* mask, T* out,      \
+                                    float* lse, int64_t heads_per_mask, int64_t heads, int64_t queries,   \
+                                    int64_t keys, int64_t width, int causal, float scale) {               \
+        attention_forward(q, k, v, mask, out, lse, heads_per_mask, heads, queries, keys, width, causal,   \
+                          scale);                                                                         \
+    }                                                                                                     \
     void attention_backward_##suffix(const T* q, const T* k, const T* v, const T* out, const T* grad,     \
                                      const float* lse, const uint8_t* mask, T* gq, T* gk, T* gv,          \
                                      int64_t heads_per_mask, int64_t heads, int64_t queries,              \
