@@ -120,22 +120,26 @@ def command_line(config: RunConfig) -> str:
 
 
 def _print_arms(arms: "Sequence[Arm]") -> None:
-    """Print one row an arm: pass@1 by slice with its interval, length, speed and size."""
+    """Print one row an arm: pass@1 by slice, length, speed and size."""
     if not arms:
         return
-    slices = [Column(one.name, justify="right") for one in arms[0].slices]
+    names = ["mixed, 95 % interval", *(one.name for one in arms[0].slices[1:])]
     table = Table(
-        Column("pass@1, %", no_wrap=True),
-        *slices,
-        *(Column(name, justify="right") for name in ("tokens", "tokens/s", "parameters")),
-        caption="95 % intervals over problems; pass@8 and all else are in the report",
+        Column("", no_wrap=True),
+        *(Column(name, justify="right") for name in (*names, "tokens", "tokens/s", "size")),
+        title="pass@1 in %",
+        caption="tokens: of an answer; size: parameters. pass@8 and all else are in the report.",
+        padding=(0, 0),
     )
     for arm in arms:
-        cells = [
-            f"{100 * one.pass_at_1.value:.0f} [{100 * one.pass_at_1.low:.0f}, "
-            f"{100 * one.pass_at_1.high:.0f}]"
-            for one in arm.slices
-        ]
-        length = f"{arm.slices[0].tokens.value:.0f}"
-        table.add_row(arm.name, *cells, length, f"{arm.tokens_per_s:,.0f}", f"{arm.parameters:,}")
+        first, *others = arm.slices
+        share = first.pass_at_1
+        table.add_row(
+            arm.name,
+            f"{100 * share.value:.0f} ({100 * share.low:.0f} to {100 * share.high:.0f})",
+            *(f"{100 * one.pass_at_1.value:.0f}" for one in others),
+            f"{first.tokens.value:.0f}",
+            f"{arm.tokens_per_s:,.0f}",
+            f"{(arm.parameters or 0) / 1e6:.2f}M",
+        )
     Console().print(table)

@@ -1,10 +1,13 @@
 """The arms of the main job: models measured on the same problems, and what they say to some."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ziphius.core.files import write_file
 from ziphius.evals.keeping import kept_measurement
 from ziphius.evals.measure import HARDER, IN_DISTRIBUTION, Measurement, measure
+from ziphius.evals.speed import decode_tokens_per_s
 from ziphius.evals.summary import paired_difference, paired_share, summarize, summarize_slices
 from ziphius.models.account import account, count_parameters
 from ziphius.models.model import Model
@@ -103,14 +106,26 @@ def build_arms(run: FamilyRun, measured: Mapping[str, Measurement]) -> tuple[Arm
                 (first, *summarize_slices(measurement, k=K)),
                 parameters=parameters.main,
                 active_parameters=parameters.active,
-                tokens_per_s=measurement.tokens_per_s,
-                cache_bytes_per_token=account(model.config, dtype="float32").cache_bytes.own,
+                tokens_per_s=decode_speed(run, stage, model),
+                cache_bytes_per_token=account(
+                    model.config, context=run.settings.context, dtype="float32"
+                ).cache_bytes.own,
                 size_bytes=_size_bytes(stage),
                 training_flops=sum(part.flops or 0.0 for part in known),
                 training_s=sum(part.seconds for part in known),
             )
         )
     return tuple(arms)
+
+
+def decode_speed(run: FamilyRun, stage: StageResult, model: Model) -> float:
+    """Measure how fast an arm decodes, or read what was measured before."""
+    path = run.folder / "measurements" / f"{stage.name}.speed.json"
+    if path.exists():
+        return float(json.loads(path.read_bytes())["tokens_per_s"])
+    found = decode_tokens_per_s(model)
+    write_file(path, json.dumps({"tokens_per_s": found}) + "\n")
+    return found
 
 
 def build_differences(measured: Mapping[str, Measurement]) -> tuple[Difference, ...]:

@@ -53,7 +53,7 @@ STAGES = (
 CHAT_FORMAT = "deepseek-r1"
 LONGEST_ANSWER = 80
 """Tokens of a completion."""
-TRACED_PROBLEMS, TRACES_EACH = 1_500, 4
+TRACED_PROBLEMS, TRACES_EACH = 600, 4
 """Problems of each task and level that the teacher answers for its student, and answers kept."""
 
 

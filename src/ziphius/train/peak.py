@@ -1,8 +1,8 @@
 """The matrix peak of this machine, measured: what a run's FLOPs per second are held against.
 
-Large square products in the numbers of the run, best of several within about half a second, once
-per machine and kept in the cache folder. A published peak would flatter nobody's CPU: clocks sink,
-cores are shared, and libraries miss the fast instructions.
+Large square products in the numbers of the run, best of several within about half a second; the
+best of all runs is kept in the cache folder. A published peak would flatter nobody's CPU: clocks
+sink, cores are shared, and libraries miss the fast instructions.
 
 On CPUs float32 is measured through both libraries that torch may use, MKL and oneDNN, and the
 faster counts; where a CPU has AMX, oneDNN's switch would compute in bfloat16 and is left alone.
@@ -29,11 +29,16 @@ LEAST_PRODUCTS = 3
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOPs per second of matrix products here, measured now or before."""
+    """Return the FLOPs per second of matrix products here: the best that was ever measured.
+
+    It is measured at every call, about half a second: a peak taken while something else was running
+    would make every later run look better than it is.
+    """
     path = _cache_file(device, dtype)
-    if path.is_file() and (known := _read(path)) is not None:
-        return known
-    found = measure_peak(device, dtype)
+    known = _read(path) if path.is_file() else None
+    found = max(measure_peak(device, dtype), known or 0.0)
+    if found == known:
+        return found
     content = json.dumps({"flops_per_s": found, "of": _description(device, dtype)}) + "\n"
     # A cache that cannot be written costs half a second each time, and no run.
     with suppress(OSError, OutputError):

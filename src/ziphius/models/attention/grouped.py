@@ -75,4 +75,7 @@ class GroupedAttention(nn.Module):
     def _heads(self, x_BSX: Tensor) -> Tensor:
         """View cached rows as heads and repeat each for its group of queries; [B, N, S, H]."""
         x_BGSH: Tensor = x_BSX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return x_BGSH.repeat_interleave(self.heads_per_group, dim=1)
+        if self.heads_per_group == 1:
+            return x_BGSH
+        # Not repeat_interleave: it took a fifth of a small model's decoding.
+        return x_BGSH.unsqueeze(2).expand(-1, -1, self.heads_per_group, -1, -1).flatten(1, 2)

@@ -1,0 +1,112 @@
+"""The main job on a tiny model and a few seconds: every stage, the report, nothing done twice."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.tiny import V3_EXPERTS, latent_config
+from tests.unit.rollout.tasks import Echo
+from ziphius.data.config import DataConfig
+from ziphius.models.config import ModelConfig
+from ziphius.models.presets import derive
+from ziphius.recipes.arms import ARMS
+from ziphius.recipes.family import STAGES, FamilyRun, run_family
+from ziphius.recipes.family_report import document, report_family
+from ziphius.recipes.family_settings import VOCABULARY, FamilySettings
+from ziphius.rl.settings import TaskChoice
+from ziphius.tasks import TASKS, Problem, Split
+
+pytestmark = pytest.mark.slow
+
+
+class Digit(Echo):
+    """Say a digit again: with direct answers that slip, a tiny model learns it half."""
+
+    name = "digit"
+    levels = (1, 2)
+
+    def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
+        first = {"train": 0, "validation": 4_000, "test": 8_000}[split]
+        return [
+            Problem(self.name, level, f"{self.name} {first + n} {n % 10}", str(n % 10), {})
+            for n in range(count)
+        ]
+
+
+class Letter(Digit):
+    """The same under another name, which nothing is trained on."""
+
+    name = "letter"
+
+
+def tiny_shape() -> ModelConfig:
+    return derive(
+        latent_config(num_nextn_predict_layers=1, **V3_EXPERTS),
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        n_routed_experts=16,
+        moe_intermediate_size=64,
+        max_position_embeddings=512,
+    )
+
+
+def settings_in(folder: Path) -> FamilySettings:
+    text = folder / "text.txt"
+    text.write_text("".join(f"The whale dives {n} metres deep.\n" for n in range(4_000)))
+    return FamilySettings(
+        budget="25s",
+        shape=tiny_shape(),
+        context=128,
+        data=DataConfig(own=(str(text),), processes=0),
+        trained=(TaskChoice(name="digit", level=1),),
+        untrained=(TaskChoice(name="letter", level=1),),
+        problems=400,
+        measured=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FamilyRun:
+    folder = tmp_path_factory.mktemp("family")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "digit", Digit())
+        patch.setitem(TASKS, "letter", Letter())
+        run = run_family(settings_in(folder), folder / "run", Console(quiet=True))
+        report_family(run, command="ziphius run")
+        return run
+
+
+def test_every_stage_makes_its_model(finished: FamilyRun) -> None:
+    assert {
+        name: stage.note for name, stage in finished.stages.items() if not stage.is_usable
+    } == {}
+    assert tuple(finished.stages) == STAGES
+    assert finished.stages["pretrain"].floors["bigram"] > 0
+
+
+def test_the_report_and_the_result_have_every_arm(finished: FamilyRun) -> None:
+    page = (finished.folder / "report.html").read_text()
+    assert [name for name in ARMS if name not in page] == []
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert list(result["arms"]) == list(ARMS)
+    assert {one["ours"] for one in result["differences"]} == {"GRPO", "R1-Lite"}
+
+
+def test_the_same_command_again_trains_and_measures_nothing(finished: FamilyRun) -> None:
+    started = time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "digit", Digit())
+        patch.setitem(TASKS, "letter", Letter())
+        again = run_family(finished.settings, finished.folder, Console(quiet=True))
+        report, _ = report_family(again, command="ziphius run")
+    assert all(stage.was_done for stage in again.stages.values())
+    touched = [
+        path
+        for path in finished.folder.rglob("*")
+        if path.is_file() and path.stat().st_mtime >= started
+    ]
+    assert {path.name for path in touched} <= {"report.html", "result.json"}
+    assert document(again, report)["arms"].keys() == ARMS.keys()
