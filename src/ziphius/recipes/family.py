@@ -2,7 +2,7 @@
 
 The path of DeepSeek-R1 (arXiv 2501.12948) at a size that two CPU cores train in minutes. Every arm
 answers the same held-out problems, and GRPO stands beside its control: fine-tuning that goes on for
-the time that GRPO took, on demonstrations of the very problems that GRPO practised on.
+the time that GRPO took, on the same demonstrations.
 """
 
 import json
@@ -157,12 +157,11 @@ class _Job:
 
     def fine_tune(self, folder: Path) -> StageResult:
         """Learn the format from demonstrations of mixed quality."""
-        return self._fine_tuned("sft", folder, "pretrain", self.settings.trained)
+        return self._fine_tuned("sft", folder, "pretrain")
 
     def go_on_fine_tuning(self, folder: Path) -> StageResult:
-        """Spend what GRPO spent on more of the same, of the problems that it practised on."""
-        choices = (*self.settings.trained, *self.settings.harder)
-        return self._fine_tuned("control", folder, "sft", choices)
+        """Spend what GRPO spent on more of the same."""
+        return self._fine_tuned("control", folder, "sft")
 
     def reinforce(self, folder: Path) -> StageResult:
         """Practise with verified rewards, half on what is known and half one level above."""
@@ -175,7 +174,7 @@ class _Job:
             train=GrpoTraining(
                 budget=self.settings.budget_of("grpo"),
                 seed=self.settings.seed,
-                learning_rate=1e-4,
+                learning_rate=5e-5,
                 batch_rows=512,
                 validate_every=0,
             ),
@@ -241,15 +240,12 @@ class _Job:
             note=f"{100 * sizes.share:.0f} % of the bytes",
         )
 
-    def _fine_tuned(
-        self, name: str, folder: Path, start: str, choices: Sequence[TaskChoice]
-    ) -> StageResult:
-        data = self.folder / "demonstrations" / f"{name}.jsonl"
-        data.parent.mkdir(parents=True, exist_ok=True)
+    def _fine_tuned(self, name: str, folder: Path, start: str) -> StageResult:
+        data = self.folder / "demonstrations.jsonl"
         if not data.exists():
             write_demonstrations(
                 data,
-                problems_of(choices, "train", self.settings.problems),
+                problems_of(self.settings.trained, "train", self.settings.problems),
                 self.settings.demonstrations,
                 self.settings.seed,
             )

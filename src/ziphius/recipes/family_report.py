@@ -61,8 +61,8 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
             f"Demonstrations are of mixed quality on purpose, as real data are: "
             f"{100 * demonstrations.worked:.0f} % show their steps, and "
             f"{100 * demonstrations.slip:.0f} % of the others, which answer at once, are wrong.",
-            "The control is fine-tuning that goes on for as long as GRPO trained, on "
-            "demonstrations of the same problems.",
+            "The control is fine-tuning that goes on for as long as GRPO trained, on the same "
+            "demonstrations. GRPO sees problems one step harder too, but no answers to them.",
         ),
         failures=tuple(stage.note for stage in run.stages.values() if not stage.is_usable),
     )
