@@ -42,7 +42,7 @@ def test_text_and_json_agree_and_the_command_repeats_itself():
 
 
 def test_what_run_saves_can_be_talked_to(tmp_path):
-    run = ziphius("run", "--out", str(tmp_path / "tour"), "--json")
+    run = ziphius("run", "tour", "--out", str(tmp_path / "tour"), "--json")
     assert run.returncode == 0
     families = json.loads(run.stdout)["families"]
     assert {"v2-tiny", "v3-tiny", "coder-tiny"} <= {family["preset"] for family in families}
