@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 class Digit(Echo):
-    """Say a digit again: with direct answers that slip, a tiny model learns it half."""
+    """Say 7 whatever is asked: learned in seconds, but for the demonstrations that slip."""
 
     name = "digit"
     levels = (1, 2)
@@ -31,7 +31,7 @@ class Digit(Echo):
     def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
         first = {"train": 0, "validation": 4_000, "test": 8_000}[split]
         return [
-            Problem(self.name, level, f"{self.name} {level} {first + n} {n % 10}", str(n % 10), {})
+            Problem(self.name, level, f"{self.name} {level} {first + n}", "7", {})
             for n in range(count)
         ]
 

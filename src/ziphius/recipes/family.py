@@ -127,7 +127,7 @@ class _Job:
 
     def do(self, name: str, do: Callable[[Path], StageResult], *, needs: str | None = None) -> None:
         """Do one stage, if the folder has no result of it and what it needs was made."""
-        if needs is not None and not self.stages[needs].is_usable:
+        if needs is not None and not (needs in self.stages and self.stages[needs].is_usable):
             return
         place = self.folder / f"{STAGES.index(name) + 1}-{name}"
         identity = self.settings.model_dump(mode="json") | {"version": ziphius.__version__}
