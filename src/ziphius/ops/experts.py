@@ -37,7 +37,7 @@ def routed_experts(
         gate_up_E2FD: gate rows first, then up rows, of every expert.
         down_EDF: output projections.
     """
-    if native.serves(x_MD, weights_MK, gate_up_E2FD, down_EDF) and torch.is_grad_enabled():
+    if native.serves(x_MD, weights_MK, gate_up_E2FD, down_EDF):
         dtype = compute_dtype(x_MD)
         out_MD: Tensor = native.apply(
             _RoutedExperts, x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF, dtype
@@ -125,7 +125,8 @@ class _RoutedExperts(torch.autograd.Function):
         x, weights_MK = x_MD.to(dtype).contiguous(), weights_MK.float().contiguous()
         pairs_Z, slot_MK, offsets = _sorted_pairs(experts_MK, num_experts)
         rows = int(offsets[-1])
-        gate_up_Z2F = x.new_empty(rows, 2 * width)
+        is_kept = any(ctx.needs_input_grad)
+        gate_up_Z2F = x.new_empty(rows, 2 * width) if is_kept else None
         out_ZD = x.new_empty(rows, hidden)
         sizes = (experts_MK.shape[1], num_experts, hidden, width)
         kinds = native.SUFFIXES[dtype] + native.SUFFIXES[gate_up_E2FD.dtype]

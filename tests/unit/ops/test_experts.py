@@ -116,3 +116,22 @@ def test_the_result_keeps_the_dtype_of_the_tokens():
         x_MD.bfloat16(), experts_MK, weights_MK, gate_up_E2FD.bfloat16(), down_EDF.bfloat16()
     )
     assert out_MD.dtype == torch.bfloat16
+
+
+def test_large_experts_are_packed_a_few_at_a_time():
+    """One of these fills more than half of what is held packed; nothing is kept for a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    num_experts, hidden, width = 3, 2048, 1408
+    x_MD = torch.randn(9, hidden, generator=generator)
+    experts_MK = torch.rand(9, num_experts, generator=generator).topk(2).indices
+    weights_MK = torch.rand(9, 2, generator=generator)
+    gate_up_E2FD = 0.02 * torch.randn(num_experts, 2 * width, hidden, generator=generator)
+    down_EDF = 0.02 * torch.randn(num_experts, hidden, width, generator=generator)
+    with torch.no_grad():
+        actual_MD = experts.routed_experts(x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF)
+    expected_MD = torch.zeros_like(x_MD)
+    for expert in range(num_experts):
+        gate_MF, up_MF = (x_MD @ gate_up_E2FD[expert].T).chunk(2, dim=-1)
+        weight_M = (weights_MK * (experts_MK == expert)).sum(-1)
+        expected_MD += weight_M[:, None] * ((F.silu(gate_MF) * up_MF) @ down_EDF[expert].T)
+    torch.testing.assert_close(actual_MD, expected_MD, rtol=1e-4, atol=1e-4)

@@ -15,14 +15,15 @@ namespace {
 
 constexpr int64_t BLOCK = 64;       // rows of a block
 constexpr int64_t LONG_BLOCK = 128;  // where sums over rows are read and written once for each block
+constexpr int64_t PACKED_BYTES = 64 << 20;  // of weights that are held packed at once
 
 struct Block {
     int64_t expert, start, end;
 };
 
-std::vector<Block> blocks_of(const int64_t* offsets, int64_t experts) {
+std::vector<Block> blocks_of(const int64_t* offsets, int64_t from, int64_t until) {
     std::vector<Block> blocks;
-    for (int64_t e = 0; e < experts; e++)
+    for (int64_t e = from; e < until; e++)
         for (int64_t start = offsets[e]; start < offsets[e + 1]; start += BLOCK)
             blocks.push_back({e, start, std::min(start + BLOCK, offsets[e + 1])});
     return blocks;
@@ -40,52 +41,57 @@ void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per
     std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
 }
 
-// gate_up[z] = gate and up of pair z; out[z] = its expert's output, not yet weighted.
+// gate_up[z] = gate and up of pair z, unless it is null; out[z] = its expert's output, not yet weighted.
 template <class T, class W>
 void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
                      const W* down_weights, T* gate_up, T* out, int64_t per_token, int64_t experts,
                      int64_t hidden, int64_t width) {
     int64_t wide = padded(hidden), narrow = padded(width);
-    int64_t first_size = wide * 2 * narrow, second_size = narrow * wide;
+    int64_t first_size = wide * 2 * narrow, size = first_size + narrow * wide;
+    // Experts are packed in waves, so that a layer of many large ones is never held twice.
+    int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(experts, PACKED_BYTES / (sizeof(T) * size)));
     static thread_local std::vector<T> packed_memory;
-    T* packed = scratch(packed_memory, experts * (first_size + second_size));
-    std::vector<Block> blocks = blocks_of(offsets, experts);
+    T* packed = scratch(packed_memory, at_once * size);
 #pragma omp parallel
     {
-#pragma omp for schedule(dynamic)
-        for (int64_t e = 0; e < experts; e++) {
-            if (offsets[e] == offsets[e + 1]) continue;
-            const W* first = gate_up_weights + e * 2 * width * hidden;
-            T* to = packed + e * (first_size + second_size);
-            pack(first, 1, hidden, hidden, width, to);
-            pack(first + width * hidden, 1, hidden, hidden, width, to + wide * narrow);
-            pack(down_weights + e * hidden * width, 1, width, width, hidden, to + first_size);
-        }
         static thread_local std::vector<T> x_memory, hidden_memory;
         static thread_local std::vector<float> sums_memory;
         T* x_rows = scratch(x_memory, BLOCK * wide);
         T* hidden_rows = scratch(hidden_memory, BLOCK * narrow);
         float* sums = scratch(sums_memory, BLOCK * std::max(wide, 2 * narrow));
+        for (int64_t from = 0; from < experts; from += at_once) {
+            int64_t until = std::min(experts, from + at_once);
+            std::vector<Block> blocks = blocks_of(offsets, from, until);
 #pragma omp for schedule(dynamic)
-        for (int64_t b = 0; b < int64_t(blocks.size()); b++) {
-            const Block& block = blocks[b];
-            int64_t count = block.end - block.start, rows = padded(count);
-            const T* weights = packed + block.expert * (first_size + second_size);
-            gather(x, pairs, block, per_token, hidden, x_rows);
-            multiply(rows, 2 * narrow, wide, x_rows, wide, weights, wide, sums, 2 * narrow);
-            for (int64_t i = 0; i < rows; i++) {
-                const float *gate = sums + i * 2 * narrow, *up = gate + narrow;
-                T* to = hidden_rows + i * narrow;
-#pragma omp simd
-                for (int64_t j = 0; j < narrow; j++) store(to + j, gate[j] * sigmoid(gate[j]) * up[j]);
-                if (i >= count || !gate_up) continue;
-                T* kept = gate_up + (block.start + i) * 2 * width;
-                store_row(gate, kept, width);
-                store_row(up, kept + width, width);
+            for (int64_t e = from; e < until; e++) {
+                if (offsets[e] == offsets[e + 1]) continue;
+                const W* first = gate_up_weights + e * 2 * width * hidden;
+                T* to = packed + (e - from) * size;
+                pack(first, 1, hidden, hidden, width, to);
+                pack(first + width * hidden, 1, hidden, hidden, width, to + wide * narrow);
+                pack(down_weights + e * hidden * width, 1, width, width, hidden, to + first_size);
             }
-            multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, narrow, sums, wide);
-            for (int64_t i = 0; i < count; i++)
-                store_row(sums + i * wide, out + (block.start + i) * hidden, hidden);
+#pragma omp for schedule(dynamic)
+            for (int64_t b = 0; b < int64_t(blocks.size()); b++) {
+                const Block& block = blocks[b];
+                int64_t count = block.end - block.start, rows = padded(count);
+                const T* weights = packed + (block.expert - from) * size;
+                gather(x, pairs, block, per_token, hidden, x_rows);
+                multiply(rows, 2 * narrow, wide, x_rows, wide, weights, wide, sums, 2 * narrow);
+                for (int64_t i = 0; i < rows; i++) {
+                    const float *gate = sums + i * 2 * narrow, *up = gate + narrow;
+                    T* to = hidden_rows + i * narrow;
+#pragma omp simd
+                    for (int64_t j = 0; j < narrow; j++) store(to + j, gate[j] * sigmoid(gate[j]) * up[j]);
+                    if (i >= count || !gate_up) continue;
+                    T* kept = gate_up + (block.start + i) * 2 * width;
+                    store_row(gate, kept, width);
+                    store_row(up, kept + width, width);
+                }
+                multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, narrow, sums, wide);
+                for (int64_t i = 0; i < count; i++)
+                    store_row(sums + i * wide, out + (block.start + i) * hidden, hidden);
+            }
         }
     }
 }

@@ -42,10 +42,63 @@ inline uint16_t bits_of(float x) {
 }
 inline uint32_t pair_of(uint16_t first, uint16_t second) { return uint32_t(first) | uint32_t(second) << 16; }
 
+typedef float line __attribute__((vector_size(64), aligned(4)));
+constexpr int64_t LINE = 16;  // numbers of four bytes in a line of the cache
+
+// Turn a square of 16 rows by 16 columns: number j of row i becomes number i of row j. Four rounds
+// exchange halves, quarters, eighths and single numbers between rows.
+template <int64_t HALF>
+inline void exchange(line* rows) {
+#if defined(__GNUC__) && !defined(__clang__)
+    typedef int32_t places __attribute__((vector_size(64)));
+    places upper, lower;
+    for (int32_t j = 0; j < LINE; j++) {
+        upper[j] = j & HALF ? int32_t(LINE) + j - int32_t(HALF) : j;
+        lower[j] = j & HALF ? int32_t(LINE) + j : j + int32_t(HALF);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LINE; i++) {
+        if (i & HALF) continue;
+        line first = rows[i], second = rows[i + HALF];
+        rows[i] = __builtin_shuffle(first, second, upper);
+        rows[i + HALF] = __builtin_shuffle(first, second, lower);
+    }
+#else
+    for (int64_t i = 0; i < LINE; i++)
+        if (!(i & HALF))
+            for (int64_t j = 0; j < LINE; j++)
+                if (j & HALF) std::swap(rows[i][j], rows[i + HALF][j - HALF]);
+#endif
+}
+
+inline void turn_square(const float* from, int64_t stride, float* to, int64_t to_stride) {
+    line rows[LINE];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LINE; i++) rows[i] = *reinterpret_cast<const line*>(from + i * stride);
+    exchange<8>(rows);
+    exchange<4>(rows);
+    exchange<2>(rows);
+    exchange<1>(rows);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LINE; i++) *reinterpret_cast<line*>(to + i * to_stride) = rows[i];
+}
+
+// Write the columns of a panel, each a run of memory, as its rows.
+inline void turn_columns(const float* from, int64_t stride, int64_t k, int64_t columns, float* target) {
+    int64_t squares = k / LINE * LINE;
+    for (int64_t j = 0; j < columns; j += LINE) {
+        int64_t end = std::min(columns, j + LINE), turned = end - j == LINE ? squares : 0;
+        for (int64_t i = 0; i < turned; i += LINE) turn_square(from + j * stride + i, stride, target + i * UNIT + j, UNIT);
+        for (int64_t i = turned; i < k; i++)
+            for (int64_t column = j; column < end; column++) target[i * UNIT + column] = from[column * stride + i];
+    }
+}
+
 // Pack B from memory in which row k of column n lies at source[k * row_stride + n * column_stride]. One
 // of the strides is 1.
 template <class S>
 void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n, float* target) {
+    static_assert(sizeof(S) == sizeof(float), "bfloat16 is packed as pairs");
     int64_t depth = padded(k);
     for (int64_t first = 0; first < n; first += UNIT, target += depth * UNIT) {
         int64_t columns = std::min(UNIT, n - first);
@@ -53,10 +106,9 @@ void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k,
         if (columns < UNIT || k < depth) std::memset(target, 0, sizeof(float) * depth * UNIT);
         if (column_stride == 1) {
             for (int64_t i = 0; i < k; i++)
-                for (int64_t j = 0; j < columns; j++) target[i * UNIT + j] = load(from[i * row_stride + j]);
+                for (int64_t j = 0; j < columns; j++) target[i * UNIT + j] = from[i * row_stride + j];
         } else {
-            for (int64_t j = 0; j < columns; j++)
-                for (int64_t i = 0; i < k; i++) target[i * UNIT + j] = load(from[j * column_stride + i]);
+            turn_columns(from, column_stride, k, columns, target);
         }
     }
 }
@@ -80,12 +132,20 @@ void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k,
                 for (int64_t j = 0; j < columns; j++)
                     pairs[k / 2 * UNIT + j] = pair_of(bits_of(from[(k - 1) * row_stride + j]), 0);
         } else {
+            // Each column is rounded into pairs, which are then turned as numbers of four bytes are.
+            static thread_local std::vector<uint32_t> memory;
+            int64_t length = padded(k) / 2;
+            uint32_t* rounded = scratch(memory, UNIT * length);
             for (int64_t j = 0; j < columns; j++) {
                 const S* column = from + j * column_stride;
-                for (int64_t i = 0; i + 1 < k; i += 2)
-                    pairs[i / 2 * UNIT + j] = pair_of(bits_of(column[i]), bits_of(column[i + 1]));
-                if (k % 2) pairs[k / 2 * UNIT + j] = pair_of(bits_of(column[k - 1]), 0);
+                uint32_t* to = rounded + j * length;
+#pragma omp simd
+                for (int64_t i = 0; i < k / 2; i++)
+                    to[i] = pair_of(bits_of(column[2 * i]), bits_of(column[2 * i + 1]));
+                if (k % 2) to[k / 2] = pair_of(bits_of(column[k - 1]), 0);
             }
+            turn_columns(reinterpret_cast<const float*>(rounded), length, (k + 1) / 2, columns,
+                         reinterpret_cast<float*>(pairs));
         }
     }
 }
