@@ -9,7 +9,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 TESTS := tests/house tests/unit tests/numerics tests/e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench-train bench-rl fmt lint type house unit numerics e2e docs size clean
+.PHONY: help run test bench-train bench-rl bench-learning fmt lint type house unit numerics e2e docs size clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -21,6 +21,9 @@ run: $(STAMP) ## Do the main job (ARGS="..." for its options)
 # test ended is not started again: it would begin with the same test.
 test: lint type ## Lint, check types and run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 $(TESTS)
+
+bench-learning: $(STAMP) ## Do the main job over three seeds (ARGS="--page docs/lab/PAGE.md")
+	$(BIN)/python bench/learning.py $(ARGS)
 
 bench-rl: $(STAMP) ## Measure a GRPO step against TRL (ARGS="--trl PYTHON")
 	$(BIN)/python bench/rl.py $(ARGS)

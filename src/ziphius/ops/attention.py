@@ -31,18 +31,17 @@ def attend(
         is_causal: use the kernel's own causal mask; needs T = S.
         scale: factor on the scores before the softmax.
     """
-    if torch.is_grad_enabled() and native.serves(query_BNTH, key_BNSH, value_BNSV):
-        widths_equal = value_BNSV.shape[-1] == query_BNTH.shape[-1]
-        if widths_equal and any(x.requires_grad for x in (query_BNTH, key_BNSH, value_BNSV)):
-            trained_BNTH: Tensor = native.apply(
-                _Attention, query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal, scale
-            )
-            return trained_BNTH
     value_width = value_BNSV.shape[-1]
-    # On a CPU the flash kernel wants equal widths; without the padding latent attention falls to a
-    # path that keeps all scores in memory and is 4-5 times slower at 2,048 tokens.
     padding = query_BNTH.shape[-1] - value_width
     assert padding >= 0, "values wider than queries"
+    if torch.is_grad_enabled() and native.serves(query_BNTH, key_BNSH, value_BNSV):
+        if any(x.requires_grad for x in (query_BNTH, key_BNSH, value_BNSV)):
+            trained_BNTV: Tensor = native.apply(
+                _Attention, query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal, scale
+            )
+            return trained_BNTV
+    # On a CPU the flash kernel wants equal widths; without the padding latent attention falls to a
+    # path that keeps all scores in memory and is 4-5 times slower at 2,048 tokens.
     if padding:
         value_BNSV = F.pad(value_BNSV, (0, padding))
     out_BNTH = F.scaled_dot_product_attention(
@@ -68,38 +67,38 @@ class _Attention(torch.autograd.Function):
         ctx: Any,
         query_BNTH: Tensor,
         key_BNSH: Tensor,
-        value_BNSH: Tensor,
+        value_BNSV: Tensor,
         mask_BTS: Tensor | None,
         is_causal: bool,
         scale: float,
     ) -> Tensor:
-        inputs = [x.contiguous() for x in (query_BNTH, key_BNSH, value_BNSH)]
+        inputs = [x.contiguous() for x in (query_BNTH, key_BNSH, value_BNSV)]
         batch, heads, queries, width = query_BNTH.shape
         if mask_BTS is not None:
             mask_BTS = mask_BTS.expand(batch, -1, -1).contiguous()
         ctx.sizes = (
-            *(heads, batch * heads, queries, key_BNSH.shape[2], width),
+            *(heads, batch * heads, queries, key_BNSH.shape[2], width, value_BNSV.shape[3]),
             *(int(is_causal), scale),
         )
         ctx.suffix, ctx.mask_BTS = native.SUFFIXES[query_BNTH.dtype], mask_BTS
-        out_BNTH = torch.empty_like(inputs[0])
-        lse_BNT = torch.empty(out_BNTH.shape[:3], dtype=torch.float32)
+        out_BNTV = inputs[0].new_empty(batch, heads, queries, value_BNSV.shape[3])
+        lse_BNT = torch.empty(out_BNTV.shape[:3], dtype=torch.float32)
         native.call(
-            "attention_forward", ctx.suffix, *inputs, mask_BTS, out_BNTH, lse_BNT, *ctx.sizes
+            "attention_forward", ctx.suffix, *inputs, mask_BTS, out_BNTV, lse_BNT, *ctx.sizes
         )
-        ctx.save_for_backward(*inputs, out_BNTH, lse_BNT)
-        return out_BNTH
+        ctx.save_for_backward(*inputs, out_BNTV, lse_BNT)
+        return out_BNTV
 
     @staticmethod
-    def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, out_BNTH, lse_BNT = ctx.saved_tensors
+    def backward(ctx: Any, grad_BNTV: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, out_BNTV, lse_BNT = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in inputs]
         native.call(
             "attention_backward",
             ctx.suffix,
             *inputs,
-            out_BNTH,
-            grad_BNTH.contiguous(),
+            out_BNTV,
+            grad_BNTV.contiguous(),
             lse_BNT,
             ctx.mask_BTS,
             *grads,

@@ -9,7 +9,6 @@ Shapes: B sequences, T tokens, N heads, P no-rope, R rope, r = R/2, H = P + R, V
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.ops import native
@@ -28,7 +27,7 @@ def query_heads(query_BTNH: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
 
 
 def key_value_heads(expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int) -> tuple[Tensor, Tensor]:
-    """Give every head its key [B, N, T, H] and its value, padded with zeros to the same width.
+    """Give every head its key [B, N, T, H] and its value [B, N, T, V].
 
     Args:
         expanded_BTNX: per head P numbers of the key, then V of the value.
@@ -42,8 +41,7 @@ def key_value_heads(expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int) -> tup
     nope_BTNP, value_BTNV = expanded_BTNX.split((nope, value), -1)
     rope_BTNR = shared_BTR.unsqueeze(2).expand(-1, -1, expanded_BTNX.shape[2], -1)
     key_BTNH = torch.cat((nope_BTNP, rope_BTNR), dim=-1)
-    value_BTNH = F.pad(value_BTNV, (0, key_BTNH.shape[-1] - value))
-    return key_BTNH.transpose(1, 2), value_BTNH.transpose(1, 2)
+    return key_BTNH.transpose(1, 2), value_BTNV.transpose(1, 2)
 
 
 class _QueryHeads(torch.autograd.Function):
@@ -94,21 +92,21 @@ class _KeyValueHeads(torch.autograd.Function):
         rope = shared_BTR.shape[-1]
         ctx.sizes = (batch, tokens, heads, nope, rope, width - nope)
         key_BNTH = expanded_BTNX.new_empty(batch, heads, tokens, nope + rope)
-        value_BNTH = torch.empty_like(key_BNTH)
+        value_BNTV = expanded_BTNX.new_empty(batch, heads, tokens, width - nope)
         native.call(
             "latent_keys",
             native.SUFFIXES[expanded_BTNX.dtype],
             expanded_BTNX.contiguous(),
             shared_BTR.to(expanded_BTNX.dtype).contiguous(),
             key_BNTH,
-            value_BNTH,
+            value_BNTV,
             *ctx.sizes,
         )
-        return key_BNTH, value_BNTH
+        return key_BNTH, value_BNTV
 
     @staticmethod
     def backward(
-        ctx: Any, grad_key_BNTH: Tensor, grad_value_BNTH: Tensor
+        ctx: Any, grad_key_BNTH: Tensor, grad_value_BNTV: Tensor
     ) -> tuple[Tensor, Tensor, None]:
         batch, tokens, heads, nope, rope, value = ctx.sizes
         grad_expanded_BTNX = grad_key_BNTH.new_empty(batch, tokens, heads, nope + value)
@@ -117,7 +115,7 @@ class _KeyValueHeads(torch.autograd.Function):
             "latent_keys_backward",
             native.SUFFIXES[grad_key_BNTH.dtype],
             grad_key_BNTH.contiguous(),
-            grad_value_BNTH.contiguous(),
+            grad_value_BNTV.contiguous(),
             grad_expanded_BTNX,
             grad_shared_BTR,
             *ctx.sizes,

@@ -95,17 +95,16 @@ class LatentAttention(nn.Module):
         """Attend with a key and a value per head, built from the latents; [B, T, N, V]."""
         latent_BSC, k_rope_BSR = row_BSX.split((self.latent_width, self.rope_width), -1)
         expanded_BSNX = self.kv_b_proj(latent_BSC).unflatten(-1, (self.num_heads, -1))
-        # Values come padded to the width of the keys, as the fused kernels want them.
-        key_BNSH, value_BNSH = key_value_heads(expanded_BSNX, k_rope_BSR, self.nope_width)
-        out_BNTH = attend(
+        key_BNSH, value_BNSV = key_value_heads(expanded_BSNX, k_rope_BSR, self.nope_width)
+        out_BNTV = attend(
             query_BNTH,
             key_BNSH,
-            value_BNSH,
+            value_BNSV,
             mask_BTS=visible.mask_BTS,
             is_causal=visible.is_causal,
             scale=self.scale,
         )
-        return out_BNTH[..., : self.value_width].transpose(1, 2)
+        return out_BNTV.transpose(1, 2)
 
     def absorbed(self, query_BNTH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
         """Attend to the latents themselves, one key and value for all heads; [B, T, N, V].

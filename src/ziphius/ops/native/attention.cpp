@@ -5,7 +5,7 @@
 // grad_v = p^T grad, ds = scale p (dp - delta), grad_q = ds k, grad_k = ds^T q.
 // Source: FlashAttention-2 (arXiv 2307.08691), section 3.1.2.
 //
-// Shapes: heads of all sequences in one row, Q queries, S keys, H width of all three.
+// Shapes: heads of all sequences in one row, Q queries, S keys, H width of queries and keys, V of values.
 
 #include "gemm.h"
 
@@ -14,6 +14,12 @@
 namespace {
 
 constexpr int64_t QUERIES = 64;  // of a block
+
+// Of a product's sum, the terms that are taken: vectors of float32 need no padding.
+template <class T>
+int64_t terms(int64_t count) {
+    return sizeof(T) == sizeof(float) ? count : padded(count);
+}
 
 template <class T>
 void copy_rows(const T* from, int64_t rows, int64_t width, T* to) {
@@ -27,28 +33,28 @@ void copy_rows(const T* from, int64_t rows, int64_t width, T* to) {
 template <class T>
 void attention_forward(const T* query, const T* key, const T* value, const uint8_t* mask, T* out, float* lse,
                        int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width,
-                       int causal, float scale) {
-    int64_t wide = padded(width), all = padded(keys);
+                       int64_t value_width, int causal, float scale) {
+    int64_t wide = padded(width), value_wide = padded(value_width), all = padded(keys);
 #pragma omp parallel
     {
         static thread_local std::vector<T> memory;
         static thread_local std::vector<float> float_memory;
-        T* across_keys = scratch(memory, 2 * all * wide + QUERIES * (wide + all));
-        T *value_rows = across_keys + all * wide, *query_rows = value_rows + all * wide;
+        T* across_keys = scratch(memory, all * (wide + value_wide) + QUERIES * (wide + all));
+        T *value_rows = across_keys + all * wide, *query_rows = value_rows + all * value_wide;
         T* probs = query_rows + QUERIES * wide;
-        float* scores = scratch(float_memory, QUERIES * (all + wide));
+        float* scores = scratch(float_memory, QUERIES * (all + value_wide));
         float* sums = scores + QUERIES * all;
 #pragma omp for schedule(dynamic)
         for (int64_t h = 0; h < heads; h++) {
             pack(key + h * keys * width, 1, width, width, keys, across_keys);
-            pack(value + h * keys * width, width, 1, keys, width, value_rows);
+            pack(value + h * keys * value_width, value_width, 1, keys, value_width, value_rows);
             for (int64_t start = 0; start < queries; start += QUERIES) {
                 int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
                 int64_t at = h * queries + start;
                 int64_t seen = causal ? std::min(all, padded(start + count)) : all;
                 float inverse[QUERIES];
                 copy_rows(query + at * width, count, width, query_rows);
-                multiply(rows, seen, wide, query_rows, wide, across_keys, wide, scores, seen);
+                multiply(rows, seen, terms<T>(width), query_rows, wide, across_keys, wide, scores, seen);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t visible = causal ? start + i + 1 : keys;
                     float *s = scores + i * seen, top = -INFINITY, sum = 0;
@@ -71,12 +77,12 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
                     lse[at + i] = scale * top + std::log(sum);
                 }
                 std::memset(static_cast<void*>(probs + count * seen), 0, sizeof(T) * (rows - count) * seen);
-                multiply(rows, wide, seen, probs, seen, value_rows, all, sums, wide);
+                multiply(rows, value_wide, seen, probs, seen, value_rows, all, sums, value_wide);
                 for (int64_t i = 0; i < count; i++) {
-                    float* from = sums + i * wide;
+                    float* from = sums + i * value_wide;
 #pragma omp simd
-                    for (int64_t j = 0; j < width; j++) from[j] *= inverse[i];
-                    store_row(from, out + (at + i) * width, width);
+                    for (int64_t j = 0; j < value_width; j++) from[j] *= inverse[i];
+                    store_row(from, out + (at + i) * value_width, value_width);
                 }
             }
         }
@@ -87,42 +93,44 @@ template <class T>
 void attention_backward(const T* query, const T* key, const T* value, const T* out, const T* grad,
                         const float* lse, const uint8_t* mask, T* grad_query, T* grad_key, T* grad_value,
                         int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width,
-                        int causal, float scale) {
-    int64_t wide = padded(width), all = padded(keys);
+                        int64_t value_width, int causal, float scale) {
+    int64_t wide = padded(width), value_wide = padded(value_width), all = padded(keys);
 #pragma omp parallel
     {
         static thread_local std::vector<T> memory;
         static thread_local std::vector<float> float_memory;
-        T* across_keys = scratch(memory, 3 * all * wide + QUERIES * (4 * wide + 3 * all));
-        T *across_values = across_keys + all * wide, *key_rows = across_values + all * wide;
+        T* across_keys = scratch(memory, all * (2 * wide + value_wide) +
+                                             QUERIES * (wide + value_wide + std::max(wide, value_wide) + 3 * all));
+        T *across_values = across_keys + all * wide, *key_rows = across_values + all * value_wide;
         T *query_rows = key_rows + all * wide, *grad_rows = query_rows + QUERIES * wide;
-        T *packed = grad_rows + QUERIES * wide;
-        T *probs = packed + 2 * QUERIES * wide, *deltas = probs + QUERIES * all, *turned = deltas + QUERIES * all;
-        float* key_sums = scratch(float_memory, 2 * all * wide + QUERIES * (2 * all + wide));
-        float *value_sums = key_sums + all * wide, *scores = value_sums + all * wide;
+        T *packed = grad_rows + QUERIES * value_wide, *probs = packed + QUERIES * std::max(wide, value_wide);
+        T *deltas = probs + QUERIES * all, *turned = deltas + QUERIES * all;
+        float* key_sums = scratch(float_memory, all * (wide + value_wide) + QUERIES * (2 * all + wide));
+        float *value_sums = key_sums + all * wide, *scores = value_sums + all * value_wide;
         float *grad_probs = scores + QUERIES * all, *query_sums = grad_probs + QUERIES * all;
 #pragma omp for schedule(dynamic)
         for (int64_t h = 0; h < heads; h++) {
-            const T *head_key = key + h * keys * width, *head_value = value + h * keys * width;
+            const T *head_key = key + h * keys * width, *head_value = value + h * keys * value_width;
             pack(head_key, 1, width, width, keys, across_keys);
-            pack(head_value, 1, width, width, keys, across_values);
+            pack(head_value, 1, value_width, value_width, keys, across_values);
             pack(head_key, width, 1, keys, width, key_rows);
-            std::fill(key_sums, key_sums + 2 * all * wide, 0.0f);
+            std::fill(key_sums, key_sums + all * (wide + value_wide), 0.0f);
             for (int64_t start = 0; start < queries; start += QUERIES) {
                 int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
                 int64_t at = h * queries + start;
                 int64_t seen = causal ? std::min(all, padded(start + count)) : all;
                 copy_rows(query + at * width, count, width, query_rows);
-                copy_rows(grad + at * width, count, width, grad_rows);
-                multiply(rows, seen, wide, query_rows, wide, across_keys, wide, scores, seen);
-                multiply(rows, seen, wide, grad_rows, wide, across_values, wide, grad_probs, seen);
+                copy_rows(grad + at * value_width, count, value_width, grad_rows);
+                multiply(rows, seen, terms<T>(width), query_rows, wide, across_keys, wide, scores, seen);
+                multiply(rows, seen, terms<T>(value_width), grad_rows, value_wide, across_values, value_wide, grad_probs,
+                         seen);
                 std::memset(static_cast<void*>(probs), 0, sizeof(T) * rows * seen);
                 std::memset(static_cast<void*>(deltas), 0, sizeof(T) * rows * seen);
                 for (int64_t i = 0; i < count; i++) {
-                    const T *o = out + (at + i) * width, *g = grad + (at + i) * width;
+                    const T *o = out + (at + i) * value_width, *g = grad + (at + i) * value_width;
                     float delta = 0, own_lse = lse[at + i];
 #pragma omp simd reduction(+ : delta)
-                    for (int64_t j = 0; j < width; j++) delta += load(o[j]) * load(g[j]);
+                    for (int64_t j = 0; j < value_width; j++) delta += load(o[j]) * load(g[j]);
                     int64_t visible = causal ? start + i + 1 : keys;
                     const float *s = scores + i * seen, *d = grad_probs + i * seen;
                     T *p = probs + i * seen, *ds = deltas + i * seen;
@@ -146,14 +154,15 @@ void attention_backward(const T* query, const T* key, const T* value, const T* o
                 multiply(rows, wide, seen, deltas, seen, key_rows, all, query_sums, wide);
                 for (int64_t i = 0; i < count; i++)
                     store_row(query_sums + i * wide, grad_query + (at + i) * width, width);
-                pack(grad_rows, wide, 1, rows, wide, packed);
-                multiply_transposed(seen, wide, rows, probs, seen, turned, packed, rows, value_sums, wide, true);
+                pack(grad_rows, value_wide, 1, rows, value_wide, packed);
+                multiply_transposed(seen, value_wide, rows, probs, seen, turned, packed, rows, value_sums,
+                                    value_wide, true);
                 pack(query_rows, wide, 1, rows, wide, packed);
                 multiply_transposed(seen, wide, rows, deltas, seen, turned, packed, rows, key_sums, wide, true);
             }
             for (int64_t i = 0; i < keys; i++) {
                 store_row(key_sums + i * wide, grad_key + (h * keys + i) * width, width);
-                store_row(value_sums + i * wide, grad_value + (h * keys + i) * width, width);
+                store_row(value_sums + i * value_wide, grad_value + (h * keys + i) * value_width, value_width);
             }
         }
     }
@@ -165,16 +174,18 @@ extern "C" {
 #define ATTENTION(suffix, T)                                                                              \
     void attention_forward_##suffix(const T* q, const T* k, const T* v, const uint8_t* mask, T* out,      \
                                     float* lse, int64_t heads_per_mask, int64_t heads, int64_t queries,   \
-                                    int64_t keys, int64_t width, int causal, float scale) {               \
-        attention_forward(q, k, v, mask, out, lse, heads_per_mask, heads, queries, keys, width, causal,   \
-                          scale);                                                                         \
+                                    int64_t keys, int64_t width, int64_t value_width, int causal,         \
+                                    float scale) {                                                        \
+        attention_forward(q, k, v, mask, out, lse, heads_per_mask, heads, queries, keys, width,           \
+                          value_width, causal, scale);                                                    \
     }                                                                                                     \
     void attention_backward_##suffix(const T* q, const T* k, const T* v, const T* out, const T* grad,     \
                                      const float* lse, const uint8_t* mask, T* gq, T* gk, T* gv,          \
                                      int64_t heads_per_mask, int64_t heads, int64_t queries,              \
-                                     int64_t keys, int64_t width, int causal, float scale) {              \
+                                     int64_t keys, int64_t width, int64_t value_width, int causal,        \
+                                     float scale) {                                                       \
         attention_backward(q, k, v, out, grad, lse, mask, gq, gk, gv, heads_per_mask, heads, queries,     \
-                           keys, width, causal, scale);                                                   \
+                           keys, width, value_width, causal, scale);                                      \
     }
 ATTENTION(f, float)
 ATTENTION(b, bf16)

@@ -164,7 +164,7 @@ void latent_queries(const T* from, T* to, const float* cosine, const float* sine
 }
 
 // Expanded [B, T, N, P + V] and the shared rotated key [B, T, R] to heads-first keys [B, N, T, P + R]
-// and values [B, N, T, P + R], padded with zeros past V.
+// and values [B, N, T, V].
 template <class T>
 void latent_keys(const T* expanded, const T* shared, T* keys, T* values, int64_t batch, int64_t tokens,
                  int64_t heads, int64_t nope, int64_t rope, int64_t value) {
@@ -174,12 +174,11 @@ void latent_keys(const T* expanded, const T* shared, T* keys, T* values, int64_t
         for (int64_t t = 0; t < tokens; t++) {
             for (int64_t n = 0; n < heads; n++) {
                 const T* source = expanded + ((b * tokens + t) * heads + n) * (nope + value);
-                int64_t at = ((b * heads + n) * tokens + t) * width;
-                std::memcpy(static_cast<void*>(keys + at), source, sizeof(T) * nope);
-                std::memcpy(static_cast<void*>(keys + at + nope), shared + (b * tokens + t) * rope,
-                            sizeof(T) * rope);
-                std::memcpy(static_cast<void*>(values + at), source + nope, sizeof(T) * value);
-                std::memset(static_cast<void*>(values + at + value), 0, sizeof(T) * (width - value));
+                int64_t row = (b * heads + n) * tokens + t;
+                T* key = keys + row * width;
+                std::memcpy(static_cast<void*>(key), source, sizeof(T) * nope);
+                std::memcpy(static_cast<void*>(key + nope), shared + (b * tokens + t) * rope, sizeof(T) * rope);
+                std::memcpy(static_cast<void*>(values + row * value), source + nope, sizeof(T) * value);
             }
         }
     }
@@ -199,10 +198,11 @@ void latent_keys_backward(const T* grad_keys, const T* grad_values, T* grad_expa
                 std::fill(sum.begin(), sum.end(), 0.0f);
                 for (int64_t n = 0; n < heads; n++) {
                     T* target = grad_expanded + ((b * tokens + t) * heads + n) * (nope + value);
-                    int64_t at = ((b * heads + n) * tokens + t) * width;
-                    std::memcpy(static_cast<void*>(target), grad_keys + at, sizeof(T) * nope);
-                    std::memcpy(static_cast<void*>(target + nope), grad_values + at, sizeof(T) * value);
-                    for (int64_t j = 0; j < rope; j++) sum[j] += load(grad_keys[at + nope + j]);
+                    int64_t row = (b * heads + n) * tokens + t;
+                    const T* key = grad_keys + row * width;
+                    std::memcpy(static_cast<void*>(target), key, sizeof(T) * nope);
+                    std::memcpy(static_cast<void*>(target + nope), grad_values + row * value, sizeof(T) * value);
+                    for (int64_t j = 0; j < rope; j++) sum[j] += load(key[nope + j]);
                 }
                 for (int64_t j = 0; j < rope; j++) store(grad_shared + (b * tokens + t) * rope + j, sum[j]);
             }

@@ -8,7 +8,7 @@ To add one: a file with a subclass of `ChatFormat`, and a line in the table.
 """
 
 from ziphius.core.errors import ChatError
-from ziphius.text.chat.chatml import ChatML, SmolLM2
+from ziphius.text.chat.chatml import ChatML, SmolLM2, ThinkingChatML
 from ziphius.text.chat.deepseek_coder import DeepSeekCoder
 from ziphius.text.chat.deepseek_v2 import DeepSeekV2
 from ziphius.text.chat.deepseek_v3 import DeepSeekR1, DeepSeekV3
@@ -36,6 +36,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
     "deepseek-v3.1": DeepSeekV31(),
     "deepseek-v3.2": DeepSeekV32(),
     "chatml": ChatML(),  # Qwen2, Qwen3 bases
+    "chatml-think": ThinkingChatML(),  # what such bases learn when they are trained to reason
     "smollm2": SmolLM2(),
     "plain": Plain(),  # R1-Zero on base models
 }

@@ -6,7 +6,7 @@ from ziphius.text import special
 from ziphius.text.chat import parser
 from ziphius.text.chat.format import ChatFormat, Pieces, Turn
 from ziphius.text.chat.messages import Message, Tool
-from ziphius.text.chat.parser import State
+from ziphius.text.chat.parser import State, Step
 
 
 class ChatML(ChatFormat):
@@ -38,6 +38,35 @@ class ChatML(ChatFormat):
     def states(self) -> Mapping[str, State]:
         """All is content."""
         return {"content": State(parser.content, parser.ending(self.end))}
+
+
+class ThinkingChatML(ChatML):
+    """ChatML for models that decide themselves whether to think, in a block as Qwen3 writes it.
+
+    Vocabularies of such bases have no tokens for the block, so its marks may be text.
+    """
+
+    name = "chatml-think"
+    opens_own_thinking = True
+    spelled = frozenset({special.THINK, special.END_THINK})
+
+    def completion(self, message: Message, turn: Turn) -> Pieces:
+        """Write the reasoning, if there is any, before the answer."""
+        if not turn.thinks or message.reasoning_content is None:
+            return [message.content]
+        block = [special.THINK, "\n", message.reasoning_content, "\n", special.END_THINK, "\n\n"]
+        return [*block, message.content]
+
+    def states(self) -> Mapping[str, State]:
+        """Add the think block; the line breaks around its marks belong to neither side."""
+        after = Step("content", lead="\n\n")
+        close = {special.END_THINK: after, "\n" + special.END_THINK: after}
+        think: dict[str, Step] = {special.THINK: Step("reasoning", lead="\n")}
+        return {
+            **super().states(),
+            "start": State(parser.content, think, otherwise="content"),
+            "reasoning": State(parser.reasoning, close | parser.ending(self.end)),
+        }
 
 
 class SmolLM2(ChatML):

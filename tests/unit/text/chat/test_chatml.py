@@ -29,5 +29,21 @@ def test_chatml_has_no_default_system_text() -> None:
     assert CHATML.render([system(""), user("u")]).startswith("<|im_start|>system\n<|im_end|>\n")
 
 
+def test_thinking_chatml_reads_what_it_writes() -> None:
+    chat_format = CHAT_FORMATS["chatml-think"]
+    prompt = chat_format.render([user("u")], generation_prompt=True)
+    assert prompt == CHATML.render([user("u")], generation_prompt=True)
+    for answer in (assistant("7", "3 + 4\n= 7"), assistant("7")):
+        text = chat_format.render([user("u"), answer])
+        assert chat_format.parse(text.removeprefix(prompt)) == answer
+    thought = chat_format.render([user("u"), assistant("7", "3 + 4")])
+    assert thought == prompt + "<think>\n3 + 4\n</think>\n\n7<|im_end|>\n"
+
+
+def test_a_past_turn_of_thinking_chatml_shows_its_answer_alone() -> None:
+    turns = [user("u1"), assistant("a1", "r1"), user("u2")]
+    assert "r1" not in CHAT_FORMATS["chatml-think"].render(turns, generation_prompt=True)
+
+
 def test_an_answer_ends_at_its_token() -> None:
     assert CHATML.parse("a\n<|im_end|>\n<|im_start|>user").content == "a\n"
