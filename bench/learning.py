@@ -80,7 +80,12 @@ GOALS = (
         lambda r: gain(r)[1] > 0,
         "",
     ),
-    Goal("R1-Lite keeps of GRPO's pass@1; >= 85", lambda r: 100 * kept(r), lambda r: kept(r) >= 0.85, "%"),
+    Goal(
+        "R1-Lite keeps of GRPO's pass@1; >= 85",
+        lambda r: 100 * kept(r),
+        lambda r: kept(r) >= 0.85,
+        "%",
+    ),
     Goal(
         "R1-Lite's parameters; <= 33.3",
         lambda r: 100 * share_of_parameters(r),
@@ -125,7 +130,10 @@ def one_run(seed: int, budget: str, folder: Path) -> dict[str, Any]:
     words = ["run", "--budget", budget, "--seed", str(seed), "--out", str(folder), "--json"]
     with folder.with_suffix(".log").open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-m", "ziphius.cli.main", *words], stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, "-m", "ziphius.cli.main", *words],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
     if done.returncode:
         raise SystemExit(f"seed {seed} ended with {done.returncode}; see {log.name}")
@@ -153,7 +161,10 @@ def summary(results: Mapping[int, Result], budget: str) -> dict[str, Any]:
                 },
                 "grpo_less_control": gain(result),
                 "goals": {
-                    goal.text: {"figure": round(goal.figure(result), 4), "holds": goal.holds(result)}
+                    goal.text: {
+                        "figure": round(goal.figure(result), 4),
+                        "holds": goal.holds(result),
+                    }
                     for goal in GOALS
                 },
             }
@@ -172,7 +183,9 @@ def spread(figures: Sequence[float]) -> dict[str, float]:
 
 def page(results: Mapping[int, Result]) -> str:
     """Write tables for a page of docs/lab."""
-    lines = [row("", *(f"seed {seed}" for seed in results), "mean"), row(*["---"] * (len(results) + 2))]
+    seeds = [f"seed {seed}" for seed in results]
+    rule = row(*["---"] * (len(seeds) + 2))
+    lines = [row("", *seeds, "mean"), rule]
     for goal in GOALS:
         cells = [
             f"{goal.figure(result):.3g}{goal.unit}{'' if goal.holds(result) else ' **no**'}"
@@ -180,13 +193,13 @@ def page(results: Mapping[int, Result]) -> str:
         ]
         mean = statistics.fmean(goal.figure(result) for result in results.values())
         lines.append(row(goal.text, *cells, f"{mean:.3g}{goal.unit}"))
-    intervals = ["{1:+.1f} to {2:+.1f}".format(*(100 * x for x in gain(r))) for r in results.values()]
+    intervals = [f"{100 * gain(r)[1]:+.1f} to {100 * gain(r)[2]:+.1f}" for r in results.values()]
     lines.append(row("GRPO - control, 95 % interval", *intervals, ""))
-    lines += ["", row("pass@1 in %", *(f"seed {seed}" for seed in results), "mean")]
-    lines.append(row(*["---"] * (len(results) + 2)))
+    lines += ["", row("pass@1 in %, mixed", *seeds, "mean"), rule]
     for name in next(iter(results.values()))["arms"]:
-        shares = [100 * result["arms"][name]["slices"][MIXED]["pass_at_1"][0] for result in results.values()]
-        lines.append(row(name, *(f"{share:.1f}" for share in shares), f"{statistics.fmean(shares):.1f}"))
+        slices = [result["arms"][name]["slices"][MIXED] for result in results.values()]
+        shares = [100 * one["pass_at_1"][0] for one in slices]
+        lines.append(row(name, *(f"{x:.1f}" for x in shares), f"{statistics.fmean(shares):.1f}"))
     return "\n".join(lines) + "\n"
 
 

@@ -34,12 +34,11 @@ def attend(
     value_width = value_BNSV.shape[-1]
     padding = query_BNTH.shape[-1] - value_width
     assert padding >= 0, "values wider than queries"
-    if torch.is_grad_enabled() and native.serves(query_BNTH, key_BNSH, value_BNSV):
-        if any(x.requires_grad for x in (query_BNTH, key_BNSH, value_BNSV)):
-            trained_BNTV: Tensor = native.apply(
-                _Attention, query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal, scale
-            )
-            return trained_BNTV
+    inputs = (query_BNTH, key_BNSH, value_BNSV)
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if trains and native.serves(*inputs):
+        trained_BNTV: Tensor = native.apply(_Attention, *inputs, mask_BTS, is_causal, scale)
+        return trained_BNTV
     # On a CPU the flash kernel wants equal widths; without the padding latent attention falls to a
     # path that keeps all scores in memory and is 4-5 times slower at 2,048 tokens.
     if padding:

@@ -1,5 +1,7 @@
 """Every native kernel against its PyTorch twin, in float32 and bfloat16, values and gradients."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.rms_norm import rms_norm
 from ziphius.ops.swiglu import swiglu
+from ziphius.ops.top_experts import top_experts
 
 pytestmark = pytest.mark.skipif(
     not native.serves(torch.zeros(1)), reason=f"native kernels {native.status()}"
@@ -122,6 +125,20 @@ def test_routed_experts(monkeypatch, dtype, tokens):
         draw(experts, width, inner, dtype=dtype, seed=2),
     ]
     assert_equal_within(monkeypatch, layer, inputs, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("groups", [{}, {"groups": 4, "top_groups": 2, "judges": 2}])
+def test_top_experts(monkeypatch, groups):
+    scores_ME = draw(300, 24)
+    ours_MK = top_experts(scores_ME, 5, **groups)
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    assert torch.equal(ours_MK, top_experts(scores_ME, 5, **groups))
+
+
+def test_top_experts_are_different_ones_whatever_the_scores():
+    scores_ME = torch.tensor([[math.nan] * 6, [-math.inf] * 6, [0.5] * 6])
+    chosen_MK = top_experts(scores_ME, 3, groups=2, top_groups=1, judges=2)
+    assert all(sorted(row) == [0, 1, 2] for row in chosen_MK.tolist())
 
 
 @DTYPES

@@ -87,7 +87,8 @@ class GroupedAttention(nn.Module):
 
     def _heads(self, x_BSX: Tensor) -> Tensor:
         """View cached rows as the heads of keys and values, [B, G, S, H]."""
-        return x_BSX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        x_BGSH: Tensor = x_BSX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x_BGSH
 
     def _repeated(self, x_BGSH: Tensor) -> Tensor:
         """Repeat each head for its group of queries, [B, N, S, H]."""

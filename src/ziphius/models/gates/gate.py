@@ -76,15 +76,3 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
         """Give the chosen experts their weights."""
-
-
-def keep_best_groups(scores_ME: Tensor, group_scores_MG: Tensor, top_groups: int) -> Tensor:
-    """Set to -inf the scores of all experts outside the best groups.
-
-    -inf, not 0: with V3's bias a score may be negative, and a masked 0 would then win.
-    """
-    num_groups = group_scores_MG.shape[1]
-    best_MG = group_scores_MG.topk(top_groups, dim=-1).indices
-    outside_MG = torch.ones_like(group_scores_MG, dtype=torch.bool).scatter(1, best_MG, False)
-    outside_ME = outside_MG.repeat_interleave(scores_ME.shape[1] // num_groups, dim=1)
-    return scores_ME.masked_fill(outside_ME, float("-inf"))

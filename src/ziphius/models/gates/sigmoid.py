@@ -3,7 +3,7 @@
 Sources: DeepSeek-V3 report (arXiv 2412.19437), section 2.1.2; auxiliary-loss-free balancing
 (arXiv 2408.15664). The bias decides which experts are chosen, never how much they weigh.
 
-Shapes: M tokens, E experts, G groups, K experts per token.
+Shapes: M tokens, E experts, K experts per token.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ziphius.models.config import ModelConfig
-from ziphius.models.gates.gate import Gate, Routing, keep_best_groups
+from ziphius.models.gates.gate import Gate, Routing
+from ziphius.ops.top_experts import top_experts
 
 # A group (node) is judged by its best experts: K / topk_group = 2 of them in V3, fixed in its code.
 EXPERTS_PER_GROUP_SCORE = 2
@@ -46,11 +47,13 @@ class BiasedSigmoidGate(Gate):
 
     def choose(self, scores_ME: Tensor) -> Tensor:
         """Take the best by score plus bias within the best groups."""
-        biased_ME = scores_ME + self.e_score_correction_bias
-        grouped_MGX = biased_ME.unflatten(1, (self.num_groups, -1))
-        group_scores_MG = grouped_MGX.topk(EXPERTS_PER_GROUP_SCORE, dim=-1).values.sum(dim=-1)
-        candidates_ME = keep_best_groups(biased_ME, group_scores_MG, self.top_groups)
-        return candidates_ME.topk(self.top_k, dim=-1).indices
+        return top_experts(
+            scores_ME + self.e_score_correction_bias,
+            self.top_k,
+            groups=self.num_groups,
+            top_groups=self.top_groups,
+            judges=EXPERTS_PER_GROUP_SCORE,
+        )
 
     def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
         """Weigh by score alone."""
@@ -61,7 +64,7 @@ class BiasedSigmoidGate(Gate):
             experts_MK,
             weights_MK * self.scaling,
             probs_ME=scores_ME / scores_ME.sum(dim=-1, keepdim=True),
-            preferred_MK=scores_ME.topk(self.top_k, dim=-1).indices,
+            preferred_MK=top_experts(scores_ME.detach(), self.top_k),
         )
 
     @torch.no_grad()

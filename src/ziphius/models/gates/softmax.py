@@ -5,12 +5,13 @@ never renormalises the chosen weights and multiplies them by routed_scaling_fact
 norm_topk_prob is set, its published code divides by their sum and does not scale. So do these
 gates; transformers 5.23 ignores that flag in V2, which no published checkpoint sets.
 
-Shapes: M tokens, E experts, G groups, K experts per token.
+Shapes: M tokens, E experts, K experts per token.
 """
 
 from torch import Tensor
 
-from ziphius.models.gates.gate import Gate, Routing, keep_best_groups
+from ziphius.models.gates.gate import Gate, Routing
+from ziphius.ops.top_experts import top_experts
 
 
 class GreedyGate(Gate):
@@ -21,8 +22,8 @@ class GreedyGate(Gate):
         return logits_ME.softmax(dim=-1)
 
     def choose(self, scores_ME: Tensor) -> Tensor:
-        """Take the best candidates."""
-        return self.candidates(scores_ME).topk(self.top_k, dim=-1).indices
+        """Take the best; all experts may be chosen."""
+        return top_experts(scores_ME, self.top_k)
 
     def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
         """Weigh by probability."""
@@ -33,18 +34,15 @@ class GreedyGate(Gate):
             weights_MK = weights_MK * self.scaling
         return Routing(experts_MK, weights_MK, scores_ME, preferred_MK=experts_MK)
 
-    def candidates(self, probs_ME: Tensor) -> Tensor:
-        """Return the scores to choose by; all experts may be chosen."""
-        return probs_ME
-
 
 class GroupLimitedGate(GreedyGate):
     """Take the K best experts within the best groups, a group as good as its best expert (V2)."""
 
-    def candidates(self, probs_ME: Tensor) -> Tensor:
-        """Leave only the experts of the best groups."""
-        best_MG = probs_ME.unflatten(1, (self.num_groups, -1)).amax(dim=-1)
-        return keep_best_groups(probs_ME, best_MG, self.top_groups)
+    def choose(self, scores_ME: Tensor) -> Tensor:
+        """Take the best of the best groups."""
+        return top_experts(
+            scores_ME, self.top_k, groups=self.num_groups, top_groups=self.top_groups
+        )
 
 
 class TopKGate(Gate):
@@ -56,7 +54,7 @@ class TopKGate(Gate):
 
     def choose(self, scores_ME: Tensor) -> Tensor:
         """Take the best logits."""
-        return scores_ME.topk(self.top_k, dim=-1).indices
+        return top_experts(scores_ME, self.top_k)
 
     def weigh(self, scores_ME: Tensor, experts_MK: Tensor) -> Routing:
         """Weigh by the softmax over the chosen logits."""

@@ -52,6 +52,7 @@ _SIGNATURES = {
     "latent_queries": "pppp" + "lllll" + "i",
     "latent_keys": "pppp" + "llllll",
     "latent_keys_backward": "pppp" + "llllll",
+    "top_experts": "pp" + "llllll",
     "sort_pairs": "ppppll",
     "experts_forward": "ppppppp" + "llll",
     "experts_backward": "pppppppp" + "pppp" + "llll",
@@ -60,6 +61,7 @@ _SIGNATURES = {
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "rms_norm": ("ff", "fb", "bb"),
     "rms_norm_backward": ("ff", "fb", "bb"),
+    "top_experts": ("",),
     "sort_pairs": ("",),
     "experts_forward": ("ff", "bf", "bb"),
     "experts_backward": ("ff", "bf", "bb"),
