@@ -241,10 +241,10 @@ class _Run:
         self._record(outcome, seconds, learning_rate)
 
     def _plan(self) -> None:
-        """Turn a budget of time into steps, as soon as enough of them were measured."""
+        """Turn a budget of time into steps, as often as enough of them were measured."""
         state = self.state
-        if self.total_steps is None and self._agreed(self.pace.is_known(state.seconds)):
-            total = self.pace.total_steps(state.step, state.seconds)
+        if self.pace.budget_s and self._agreed(self.pace.is_due(state.seconds)):
+            total = self.pace.plan(state.step, state.seconds)
             state.plan["total_steps"] = int(self.world.of_first(total, self.device))
 
     def _record(self, outcome: StepOutcome, seconds: float, learning_rate: float) -> None:

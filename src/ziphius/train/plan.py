@@ -1,7 +1,8 @@
 """How many steps a run has: at once from its budget, or from the time its first steps take.
 
-A budget of time becomes a number of steps once and for all, and is kept with the checkpoints: the
-schedule of a run that is resumed, on a slower day perhaps, stays the one it started with.
+A budget of time becomes a number of steps, which is kept with the checkpoints. It is found out anew
+after every tenth of the time, because machines that are shared do not keep their pace: planned once,
+of two runs of 90 s one took 144 s and the other 73.
 """
 
 import statistics
@@ -14,6 +15,8 @@ from ziphius.train.schedules import RowSchedule
 MEASURED_STEPS = 20
 SLOW_SHARE = 0.1
 """Slow steps are measured for no more than this share of the budget, but for two steps at least."""
+AGAIN_SHARE = 0.1
+"""Of the budget, after which the number of steps is found out again."""
 SKIPPED_STEPS = 2
 """The first steps compile kernels and fill caches; they are not measured where there are more."""
 
@@ -41,24 +44,34 @@ class Pace:
     seconds_per_row: list[float] = field(default_factory=list)
     validation_s: float = 0.0
     """Of one measurement on held-out text."""
+    planned_s: float | None = None
+    """Of the budget, used when the number of steps was found out the last time."""
+    planned_count: int = 0
+    """Steps that were observed until then."""
 
     def observe(self, step: int, seconds: float) -> None:
         """Take in the time of a step."""
         self.seconds_per_row.append(seconds / self.config.rows.count(step))
 
-    def is_known(self, seconds_used: float) -> bool:
-        """Tell whether enough steps were measured."""
-        count = len(self.seconds_per_row)
-        is_slow = count >= 2 and seconds_used >= SLOW_SHARE * self.budget_s
-        return count >= MEASURED_STEPS or is_slow
+    def is_due(self, seconds_used: float) -> bool:
+        """Tell whether enough steps were measured to find out how many there will be."""
+        fresh = len(self.seconds_per_row) - self.planned_count
+        if self.planned_s is not None:
+            return fresh >= 2 and seconds_used - self.planned_s >= AGAIN_SHARE * self.budget_s
+        is_slow = fresh >= 2 and seconds_used >= SLOW_SHARE * self.budget_s
+        return fresh >= MEASURED_STEPS or is_slow
 
-    def total_steps(self, step: int, seconds_used: float) -> int:
+    def plan(self, step: int, seconds_used: float) -> int:
         """Return the steps that fit into the budget, `step` of which are done.
 
         The last measurement on held-out text fits in too, and those in between.
         """
         rows = self.config.rows
-        row_s = statistics.median(self.seconds_per_row[SKIPPED_STEPS:] or self.seconds_per_row)
+        if self.planned_s is None:
+            row_s = statistics.median(self.seconds_per_row[SKIPPED_STEPS:] or self.seconds_per_row)
+        else:
+            row_s = statistics.fmean(self.seconds_per_row[self.planned_count :])
+        self.planned_s, self.planned_count = seconds_used, len(self.seconds_per_row)
         if self.config.validate_every:
             row_s += self.validation_s / (self.config.validate_every * rows.full)
         left_s = max(0.0, self.budget_s - seconds_used - self.validation_s)

@@ -40,22 +40,39 @@ def pace(budget_s: float, **fields: int) -> Pace:
 def test_twenty_steps_are_measured_and_the_first_two_left_out() -> None:
     measured = pace(100.0, validate_every=0)
     for step in range(20):
-        assert not measured.is_known(0.5 * step)
+        assert not measured.is_due(0.5 * step)
         measured.observe(step, 9.0 if step < 2 else 0.5)
-    assert measured.is_known(10.0)
-    assert measured.total_steps(20, 27.0) == 20 + int(73.0 / 0.5)
+    assert measured.is_due(10.0)
+    assert measured.plan(20, 27.0) == 20 + int(73.0 / 0.5)
 
 
 def test_slow_steps_are_measured_for_a_tenth_of_the_time() -> None:
     measured = pace(100.0, validate_every=0)
     measured.observe(0, 30.0)
-    assert not measured.is_known(30.0)
+    assert not measured.is_due(30.0)
     measured.observe(1, 30.0)
-    assert measured.is_known(60.0)
-    assert measured.total_steps(2, 60.0) == 3
-    assert measured.total_steps(2, 120.0) == 2
-    measured.observe(2, 1.0)
-    assert measured.total_steps(3, 61.0) == 3 + 39
+    assert measured.is_due(60.0)
+    assert measured.plan(2, 60.0) == 3
+
+
+def test_a_budget_that_is_used_up_ends_the_run() -> None:
+    measured = pace(100.0, validate_every=0)
+    for step in range(2):
+        measured.observe(step, 60.0)
+    assert measured.plan(2, 120.0) == 2
+
+
+def test_the_number_of_steps_follows_a_machine_that_slows_down() -> None:
+    measured = pace(100.0, validate_every=0)
+    for step in range(20):
+        measured.observe(step, 0.5)
+    assert measured.plan(20, 10.0) == 200
+    for step in range(20, 25):
+        assert not measured.is_due(10.0 + 2.0 * (step - 20))
+        measured.observe(step, 2.0)
+    assert measured.is_due(20.0)
+    assert measured.plan(25, 20.0) == 25 + 40
+    assert not measured.is_due(29.0)
 
 
 def test_measurements_on_held_out_text_fit_in() -> None:
@@ -64,7 +81,7 @@ def test_measurements_on_held_out_text_fit_in() -> None:
     measured.observe(0, 0.5)
     measured.observe(1, 0.5)
     # each step costs a tenth of a measurement besides, and one more comes at the end
-    assert measured.total_steps(2, 6.0) == 2 + int((1_000.0 - 6.0 - 5.0) / 1.0)
+    assert measured.plan(2, 6.0) == 2 + int((1_000.0 - 6.0 - 5.0) / 1.0)
 
 
 def test_the_time_left_follows_the_last_steps() -> None:
