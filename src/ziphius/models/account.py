@@ -366,7 +366,7 @@ def _all_routed(config: ModelConfig) -> int:
 def _attention_activations(config: ModelConfig) -> int:
     """Count values per token and layer: queries, keys, values and outputs, and the latents."""
     heads = config.num_attention_heads
-    kept = 4 * heads * config.q_head_dim + heads * _value_width(config)
+    kept = heads * (2 * config.q_head_dim + 3 * _value_width(config))
     if config.attention == "mla":
         assert config.kv_lora_rank is not None
         return kept + 4 * config.kv_lora_rank + 2 * (config.q_lora_rank or 0)

@@ -6,8 +6,12 @@ Qwen rotate x_i with x_(i + R/2). Both are here, because weights are used as the
 Shapes: B sequences, T tokens, N heads (any number, also 1), R rotated width, r = R/2.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ziphius.ops import native
 
 
 def rotate_pairs(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
@@ -20,7 +24,41 @@ def rotate_pairs(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
 
 def rotate_halves(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
     """Rotate x_i with x_(i + R/2), in float32."""
+    if native.serves(x_BTNR):
+        out_BTNR: Tensor = native.apply(_RotateHalves, x_BTNR, cos_BTr, sin_BTr)
+        return out_BTNR
     first, second = x_BTNR.float().chunk(2, dim=-1)
     cos, sin = cos_BTr.unsqueeze(2), sin_BTr.unsqueeze(2)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return rotated.to(x_BTNR.dtype)
+
+
+class _RotateHalves(torch.autograd.Function):
+    """One pass each way; the gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
+        # One row of angles may serve all sequences.
+        angles = [x.expand(x_BTNR.shape[0], -1, -1).contiguous() for x in (cos_BTr, sin_BTr)]
+        ctx.save_for_backward(*angles)
+        return _rotated(x_BTNR, *angles, backward=0)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTNR: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(grad_BTNR, *ctx.saved_tensors, backward=1), None, None
+
+
+def _rotated(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, backward: int) -> Tensor:
+    x_BTNR = x_BTNR.contiguous()
+    out_BTNR = torch.empty_like(x_BTNR)
+    batch, tokens, heads, width = x_BTNR.shape
+    native.call(
+        "rotate_halves",
+        native.SUFFIXES[x_BTNR.dtype],
+        x_BTNR,
+        out_BTNR,
+        cos_BTr,
+        sin_BTr,
+        *(batch * tokens, heads, width // 2, backward),
+    )
+    return out_BTNR

@@ -84,14 +84,18 @@ def keep_min_p(logits_BW: Tensor, min_p_B: Tensor) -> Tensor:
 def inverse_cdf(probs_BW: Tensor, draws_B: Tensor) -> Tensor:
     """Return the first token of each row at which the summed probability reaches its draw, [B].
 
-    First the block that holds the token is found, then the token in it: of all tokens only the sums
-    of blocks are made. A token of probability 0 is never returned.
+    In a large vocabulary the block that holds the token is found first, then the token in it: of
+    all tokens only the sums of blocks are made. A token of probability 0 is never returned.
 
     Args:
         probs_BW: fp32.
         draws_B: fp64, in (0, 1); shares of the row's sum.
     """
     width = probs_BW.size(-1)
+    if width <= _CANDIDATES:
+        summed_BW = probs_BW.cumsum(-1, dtype=torch.float64)
+        targets_B1 = draws_B.unsqueeze(-1) * summed_BW[:, -1:]
+        return torch.searchsorted(summed_BW, targets_B1).squeeze(-1).clamp(max=width - 1)
     padding = -width % _BLOCK
     blocks_BYb = (F.pad(probs_BW, (0, padding)) if padding else probs_BW).unflatten(
         -1, (-1, _BLOCK)

@@ -164,7 +164,7 @@ class _Job:
         return self._fine_tuned("control", folder, "sft")
 
     def reinforce(self, folder: Path) -> StageResult:
-        """Practise with verified rewards, half on what is known and half one level above."""
+        """Practise with verified rewards, a third of the time one level above what is known."""
         settings = GrpoSettings(
             model=self._model("sft"),
             tasks=(*self.settings.trained, *self.settings.harder),
@@ -174,7 +174,7 @@ class _Job:
             train=GrpoTraining(
                 budget=self.settings.budget_of("grpo"),
                 seed=self.settings.seed,
-                learning_rate=5e-5,
+                learning_rate=1e-4,
                 batch_rows=512,
                 validate_every=0,
             ),
@@ -263,8 +263,9 @@ class _Job:
                 budget=budget,
                 seed=self.settings.seed + is_control,
                 context=self.settings.context,
-                batch_rows=16,
-                learning_rate=3e-4 if is_control else 1e-3,
+                batch_rows=8,
+                optimizer=OptimizerConfig(name="muon"),
+                learning_rate=1.5e-3 if is_control else 5e-3,
                 validate_rows=32,
             ),
         )
@@ -282,8 +283,9 @@ class _Job:
                 budget=self.settings.budget_of(name),
                 seed=self.settings.seed,
                 context=self.settings.context,
-                batch_rows=16,
-                learning_rate=2e-3,
+                batch_rows=8,
+                optimizer=OptimizerConfig(name="muon"),
+                learning_rate=5e-3,
                 validate_rows=32,
             ),
         )

@@ -20,11 +20,11 @@ from ziphius.train.budget import BudgetText, parse_budget
 
 VOCABULARY = 429
 SHARES = {
-    "pretrain": 0.16,
-    "sft": 0.27,
-    "grpo": 0.19,
-    "control": 0.19,
-    "r1-lite": 0.07,
+    "pretrain": 0.15,
+    "sft": 0.26,
+    "grpo": 0.17,
+    "control": 0.17,
+    "r1-lite": 0.10,
     "r1-lite-logits": 0.04,
 }
 """Of the budget, for the stages that train; the rest is for sampling, measuring and set-up."""
@@ -63,7 +63,6 @@ class FamilySettings(Config):
         TaskChoice(name="letter_counting", level=1),
         TaskChoice(name="spell_backward", level=1),
         TaskChoice(name="chain_sum", level=1),
-        TaskChoice(name="leg_counting", level=1),
     )
     """Problems that fine-tuning shows; reinforcement learning adds the next level of each."""
     untrained: tuple[TaskChoice, ...] = (
@@ -99,5 +98,8 @@ class FamilySettings(Config):
 
     @property
     def harder(self) -> tuple[TaskChoice, ...]:
-        """Return the next level of what fine-tuning shows."""
-        return tuple(c.model_copy(update={"level": c.level + 1}) for c in self.trained)
+        """Return the next level of what fine-tuning shows, asked half as often."""
+        return tuple(
+            choice.model_copy(update={"level": choice.level + 1, "share": choice.share / 2})
+            for choice in self.trained
+        )

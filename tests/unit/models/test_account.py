@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ziphius.models.losses import further_loss_mean, further_token_losses, next_
 from ziphius.models.model import Model
 from ziphius.models.patterns import Tokens, build_pattern, visibility_mask
 from ziphius.models.presets import PRESETS, derive, get_preset
+from ziphius.ops import experts
 
 TINY = [name for name in PRESETS if name.endswith("-tiny")]
 
@@ -57,6 +59,13 @@ def test_v3_training_costs_250_gflop_a_token() -> None:
     assert account(get_preset("v3"), context=4096).flops.training == pytest.approx(250.4e9, 1e-3)
 
 
+@pytest.fixture
+def plain_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run experts without their kernel: what it multiplies and allocates, PyTorch cannot count."""
+    monkeypatch.setattr(experts, "native", SimpleNamespace(serves=lambda *tensors: False))
+
+
+@pytest.mark.usefixtures("plain_experts")
 @pytest.mark.parametrize("name", TINY)
 def test_products_are_those_the_model_computes(name: str) -> None:
     config = get_preset(name)
@@ -71,6 +80,7 @@ def test_products_are_those_the_model_computes(name: str) -> None:
     assert flops.prefill == counted + attention_flops(config, expanded=True)
 
 
+@pytest.mark.usefixtures("plain_experts")
 @pytest.mark.parametrize("name", TINY)
 def test_decoding_costs_what_the_cached_model_computes(name: str) -> None:
     config = get_preset(name)
@@ -85,6 +95,7 @@ def test_decoding_costs_what_the_cached_model_computes(name: str) -> None:
     assert decode - held * attention_flops(config, expanded=False) == forward
 
 
+@pytest.mark.usefixtures("plain_experts")
 def test_further_tokens_cost_a_layer_a_projection_and_a_head_each() -> None:
     config = get_preset("v3-tiny")
     model = built(config).eval()
@@ -165,6 +176,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return max(itertools.accumulate(size for _, size in sorted(changes, key=lambda it: it[0])))
 
 
+@pytest.mark.usefixtures("plain_experts")
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_working_set_is_what_a_prefill_allocates(name: str, dtype: Dtype) -> None:

@@ -12,6 +12,7 @@ from ziphius.ops.experts import routed_experts
 from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.rms_norm import rms_norm
+from ziphius.ops.rotary import rotate_halves
 from ziphius.ops.swiglu import swiglu
 from ziphius.ops.top_experts import top_experts
 
@@ -149,6 +150,18 @@ def test_query_heads(monkeypatch, dtype):
         monkeypatch,
         lambda x: query_heads(x, angles_BTr.cos(), angles_BTr.sin()),
         inputs,
+        BOUNDS[dtype],
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotate_halves(monkeypatch, dtype, rows):
+    angles_BTr = draw(rows, 9, 12)
+    assert_equal_within(
+        monkeypatch,
+        lambda x: rotate_halves(x, angles_BTr.cos(), angles_BTr.sin()),
+        [draw(2, 9, 3, 24, dtype=dtype)],
         BOUNDS[dtype],
     )
 
