@@ -21,24 +21,26 @@ from ziphius.train.budget import BudgetText
 if TYPE_CHECKING:
     from ziphius.recipes.report.sections import Arm
 
-DEFAULT_BUDGET, DEFAULT_OUT = "15m", Path("runs/family")
+BUDGETS = {"family": "15m", "smollm": "2h"}
 
 
 class RunConfig(Config):
     """What `ziphius run` needs to know."""
 
-    recipe: tyro.conf.Positional[Literal["family", "tour"]] = "family"
-    """family: real text to a reasoning model, its student, and a report. tour: a tiny model of each
-    family, built, accounted for, checked and made to generate, in seconds."""
-    budget: BudgetText = DEFAULT_BUDGET
-    """Time for the whole of family: 2m to try it out, 15m for a result, 2h for a better one."""
+    recipe: tyro.conf.Positional[Literal["family", "smollm", "tour"]] = "family"
+    """family: real text to a reasoning model, its student, and a report. smollm: the same path from
+    SmolLM2-135M-Instruct instead of text. tour: a tiny model of each family, built, accounted for,
+    checked and made to generate, in seconds."""
+    budget: BudgetText | None = None
+    """Time for the whole of it: for family 2m to try it out, 15m (the default) for a result, 2h for
+    a better one; for smollm 2h by default."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides weights, data, problems and samples of family."""
+    """Decides weights, data, problems and samples."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the run; for family runs/family by default, where the same command goes on. The
+    """Folder of the run, runs/family or runs/smollm by default, where the same command goes on. The
     tour keeps its models in a new folder, or nothing without one."""
     dry_run: bool = False
-    """Print what family would do, with estimates, and do nothing."""
+    """Print what would be done, with estimates, and do nothing."""
     as_json: AsJson = False
     """Print the result as one JSON document."""
 
@@ -61,6 +63,7 @@ def run(config: RunConfig) -> None:
         ziphius run
         ziphius run --budget 2m --out runs/short
         ziphius run --dry-run
+        ziphius run smollm --budget 4h
         ziphius run tour --out tour
     """
     if config.recipe == "tour":
@@ -68,17 +71,22 @@ def run(config: RunConfig) -> None:
 
         show_tour(config.out, as_json=config.as_json)
         return
-    _family(config)
+    _path(config)
 
 
-def _family(config: RunConfig) -> None:
+def _path(config: RunConfig) -> None:
     from ziphius.recipes.family import run_family
     from ziphius.recipes.family_plan import plan
     from ziphius.recipes.family_report import document, report_family
     from ziphius.recipes.family_settings import FamilySettings
+    from ziphius.recipes.smollm import smollm_settings
     from ziphius.recipes.stages import StoppedError, claimed
 
-    settings = FamilySettings(budget=config.budget, seed=config.seed)
+    budget = config.budget or BUDGETS[config.recipe]
+    if config.recipe == "smollm":
+        settings = smollm_settings(budget, config.seed)
+    else:
+        settings = FamilySettings(budget=budget, seed=config.seed)
     console = Console(stderr=True)
     if config.dry_run:
         rows = plan(settings)
@@ -90,7 +98,7 @@ def _family(config: RunConfig) -> None:
                 table.add_row(row.stage, *row.cells.values())
             Console().print(table)
         return
-    folder = config.out or DEFAULT_OUT
+    folder = config.out or Path("runs") / config.recipe
     with claimed(folder, settings.model_dump(mode="json")):
         try:
             finished = run_family(settings, folder, console)
@@ -113,7 +121,8 @@ def _family(config: RunConfig) -> None:
 
 def command_line(config: RunConfig) -> str:
     """Spell the command of a run."""
-    words = ["ziphius", "run", "--budget", config.budget, "--seed", str(config.seed)]
+    words = ["ziphius", "run", *([config.recipe] if config.recipe != "family" else [])]
+    words += ["--budget", config.budget or BUDGETS[config.recipe], "--seed", str(config.seed)]
     if config.out is not None:
         words += ["--out", str(config.out)]
     return shlex.join(words)

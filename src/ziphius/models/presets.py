@@ -204,6 +204,25 @@ _LLAMA_70B = derive(
     num_attention_heads=64,
 )
 
+# A small chat model that is free to use, and comes in a package (arXiv 2502.02737).
+_SMOLLM2_135M = derive(
+    _LLAMA_8B,
+    vocab_size=49_152,
+    hidden_size=576,
+    num_hidden_layers=30,
+    intermediate_size=1_536,
+    max_position_embeddings=8_192,
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    rope_theta=100_000.0,
+    rope_scaling=None,
+)
+
 # The shape that bench/ runs; SMALL and TINY models of V3's make are cut from it.
 _BENCH_V3 = derive(
     _V3,
@@ -388,6 +407,7 @@ PRESETS: dict[str, ModelConfig] = {
     "r1-distill-qwen-32b": _QWEN_32B,
     "r1-distill-llama-8b": _LLAMA_8B,
     "r1-distill-llama-70b": _LLAMA_70B,
+    "smollm2-135m": _SMOLLM2_135M,
     "v2-1m": _as_v2(_V3_1M),
     "v2-3m": _as_v2(_V3_3M),
     "v2-10m": _as_v2(_V3_10M),

@@ -5,5 +5,9 @@ from typing import Any
 
 from ziphius.recipes import family, tour
 
-RECIPES: dict[str, Callable[..., Any]] = {"family": family.run_family, "tour": tour.tour}
+RECIPES: dict[str, Callable[..., Any]] = {
+    "family": family.run_family,
+    "smollm": family.run_family,  # with the settings of smollm.py
+    "tour": tour.tour,
+}
 """By the name a user types after `ziphius run`."""

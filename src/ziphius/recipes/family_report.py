@@ -40,13 +40,17 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
     """Measure what is not measured yet, and write report.html and result.json."""
     measured = measure_arms(run)
     arms = build_arms(run, measured)
-    demonstrations = run.settings.demonstrations
+    demonstrations, base = run.settings.demonstrations, run.settings.base
+    made = (
+        "A mixture-of-experts model of DeepSeek-V3's make, pretrained on real text"
+        if base is None
+        else f"The published model {base}"
+    )
     report = Report(
-        title="From real text to a reasoning model",
+        title=f"From {'real text' if base is None else base} to a reasoning model",
         purpose=(
-            "A mixture-of-experts model of DeepSeek-V3's make, pretrained on real text, "
-            "fine-tuned to reason, trained with verified rewards, distilled into a dense student "
-            "and quantized to INT8, by one command."
+            f"{made}, fine-tuned to reason, trained with verified rewards, distilled into a dense "
+            "student and quantized to INT8, by one command."
         ),
         arms=arms,
         differences=build_differences(measured),
@@ -185,6 +189,8 @@ def _learning(run: FamilyRun) -> Learning | None:
 
 
 def _experts(run: FamilyRun) -> ExpertLoad | None:
+    if "pretrain" not in run.stages:
+        return None
     entries = [e for e in read_metrics(run.stages["pretrain"].folder) if e["kind"] == "step"]
     if not entries:
         return None

@@ -5,6 +5,7 @@ token), small enough for two cores. Its vocabulary is DeepSeek's cut to 429 toke
 in which every digit is a token of its own: sums are then learned column by column.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -17,9 +18,11 @@ from ziphius.models.presets import derive, get_preset
 from ziphius.rl.settings import TaskChoice
 from ziphius.tasks.demonstrations import DemonstrationConfig
 from ziphius.train.budget import BudgetText, parse_budget
+from ziphius.train.config import Dtype
+from ziphius.train.optimizer_config import OptimizerConfig
 
 VOCABULARY = 429
-SHARES = {
+SHARES: Mapping[str, float] = {
     "pretrain": 0.15,
     "sft": 0.26,
     "grpo": 0.17,
@@ -46,13 +49,45 @@ def family_shape() -> ModelConfig:
     )
 
 
+class StageSettings(Config):
+    """How the stages train."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(name="muon")
+    """Of all stages but GRPO, which has AdamW."""
+    dtype: Dtype = "auto"
+    """Numbers that products are taken in."""
+    sft_rate: Annotated[float, Field(gt=0)] = 5e-3
+    """Highest learning rate of fine-tuning."""
+    control_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    """Highest learning rate of the control, which goes on where fine-tuning ended."""
+    grpo_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of reinforcement learning."""
+    student_rate: Annotated[float, Field(gt=0)] = 5e-3
+    """Highest learning rate of the student."""
+    rows: Annotated[int, Field(ge=1)] = 8
+    """Rows of a step of the supervised stages."""
+    answers: Annotated[int, Field(ge=16)] = 512
+    """Answers of a step of reinforcement learning, 16 to a problem."""
+    answers_at_once: Annotated[int, Field(ge=16)] | None = None
+    """Of those, in memory at a time; by default all."""
+    shares: Mapping[str, Annotated[float, Field(gt=0)]] = SHARES
+    """Of the budget, by stage."""
+
+
 class FamilySettings(Config):
     """What the main job needs to know."""
 
     budget: BudgetText = "15m"
     """Time for everything: 2m to try it out, 15m for a result, 2h for a better one."""
+    base: str | None = None
+    """Asset of a model to begin with; None pretrains one, with DeepSeek's vocabulary cut to its
+    size."""
     shape: ModelConfig = Field(default_factory=family_shape)
-    """Of the model that is trained, with DeepSeek's vocabulary cut to its size."""
+    """Of the model that is trained."""
+    chat_format: str = "deepseek-r1"
+    """That the model learns to speak; one in which it decides itself whether to think."""
+    stages: StageSettings = StageSettings()
+    """How the stages train."""
     context: Annotated[int, Field(ge=64)] = 256
     """Tokens of a row, of text and of conversations."""
     data: DataConfig = DataConfig(mix="r1", domain_megabytes=4.0)
@@ -94,7 +129,7 @@ class FamilySettings(Config):
 
     def budget_of(self, stage: str) -> str:
         """Return the share of a stage that trains, as a budget."""
-        return f"{SHARES[stage] * self.seconds:.1f}s"
+        return f"{self.stages.shares[stage] * self.seconds:.1f}s"
 
     @property
     def harder(self) -> tuple[TaskChoice, ...]:

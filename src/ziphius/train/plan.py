@@ -1,7 +1,7 @@
 """How many steps a run has: at once from its budget, or from the time its first steps take.
 
 A budget of time becomes a number of steps, which is kept with the checkpoints. It is found out anew
-after every tenth of the time, because machines that are shared do not keep their pace: planned once,
+after every tenth of the time, as machines that are shared do not keep their pace: planned once,
 of two runs of 90 s one took 144 s and the other 73.
 """
 
