@@ -132,12 +132,14 @@ def _print_arms(arms: "Sequence[Arm]") -> None:
     """Print one row an arm: pass@1 by slice, length, speed and size."""
     if not arms:
         return
-    names = ["mixed, 95 % interval", *(one.name for one in arms[0].slices[1:])]
+    names = ["all", "95 %", *(one.name.replace(" ", "\n") for one in arms[0].slices[1:])]
     table = Table(
         Column("", no_wrap=True),
         *(Column(name, justify="right") for name in (*names, "tokens", "tokens/s", "size")),
         title="pass@1 in %",
-        caption="tokens: of an answer; size: parameters. pass@8 and all else are in the report.",
+        caption="all: in distribution and one step harder, with its 95 % interval.\n"
+        "tokens: of an answer; size: parameters. The report has pass@8 and all else.",
+        show_edge=False,
         padding=(0, 0),
     )
     for arm in arms:
@@ -145,7 +147,8 @@ def _print_arms(arms: "Sequence[Arm]") -> None:
         share = first.pass_at_1
         table.add_row(
             arm.name,
-            f"{100 * share.value:.0f} ({100 * share.low:.0f} to {100 * share.high:.0f})",
+            f"{100 * share.value:.0f}",
+            f"{100 * share.low:.0f}-{100 * share.high:.0f}",
             *(f"{100 * one.pass_at_1.value:.0f}" for one in others),
             f"{first.tokens.value:.0f}",
             f"{arm.tokens_per_s:,.0f}",

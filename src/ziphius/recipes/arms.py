@@ -92,6 +92,7 @@ def measure_arms(run: FamilyRun) -> dict[str, Measurement]:
 def build_arms(run: FamilyRun, measured: Mapping[str, Measurement]) -> tuple[Arm, ...]:
     """Put the figures of every arm together."""
     arms = []
+    speeds = decode_speeds(run, list(measured))
     for name, measurement in measured.items():
         stage_name, description, path = ARMS[name]
         stage = run.stages[stage_name]
@@ -106,7 +107,7 @@ def build_arms(run: FamilyRun, measured: Mapping[str, Measurement]) -> tuple[Arm
                 (first, *summarize_slices(measurement, k=K)),
                 parameters=parameters.main,
                 active_parameters=parameters.active,
-                tokens_per_s=decode_speed(run, stage, model),
+                tokens_per_s=speeds[name],
                 cache_bytes_per_token=account(
                     model.config, context=run.settings.context, dtype="float32"
                 ).cache_bytes.own,
@@ -118,13 +119,16 @@ def build_arms(run: FamilyRun, measured: Mapping[str, Measurement]) -> tuple[Arm
     return tuple(arms)
 
 
-def decode_speed(run: FamilyRun, stage: StageResult, model: Model) -> float:
-    """Measure how fast an arm decodes, or read what was measured before."""
-    path = run.folder / "measurements" / f"{stage.name}.speed.json"
+def decode_speeds(run: FamilyRun, names: Sequence[str]) -> dict[str, float]:
+    """Measure how fast the arms decode, in turns, or read what was measured before."""
+    path = run.folder / "measurements" / "speeds.json"
     if path.exists():
-        return float(json.loads(path.read_bytes())["tokens_per_s"])
-    found = decode_tokens_per_s(model)
-    write_file(path, json.dumps({"tokens_per_s": found}) + "\n")
+        kept: dict[str, float] = json.loads(path.read_bytes())
+        if list(kept) == list(names):
+            return kept
+    models = [_loaded(run.stages[ARMS[name][0]])[0] for name in names]
+    found = dict(zip(names, decode_tokens_per_s(models), strict=True))
+    write_file(path, json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -54,8 +54,9 @@ BASE = "base"
 """The stage in the place of pretraining where a model is there to begin with."""
 LONGEST_ANSWER = 80
 """Tokens of a completion."""
-TRACED_PROBLEMS, TRACES_EACH = 600, 4
-"""Problems of each task and level that the teacher answers for its student, and answers kept."""
+TRACED_PROBLEMS, TRACES_EACH = 2_400, 1
+"""Problems of each task and level that the teacher answers for its student, and answers to each:
+many problems, because a student that sees few learns them by heart."""
 
 
 @dataclass(frozen=True)

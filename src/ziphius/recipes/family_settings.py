@@ -23,11 +23,11 @@ from ziphius.train.optimizer_config import OptimizerConfig
 
 VOCABULARY = 429
 SHARES: Mapping[str, float] = {
-    "pretrain": 0.15,
-    "sft": 0.26,
-    "grpo": 0.17,
-    "control": 0.17,
-    "r1-lite": 0.10,
+    "pretrain": 0.13,
+    "sft": 0.25,
+    "grpo": 0.155,
+    "control": 0.155,
+    "r1-lite": 0.09,
     "r1-lite-logits": 0.04,
 }
 """Of the budget, for the stages that train; the rest is for sampling, measuring and set-up."""
