@@ -12,7 +12,7 @@ A run that is there already is not done again, so an interrupted benchmark goes 
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -41,12 +41,12 @@ class Goal:
 
 def gain(result: Result, ours: str = GOAL[0], theirs: str = GOAL[1]) -> list[float]:
     """Return the paired difference of two arms on the mixed set, with its interval."""
-    [found] = [
-        one["pass_at_1"]
+    found = {
+        (one["slice"], one["ours"], one["theirs"]): one["pass_at_1"]
         for one in result["differences"]
-        if (one["slice"], one["ours"], one["theirs"]) == (MIXED, ours, theirs)
-    ]
-    return list(found)
+    }
+    # Without room there is no GRPO, and so no gain.
+    return list(found.get((MIXED, ours, theirs), [0.0, 0.0, 0.0]))
 
 
 def kept(result: Result) -> float:
@@ -61,16 +61,22 @@ def lost(result: Result) -> float:
     return -float(difference)
 
 
+def teacher(result: Result) -> str:
+    """Name the arm that taught R1-Lite."""
+    [name] = [one["teacher"] for one in result["taught"] if one["student"] == "R1-Lite"]
+    return str(name)
+
+
 def speedup(result: Result) -> float:
     """Return the student's tokens per second over the teacher's."""
     arms = result["arms"]
-    return float(arms["R1-Lite"]["tokens_per_s"] / arms["GRPO"]["tokens_per_s"])
+    return float(arms["R1-Lite"]["tokens_per_s"] / arms[teacher(result)]["tokens_per_s"])
 
 
 def share_of_parameters(result: Result) -> float:
     """Return the student's parameters over the teacher's."""
     arms = result["arms"]
-    return float(arms["R1-Lite"]["parameters"] / arms["GRPO"]["parameters"])
+    return float(arms["R1-Lite"]["parameters"] / arms[teacher(result)]["parameters"])
 
 
 GOALS = (
@@ -123,26 +129,25 @@ def one_run(seed: int, budget: str, folder: Path) -> dict[str, Any]:
     """Do one run, or read what an earlier one left."""
     kept_at = folder.with_suffix(".json")
     if kept_at.exists():
-        return dict(json.loads(kept_at.read_text()))
+        kept = dict(json.loads(kept_at.read_text()))
+        if kept["settings"]["budget"] != budget:
+            raise SystemExit(f"{kept_at} is of the budget {kept['settings']['budget']}: remove it.")
+        return kept
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}: {folder}", flush=True)
     started = time.monotonic()
     words = ["run", "--budget", budget, "--seed", str(seed), "--out", str(folder), "--json"]
-    with folder.with_suffix(".log").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "ziphius.cli.main", *words],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    if done.returncode:
-        raise SystemExit(f"seed {seed} ended with {done.returncode}; see {log.name}")
-    # The largest of all children so far; the runs are alike.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    log_path, out_path = folder.with_suffix(".log"), folder.with_suffix(".out")
+    with log_path.open("w") as log, out_path.open("w") as out:
+        command = [sys.executable, "-m", "ziphius.cli.main", *words]
+        process = subprocess.Popen(command, stdout=out, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"seed {seed} ended with status {status}; see {log_path}")
     result = {
-        **json.loads(done.stdout),
+        **json.loads(out_path.read_text()),
         "wall_s": round(time.monotonic() - started, 1),
-        "peak_gib": round(peak, 2),
+        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
     }
     kept_at.write_text(json.dumps(result, indent=1) + "\n")
     return result

@@ -404,8 +404,13 @@ def timed_config() -> Any:
 
 def measured_steps(patch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the measurement of the pace say how many steps there are, whatever the clock says."""
-    patch.setattr(Pace, "is_known", lambda pace, seconds: True)
-    patch.setattr(Pace, "total_steps", lambda pace, step, seconds: steps)
+
+    def plan(pace: Pace, step: int, seconds_used: float) -> int:
+        pace.planned_s = seconds_used
+        return steps
+
+    patch.setattr(Pace, "is_due", lambda pace, seconds: pace.planned_s is None)
+    patch.setattr(Pace, "plan", plan)
 
 
 def resumed(stopped: Path, tmp_path: Path, patch: pytest.MonkeyPatch, steps: int) -> Path:

@@ -37,7 +37,7 @@ class TrainOptions(TrainConfig):
 
     budget: Annotated[BudgetText, _Bare] = "10m"
     """How long: a time (90s, 10m, 2h), tokens (200M-tokens) or steps (500-steps). A time becomes
-    a number of steps once the first steps are measured."""
+    a number of steps, found out anew after every tenth of it."""
     seed: Annotated[int, Field(ge=0, lt=2**63), _Bare] = 0
     """Decides the first weights and the order of the data."""
     device: Annotated[str, _Bare] = "auto"

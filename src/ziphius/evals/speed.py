@@ -5,6 +5,7 @@ speed of a model is taken apart from what it says. Models take turns, so that a 
 machine does not fall on one of them alone.
 """
 
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -12,19 +13,21 @@ from ziphius.engine.generate import Request, generate
 from ziphius.models.model import Model
 
 SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 32, 16, 64
-ROUNDS = 5
+ROUNDS = 7
 
 
 def decode_tokens_per_s(models: Sequence[Model]) -> list[float]:
-    """Return new tokens per second of a batch, prompts included, of each model's fastest round.
+    """Return new tokens per second of a batch, prompts included, of each model's median round.
 
-    32 sequences of 64 tokens after 16; nothing ends early. Five rounds, after one to warm up.
+    32 sequences of 64 tokens after 16; nothing ends early. Seven rounds, after one to warm up.
     """
     requests = [
         Request([number + 1] * PROMPT_TOKENS, NEW_TOKENS, number) for number in range(SEQUENCES)
     ]
     rounds = [[_seconds(model, requests) for model in models] for _ in range(1 + ROUNDS)]
-    return [SEQUENCES * NEW_TOKENS / min(times) for times in zip(*rounds[1:], strict=True)]
+    return [
+        SEQUENCES * NEW_TOKENS / statistics.median(times) for times in zip(*rounds[1:], strict=True)
+    ]
 
 
 def _seconds(model: Model, requests: list[Request]) -> float:

@@ -5,6 +5,7 @@ Shapes: B sequences, T new tokens, R rotated width, r = R/2 frequencies.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ def build_rope(config: ModelConfig, positions_BT: Tensor) -> Rope:
     return Rope(angles_BTr.cos() * multiplier, angles_BTr.sin() * multiplier)
 
 
+@cache
 def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> Tensor:
-    """Return the r = width/2 angular frequencies, stretched as `scaling` says."""
+    """Return the r = width/2 angular frequencies, stretched as `scaling` says; read only."""
     exponents_r = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
     frequencies_r = 1.0 / theta**exponents_r
     match scaling:

@@ -47,8 +47,10 @@ def key_value_heads(expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int) -> tup
 class _QueryHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query_BTNH: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_BTr, sin_BTr)
         batch, tokens, heads, width = query_BTNH.shape
+        # One row of angles may serve all sequences.
+        cos_BTr, sin_BTr = cos_BTr.expand(batch, -1, -1), sin_BTr.expand(batch, -1, -1)
+        ctx.save_for_backward(cos_BTr, sin_BTr)
         out_BNTH = query_BTNH.new_empty(batch, heads, tokens, width)
         _move_queries(query_BTNH.contiguous(), out_BNTH, cos_BTr, sin_BTr, query_BTNH.shape, 0)
         return out_BNTH

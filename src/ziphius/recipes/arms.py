@@ -21,7 +21,7 @@ from ziphius.recipes.report.sections import (
     Taught,
     Transcript,
 )
-from ziphius.recipes.stages import StageResult
+from ziphius.recipes.stages import StageResult, sum_of
 from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -38,12 +38,12 @@ ARMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "GRPO": ("grpo", "practised with verified rewards", ("pretrain", "sft", "grpo")),
     "R1-Lite": (
         "r1-lite",
-        "dense student, taught GRPO's verified answers",
+        "dense student, taught verified answers of {teacher}",
         ("pretrain", "sft", "grpo", "traces", "r1-lite"),
     ),
     "R1-Lite by logits": (
         "r1-lite-logits",
-        "the same student, taught GRPO's probabilities",
+        "the same student, taught the probabilities of {teacher}",
         ("pretrain", "sft", "grpo", "traces", "r1-lite-logits"),
     ),
     "R1-Lite INT8": (
@@ -75,7 +75,7 @@ def measure_arms(run: FamilyRun) -> dict[str, Measurement]:
         path = run.folder / "measurements" / f"{stage.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         identity = {
-            "checkpoint": str(stage.checkpoint and stage.checkpoint.relative_to(run.folder)),
+            "weights": _weights_of(stage),
             "keys": [problem.key for part in run.problems.values() for problem in part],
             "rollout": run.rollout.model_dump(mode="json"),
             "seed": run.settings.seed,
@@ -103,7 +103,7 @@ def build_arms(run: FamilyRun, measured: Mapping[str, Measurement]) -> tuple[Arm
         arms.append(
             Arm(
                 name,
-                description,
+                description.format(teacher=run.teacher),
                 (first, *summarize_slices(measurement, k=K)),
                 parameters=parameters.main,
                 active_parameters=parameters.active,
@@ -122,13 +122,15 @@ def build_arms(run: FamilyRun, measured: Mapping[str, Measurement]) -> tuple[Arm
 def decode_speeds(run: FamilyRun, names: Sequence[str]) -> dict[str, float]:
     """Measure how fast the arms decode, in turns, or read what was measured before."""
     path = run.folder / "measurements" / "speeds.json"
+    stages = [run.stages[ARMS[name][0]] for name in names]
+    identity = dict(zip(names, map(_weights_of, stages), strict=True))
     if path.exists():
-        kept: dict[str, float] = json.loads(path.read_bytes())
-        if list(kept) == list(names):
-            return kept
-    models = [_loaded(run.stages[ARMS[name][0]])[0] for name in names]
-    found = dict(zip(names, decode_tokens_per_s(models), strict=True))
-    write_file(path, json.dumps(found, indent=1) + "\n")
+        kept = json.loads(path.read_bytes())
+        if kept["weights"] == identity:
+            return dict(kept["tokens_per_s"])
+    speeds = decode_tokens_per_s([_loaded(stage)[0] for stage in stages])
+    found = dict(zip(names, speeds, strict=True))
+    write_file(path, json.dumps({"weights": identity, "tokens_per_s": found}, indent=1) + "\n")
     return found
 
 
@@ -146,15 +148,15 @@ def build_differences(measured: Mapping[str, Measurement]) -> tuple[Difference, 
     return tuple(found)
 
 
-def build_taught(measured: Mapping[str, Measurement]) -> tuple[Taught, ...]:
+def build_taught(measured: Mapping[str, Measurement], teacher: str) -> tuple[Taught, ...]:
     """Hold the student to what it was to keep of its teacher, and INT8 to what it may lose."""
     found = []
-    if {"GRPO", "R1-Lite"} <= measured.keys():
-        kept = paired_share(measured["R1-Lite"], measured["GRPO"], slices=TRAINED)
+    if {teacher, "R1-Lite"} <= measured.keys():
+        kept = paired_share(measured["R1-Lite"], measured[teacher], slices=TRAINED)
         found.append(
             Taught(
                 "R1-Lite",
-                "GRPO",
+                teacher,
                 kept=kept,
                 least_kept=0.85,
                 most_parameters=1 / 3,
@@ -203,6 +205,11 @@ def _reply(rollouts: Sequence[Rollout]) -> Reply | None:
 def _loaded(stage: StageResult) -> tuple[Model, Tokenizer]:
     assert stage.checkpoint is not None
     return load(stage.checkpoint), load_tokenizer(stage.checkpoint)
+
+
+def _weights_of(stage: StageResult) -> str:
+    assert stage.checkpoint is not None
+    return sum_of(stage.checkpoint, "*.safetensors")
 
 
 def _size_bytes(stage: StageResult) -> int:

@@ -25,7 +25,14 @@ from ziphius.models.weights import load, read_model_config, save
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.quant.int8 import quantize
 from ziphius.recipes.family_settings import FamilySettings
-from ziphius.recipes.stages import StageResult, StoppedError, done_once, peak_memory_bytes
+from ziphius.recipes.stages import (
+    STAGE_FILE,
+    StageResult,
+    StoppedError,
+    done_once,
+    peak_memory_bytes,
+    sum_of,
+)
 from ziphius.rl.room import NoRoomError
 from ziphius.rl.settings import GrpoConfig, GrpoSettings, GrpoTraining, TaskChoice
 from ziphius.rl.training import run_grpo
@@ -37,6 +44,8 @@ from ziphius.text.tokenizer import load_tokenizer
 from ziphius.train.config import TrainConfig
 from ziphius.train.finetuning import run_sft
 from ziphius.train.pretraining import run_pretraining
+from ziphius.train.records import read_metrics
+from ziphius.train.result import TrainResult
 from ziphius.train.run import Finished, RunContext
 from ziphius.train.settings import PretrainSettings, SftSettings, SftTraining
 
@@ -52,6 +61,8 @@ STAGES = (
 )
 BASE = "base"
 """The stage in the place of pretraining where a model is there to begin with."""
+SAVE_EVERY = "30s"
+"""What a crash may cost, within a stage."""
 LONGEST_ANSWER = 80
 """Tokens of a completion."""
 TRACED_PROBLEMS, TRACES_EACH = 2_400, 1
@@ -68,6 +79,11 @@ class FamilyRun:
     stages: Mapping[str, StageResult]
     problems: Mapping[str, Sequence[Problem]]
     """Held out, by slice."""
+
+    @property
+    def teacher(self) -> str:
+        """Name the arm that taught the student: where GRPO had no room, the fine-tuned model."""
+        return "GRPO" if self.stages["grpo"].is_usable else "SFT"
 
     @property
     def rollout(self) -> RolloutConfig:
@@ -88,13 +104,13 @@ def run_family(settings: FamilySettings, folder: Path, console: Console) -> Fami
     """
     job = _Job(settings, folder, console)
     job.do(job.names[0], job.pretrain if settings.base is None else job.fetch)
-    job.do("sft", job.fine_tune)
-    job.do("grpo", job.reinforce)
-    job.do("control", job.go_on_fine_tuning, needs="grpo")
-    job.do("traces", job.sample_traces)
-    job.do("r1-lite", job.teach_by_traces, needs="traces")
-    job.do("r1-lite-logits", job.teach_by_logits, needs="traces")
-    job.do("r1-lite-int8", job.to_int8, needs="r1-lite")
+    job.do("sft", job.fine_tune, job.names[0])
+    job.do("grpo", job.reinforce, "sft")
+    job.do("control", job.go_on_fine_tuning, "sft", "grpo")
+    job.do("traces", job.sample_traces, "grpo" if job.stages["grpo"].is_usable else "sft")
+    job.do("r1-lite", job.teach_by_traces, "traces")
+    job.do("r1-lite-logits", job.teach_by_logits, "traces")
+    job.do("r1-lite-int8", job.to_int8, "r1-lite")
     return FamilyRun(settings, folder, job.stages, held_out_problems(settings))
 
 
@@ -133,13 +149,16 @@ class _Job:
         self.context = RunContext(console=console)
         self.stages: dict[str, StageResult] = {}
 
-    def do(self, name: str, do: Callable[[Path], StageResult], *, needs: str | None = None) -> None:
-        """Do one stage, if the folder has no result of it and what it needs was made."""
-        if needs is not None and not (needs in self.stages and self.stages[needs].is_usable):
+    def do(self, name: str, do: Callable[[Path], StageResult], *inputs: str) -> None:
+        """Do one stage, if every input made something and the folder has no result of these."""
+        if any(one not in self.stages or not self.stages[one].is_usable for one in inputs):
             return
         number = self.names.index(name) + 1
         place = self.folder / f"{number}-{name}"
-        identity = self.settings.model_dump(mode="json") | {"version": ziphius.__version__}
+        identity = self.settings.model_dump(mode="json") | {
+            "version": ziphius.__version__,
+            "inputs": {one: sum_of(self.stages[one].folder, STAGE_FILE) for one in inputs},
+        }
         if self.context.console is not None:
             self.context.console.rule(f"{number}/{len(self.names)} {name}")
         self.stages[name] = done_once(name, place, identity, do)
@@ -170,6 +189,7 @@ class _Job:
                 optimizer=self.settings.stages.optimizer,
                 learning_rate=3e-3,
                 validate_rows=32,
+                save_every=SAVE_EVERY,
             ),
         )
         return self._trained("pretrain", run_pretraining(settings, folder, self.context))
@@ -198,6 +218,7 @@ class _Job:
                 batch_rows=self.settings.stages.answers,
                 micro_rows=self.settings.stages.answers_at_once,
                 validate_every=0,
+                save_every=SAVE_EVERY,
             ),
         )
         try:
@@ -288,7 +309,9 @@ class _Job:
                 dtype=stages.dtype,
                 optimizer=stages.optimizer,
                 learning_rate=stages.control_rate if is_control else stages.sft_rate,
+                validate_every=200 if is_control else 50,
                 validate_rows=32,
+                save_every=SAVE_EVERY,
             ),
         )
         return self._trained(name, run_sft(settings, folder, self.context))
@@ -310,6 +333,7 @@ class _Job:
                 optimizer=self.settings.stages.optimizer,
                 learning_rate=self.settings.stages.student_rate,
                 validate_rows=32,
+                save_every=SAVE_EVERY,
             ),
         )
         return self._trained(name, run_distillation(settings, folder, self.context))
@@ -321,18 +345,28 @@ class _Job:
         config = read_model_config(result.checkpoint)
         flops = account(config, context=self.settings.context).flops
         per_token = flops.training + (flops.training_mtp if name != "grpo" else 0)
+        before = self._sampling_flops(result, flops.decode) if name == "grpo" else 0.0
+        if name == "r1-lite-logits":
+            teacher = account(read_model_config(self._teacher), context=self.settings.context)
+            per_token += teacher.flops.prefill
         return StageResult(
             name,
             result.folder,
             result.seconds,
             checkpoint=result.checkpoint,
-            flops=float(per_token * result.tokens),
+            flops=before + float(per_token * result.tokens),
             tokens=result.tokens,
             peak_memory_bytes=peak_memory_bytes(),
             note=finished.text,
             figures=dict(result.validation),
             floors=dict(result.floors),
         )
+
+    def _sampling_flops(self, result: TrainResult, per_token: float) -> float:
+        """Count what answers cost to be sampled, those that taught nothing included."""
+        steps = [entry for entry in read_metrics(result.folder) if entry["kind"] == "step"]
+        lengths = sum(entry["terms"]["completion_tokens"] for entry in steps)
+        return float(lengths * self.settings.stages.answers * per_token)
 
     @property
     def _teacher(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import ziphius
+from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.files import write_file
 from ziphius.recipes.arms import (
     build_arms,
@@ -40,6 +41,7 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
     """Measure what is not measured yet, and write report.html and result.json."""
     measured = measure_arms(run)
     arms = build_arms(run, measured)
+    measuring = StageCost("measuring", sum(one.seconds for one in measured.values()))
     demonstrations, base = run.settings.demonstrations, run.settings.base
     made = (
         "A mixture-of-experts model of DeepSeek-V3's make, pretrained on real text"
@@ -58,8 +60,8 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
         learning=_learning(run),
         experts=_experts(run),
         transcripts=build_transcripts(run),
-        taught=build_taught(measured),
-        costs=tuple(_costs(run)),
+        taught=build_taught(measured, run.teacher),
+        costs=(*_costs(run), measuring),
         machine=tuple(machine(command)),
         notes=(
             f"Demonstrations are of mixed quality on purpose, as real data are: "
@@ -79,7 +81,7 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
 def document(run: FamilyRun, report: Report) -> dict[str, Any]:
     """Return the result for scripts, JSON-serialisable."""
     return {
-        "recipe": "family",
+        "recipe": run.settings.recipe,
         "settings": run.settings.model_dump(mode="json"),
         "stages": {
             name: {
@@ -179,12 +181,14 @@ def _learning(run: FamilyRun) -> Learning | None:
     steps = [e for e in read_metrics(run.stages["grpo"].folder) if e["kind"] == "step"]
     if not steps:
         return None
+    dtype = resolve_dtype(run.settings.stages.dtype, resolve_device("auto"))
     return Learning(
         [entry["step"] for entry in steps],
         reward=[entry["terms"]["reward"] for entry in steps],
         tokens=[entry["terms"]["completion_tokens"] for entry in steps],
         dead_groups=[entry["terms"]["dead_groups"] for entry in steps],
         logprob_difference=[entry["terms"]["logprob_gap_max"] for entry in steps],
+        logprob_bound=1e-5 if dtype == torch.float32 else 0.1,
     )
 
 

@@ -79,6 +79,8 @@ class FamilySettings(Config):
 
     budget: BudgetText = "15m"
     """Time for everything: 2m to try it out, 15m for a result, 2h for a better one."""
+    recipe: str = "family"
+    """Name of the recipe, for the result."""
     base: str | None = None
     """Asset of a model to begin with; None pretrains one, with DeepSeek's vocabulary cut to its
     size."""

@@ -15,6 +15,7 @@ def smollm_settings(budget: str, seed: int) -> FamilySettings:
     It knows English and numbers, so all stages are fine-tuning; its rates are those of its size.
     """
     return FamilySettings(
+        recipe="smollm",
         budget=budget,
         seed=seed,
         base="smollm2-135m-instruct",

@@ -5,13 +5,14 @@ for again answers from there; one that was asked otherwise is refused, so that f
 never meet in one report.
 """
 
+import hashlib
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class StageResult:
     name: str
     folder: Path
     seconds: float
-    """Over all starts, where the stage counts them itself."""
+    """Of training over all starts; of stages that do not train, of the start that finished them."""
     checkpoint: Path | None = None
     """Folder of the model that it made."""
     flops: float | None = None
@@ -82,10 +83,22 @@ def done_once(
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     result = do(folder)
-    print(f"{name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    elapsed = time.monotonic() - started
+    if not result.seconds:
+        result = replace(result, seconds=elapsed)
+    print(f"{name}: done in {elapsed:.0f} s", file=sys.stderr, flush=True)
     document = {"identity": wanted, "result": asdict(result) | {"was_done": False}}
     write_file(path, json.dumps(document, indent=1, default=str) + "\n")
     return result
+
+
+def sum_of(folder: Path, pattern: str) -> str:
+    """Return the SHA-256 of the files that fit a pattern: what a result hangs on, by content."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 @contextmanager

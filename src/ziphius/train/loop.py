@@ -153,6 +153,7 @@ class _Run:
             plan={
                 "budget": config.budget,
                 "total_steps": planned_steps(budget, config.rows, config.context),
+                "planned_s": None,
             },
         )
         self.stepper = Stepper(
@@ -181,6 +182,7 @@ class _Run:
         checkpoint = self.store.latest()
         if checkpoint is not None:
             exact = self.store.restore(self.state, checkpoint)
+            self.pace.planned_s = self.state.plan["planned_s"]
             if self.recorder is not None:
                 self.recorder.resumed(self.state.step, exact)
         self.clock.saved(self.state.step)
@@ -246,6 +248,7 @@ class _Run:
         if self.pace.budget_s and self._agreed(self.pace.is_due(state.seconds)):
             total = self.pace.plan(state.step, state.seconds)
             state.plan["total_steps"] = int(self.world.of_first(total, self.device))
+            state.plan["planned_s"] = self.pace.planned_s
 
     def _record(self, outcome: StepOutcome, seconds: float, learning_rate: float) -> None:
         state = self.state

@@ -45,9 +45,10 @@ class Pace:
     validation_s: float = 0.0
     """Of one measurement on held-out text."""
     planned_s: float | None = None
-    """Of the budget, used when the number of steps was found out the last time."""
+    """Of the budget, used when the number of steps was found out the last time; kept with the
+    checkpoints."""
     planned_count: int = 0
-    """Steps that were observed until then."""
+    """Steps that this start of the run had observed until then."""
 
     def observe(self, step: int, seconds: float) -> None:
         """Take in the time of a step."""
@@ -55,11 +56,12 @@ class Pace:
 
     def is_due(self, seconds_used: float) -> bool:
         """Tell whether enough steps were measured to find out how many there will be."""
-        fresh = len(self.seconds_per_row) - self.planned_count
         if self.planned_s is not None:
-            return fresh >= 2 and seconds_used - self.planned_s >= AGAIN_SHARE * self.budget_s
-        is_slow = fresh >= 2 and seconds_used >= SLOW_SHARE * self.budget_s
-        return fresh >= MEASURED_STEPS or is_slow
+            is_later = seconds_used - self.planned_s >= AGAIN_SHARE * self.budget_s
+            return is_later and len(self._fresh()) >= 2
+        count = len(self.seconds_per_row)
+        is_slow = count >= 2 and seconds_used >= SLOW_SHARE * self.budget_s
+        return count >= MEASURED_STEPS or is_slow
 
     def plan(self, step: int, seconds_used: float) -> int:
         """Return the steps that fit into the budget, `step` of which are done.
@@ -68,14 +70,18 @@ class Pace:
         """
         rows = self.config.rows
         if self.planned_s is None:
-            row_s = statistics.median(self.seconds_per_row[SKIPPED_STEPS:] or self.seconds_per_row)
+            row_s = statistics.median(self._fresh() or self.seconds_per_row)
         else:
-            row_s = statistics.fmean(self.seconds_per_row[self.planned_count :])
+            row_s = statistics.fmean(self._fresh())
         self.planned_s, self.planned_count = seconds_used, len(self.seconds_per_row)
         if self.config.validate_every:
             row_s += self.validation_s / (self.config.validate_every * rows.full)
         left_s = max(0.0, self.budget_s - seconds_used - self.validation_s)
         return max(step, rows.steps_for(rows.first_row(step) + int(left_s / row_s) - rows.full + 1))
+
+    def _fresh(self) -> list[float]:
+        """Return the pace of the steps since the last plan, without the first ones of a start."""
+        return self.seconds_per_row[max(self.planned_count, SKIPPED_STEPS) :]
 
     def eta_s(self, step: int, total_steps: int | None, seconds_used: float) -> float:
         """Return the time that is left after `step` steps."""

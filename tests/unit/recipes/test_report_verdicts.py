@@ -182,7 +182,7 @@ def test_a_recipe_can_add_what_no_figure_shows() -> None:
 def test_the_whole_time_is_a_headline() -> None:
     costs = (StageCost("SFT", 30.0), StageCost("GRPO", 45.0))
     [total] = headlines(report(costs=costs))
-    assert (total.value, total.detail) == ("1 min 15 s", "2 stages")
+    assert (total.value, total.detail) == ("1 min 15 s", "2 stages, listed below")
 
 
 def check(found: Report, failed: str | None) -> None:

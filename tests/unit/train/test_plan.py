@@ -75,6 +75,18 @@ def test_the_number_of_steps_follows_a_machine_that_slows_down() -> None:
     assert not measured.is_due(29.0)
 
 
+def test_a_resumed_run_is_not_planned_by_its_first_steps() -> None:
+    measured = pace(100.0, validate_every=0)
+    measured.planned_s = 40.0
+    for step, seconds in enumerate((9.0, 9.0, 0.5)):
+        assert not measured.is_due(60.0)
+        measured.observe(step, seconds)
+    measured.observe(3, 0.5)
+    assert not measured.is_due(49.0)
+    assert measured.is_due(60.0)
+    assert measured.plan(30, 60.0) == 30 + 80
+
+
 def test_measurements_on_held_out_text_fit_in() -> None:
     measured = pace(1_000.0, validate_every=10)
     measured.validation_s = 5.0

@@ -52,7 +52,9 @@ def headlines(report: Report) -> list[Headline]:
             found.append(Headline(value, label, f"95 % interval {interval}", _taught_class(taught)))
     if report.costs:
         total = sum(cost.seconds for cost in report.costs)
-        found.append(Headline(duration(total), "for everything", f"{len(report.costs)} stages"))
+        found.append(
+            Headline(duration(total), "for all stages", f"{len(report.costs)} stages, listed below")
+        )
     return found
 
 
