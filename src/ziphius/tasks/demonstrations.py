@@ -2,8 +2,8 @@
 
 Real data are mixed: some people show careful work, most answer at once, and some of those are
 wrong. A model that has learned such a mixture until it improves no more is what reinforcement
-learning has something to give to: it finds out by itself that thinking pays; with these shares it did
-(docs/lab/2026-11-22-what-fifteen-minutes-teach.md).
+learning has something to give to: it finds out by itself that thinking pays. With these shares it
+did (docs/lab/2026-11-22-what-fifteen-minutes-teach.md).
 """
 
 import hashlib
