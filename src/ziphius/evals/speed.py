@@ -13,13 +13,13 @@ from ziphius.engine.generate import Request, generate
 from ziphius.models.model import Model
 
 SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 32, 16, 64
-ROUNDS = 7
+ROUNDS = 11
 
 
 def decode_tokens_per_s(models: Sequence[Model]) -> list[float]:
     """Return new tokens per second of a batch, prompts included, of each model's median round.
 
-    32 sequences of 64 tokens after 16; nothing ends early. Seven rounds, after one to warm up.
+    32 sequences of 64 tokens after 16; nothing ends early. Eleven rounds, after one to warm up.
     """
     requests = [
         Request([number + 1] * PROMPT_TOKENS, NEW_TOKENS, number) for number in range(SEQUENCES)
