@@ -27,7 +27,7 @@ SHARES: Mapping[str, float] = {
     "sft": 0.25,
     "grpo": 0.155,
     "control": 0.155,
-    "r1-lite": 0.09,
+    "r1-lite": 0.12,
     "r1-lite-logits": 0.04,
 }
 """Of the budget, for the stages that train; the rest is for sampling, measuring and set-up."""
