@@ -141,7 +141,7 @@ class CheckpointStore:
         if plan.get("budget") != state.plan.get("budget"):
             budgets = f"{plan.get('budget')!r} and is {state.plan.get('budget')!r}"
             reasons.append(f"budget was {budgets}")
-        elif plan["planned_s"] is not None:
+        elif plan.get("planned_s") is not None:
             reasons.append("the length of a run with a budget of time follows the clock")
         if not self.config.deterministic:
             reasons.append("deterministic is off")

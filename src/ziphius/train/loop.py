@@ -182,7 +182,7 @@ class _Run:
         checkpoint = self.store.latest()
         if checkpoint is not None:
             exact = self.store.restore(self.state, checkpoint)
-            self.pace.planned_s = self.state.plan["planned_s"]
+            self.pace.planned_s = self.state.plan.get("planned_s")
             if self.recorder is not None:
                 self.recorder.resumed(self.state.step, exact)
         self.clock.saved(self.state.step)
