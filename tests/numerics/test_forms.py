@@ -188,7 +188,10 @@ def test_window_with_sinks_equals_plain_softmax_over_what_it_names(make, monkeyp
         actual_BTW = logits_of(model, ids_BT)
         everything_BTW = logits_of(build(make()), ids_BT)
 
-    def plain(query_BNTH, key_BNSH, value_BNSV, *, mask_BTS, is_causal, scale):
+    def plain(query_BNTH, key_BGSH, value_BGSV, *, mask_BTS, is_causal, scale):
+        shared_by = query_BNTH.shape[1] // key_BGSH.shape[1]
+        key_BNSH = key_BGSH.repeat_interleave(shared_by, 1)
+        value_BNSV = value_BGSV.repeat_interleave(shared_by, 1)
         out_BNTV = query_BNTH.new_zeros(*query_BNTH.shape[:3], value_BNSV.shape[-1])
         for t in range(15):
             seen = [s for s in range(t + 1) if s > t - 4 or s < 2]

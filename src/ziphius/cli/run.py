@@ -44,6 +44,11 @@ class RunConfig(Config):
     as_json: AsJson = False
     """Print the result as one JSON document."""
 
+    @property
+    def time(self) -> BudgetText:
+        """Return the budget, or the recipe's own."""
+        return self.budget or BUDGETS[self.recipe]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.recipe == "tour":
@@ -82,11 +87,10 @@ def _path(config: RunConfig) -> None:
     from ziphius.recipes.smollm import smollm_settings
     from ziphius.recipes.stages import StoppedError, claimed
 
-    budget = config.budget or BUDGETS[config.recipe]
     if config.recipe == "smollm":
-        settings = smollm_settings(budget, config.seed)
+        settings = smollm_settings(config.time, config.seed)
     else:
-        settings = FamilySettings(budget=budget, seed=config.seed)
+        settings = FamilySettings(budget=config.time, seed=config.seed)
     console = Console(stderr=True)
     if config.dry_run:
         rows = plan(settings)
@@ -122,7 +126,7 @@ def _path(config: RunConfig) -> None:
 def command_line(config: RunConfig) -> str:
     """Spell the command of a run."""
     words = ["ziphius", "run", *([config.recipe] if config.recipe != "family" else [])]
-    words += ["--budget", config.budget or BUDGETS[config.recipe], "--seed", str(config.seed)]
+    words += ["--budget", config.time, "--seed", str(config.seed)]
     if config.out is not None:
         words += ["--out", str(config.out)]
     return shlex.join(words)

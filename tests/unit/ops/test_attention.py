@@ -56,6 +56,21 @@ def test_each_row_has_a_mask_of_its_own():
     assert out[1].eq(1).all()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_heads_of_a_group_share_keys_and_values(groups, new_tokens):
+    query_BNTH = torch.randn(2, 4, new_tokens, 6)
+    key_BGSH, value_BGSV = torch.randn(2, groups, 5, 6), torch.randn(2, groups, 5, 3)
+    mask_BTS = torch.rand(2, new_tokens, 5) < 0.5
+    mask_BTS[..., 0] = True
+
+    def of(key, value):
+        return attend(query_BNTH, key, value, mask_BTS=mask_BTS, is_causal=False, scale=0.6)
+
+    repeated = (x.repeat_interleave(4 // groups, 1) for x in (key_BGSH, value_BGSV))
+    torch.testing.assert_close(of(key_BGSH, value_BGSV), of(*repeated))
+
+
 def test_values_wider_than_queries_are_refused():
     query, value = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 5)
     with pytest.raises(AssertionError, match="wider"):

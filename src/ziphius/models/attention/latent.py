@@ -116,24 +116,17 @@ class LatentAttention(nn.Module):
         q_nope_BNTP, q_rope_BNTR = query_BNTH.split((self.nope_width, self.rope_width), -1)
         q_latent_BNTC = torch.einsum("bntp,npc->bntc", q_nope_BNTP, w_k_NPC)
         absorbed_BNTX = torch.cat((q_latent_BNTC, q_rope_BNTR), dim=-1)
-        mask_BTS, new_tokens = visible.mask_BTS, absorbed_BNTX.shape[2]
-        if new_tokens == 1:
-            # All heads read the same rows: as queries of one head they read them once.
-            absorbed_BNTX = absorbed_BNTX.transpose(1, 2)
-            if mask_BTS is not None:
-                mask_BTS = mask_BTS.expand(-1, self.num_heads, -1)
-        shared_BNSX = row_BSX.unsqueeze(1).expand(-1, absorbed_BNTX.shape[1], -1, -1)
+        # One key for all heads; the whole row serves as the value too, and its last R columns are
+        # thrown away: no copy.
+        shared_B1SX = row_BSX.unsqueeze(1)
         out_BNTX = attend(
             absorbed_BNTX,
-            shared_BNSX,
-            # The whole row serves as the value, its last R columns are thrown away: no copy.
-            shared_BNSX,
-            mask_BTS=mask_BTS,
-            is_causal=visible.is_causal and new_tokens > 1,
+            shared_B1SX,
+            shared_B1SX,
+            mask_BTS=visible.mask_BTS,
+            is_causal=visible.is_causal,
             scale=self.scale,
         )
-        if new_tokens == 1:
-            out_BNTX = out_BNTX.transpose(1, 2)
         return torch.einsum("bntc,nvc->btnv", out_BNTX[..., : self.latent_width], w_v_NVC)
 
     def _query(self, x_BTD: Tensor, rope: Rope) -> Tensor:

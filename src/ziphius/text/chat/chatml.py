@@ -6,7 +6,7 @@ from ziphius.text import special
 from ziphius.text.chat import parser
 from ziphius.text.chat.format import ChatFormat, Pieces, Turn
 from ziphius.text.chat.messages import Message, Tool
-from ziphius.text.chat.parser import State, Step
+from ziphius.text.chat.parser import State
 
 
 class ChatML(ChatFormat):
@@ -58,15 +58,8 @@ class ThinkingChatML(ChatML):
         return [*block, message.content]
 
     def states(self) -> Mapping[str, State]:
-        """Add the think block; the line breaks around its marks belong to neither side."""
-        after = Step("content", lead="\n\n")
-        close = {special.END_THINK: after, "\n" + special.END_THINK: after}
-        think: dict[str, Step] = {special.THINK: Step("reasoning", lead="\n")}
-        return {
-            **super().states(),
-            "start": State(parser.content, think, otherwise="content"),
-            "reasoning": State(parser.reasoning, close | parser.ending(self.end)),
-        }
+        """Add the think block."""
+        return {**super().states(), **parser.thinking(self.end)}
 
 
 class SmolLM2(ChatML):

@@ -108,15 +108,8 @@ class DeepSeekR1(DeepSeekV3):
         return [*start, message.reasoning_content, "\n", special.END_THINK, "\n\n", *answer]
 
     def states(self) -> Mapping[str, State]:
-        """Add the think block; the line breaks around its marks belong to neither side."""
-        after = Step("content", lead="\n\n")
-        close = {special.END_THINK: after, "\n" + special.END_THINK: after}
-        think: dict[str, Step] = {special.THINK: Step("reasoning", lead="\n")}
-        return {
-            **super().states(),
-            "start": State(parser.content, think, otherwise="content"),
-            "reasoning": State(parser.reasoning, close | parser.ending(special.EOS)),
-        }
+        """Add the think block."""
+        return {**super().states(), **parser.thinking(special.EOS)}
 
 
 def _call(call: ToolCall) -> Pieces:

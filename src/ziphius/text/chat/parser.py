@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ziphius.core.errors import ChatError
+from ziphius.text import special
 from ziphius.text.chat.events import (
     ContentText,
     Event,
@@ -300,6 +301,20 @@ def end_turn(parser: StreamParser) -> None:
 def ending(mark: str) -> dict[str, Step]:
     """Return the mark that ends a turn with its step."""
     return {mark: Step("content", end_turn)}
+
+
+def thinking(end: str) -> dict[str, State]:
+    """Return the states of a model that may open a think block before its content.
+
+    The line breaks around the block's marks belong to neither side.
+    """
+    after = Step("content", lead="\n\n")
+    close = {special.END_THINK: after, "\n" + special.END_THINK: after}
+    think: dict[str, Step] = {special.THINK: Step("reasoning", lead="\n")}
+    return {
+        "start": State(content, think, otherwise="content"),
+        "reasoning": State(reasoning, close | ending(end)),
+    }
 
 
 def message_of(events: list[Event]) -> Message:
