@@ -13,7 +13,8 @@
 
 namespace {
 
-constexpr int64_t QUERIES = 64;  // of a block
+constexpr int64_t QUERIES = 32;  // of a block
+constexpr int64_t VECTOR = 16;   // numbers at once: rows are filled up, which saves the loop's scalar end
 
 // Of a product's sum, the terms that are taken: vectors of float32 need no padding.
 template <class T>
@@ -57,6 +58,7 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
                 multiply(rows, seen, terms<T>(width), query_rows, wide, across_keys, wide, scores, seen);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t visible = causal ? start + i + 1 : keys;
+                    int64_t whole = (visible + VECTOR - 1) / VECTOR * VECTOR;
                     float *s = scores + i * seen, top = -INFINITY, sum = 0;
                     T* p = probs + i * seen;
                     if (mask) {
@@ -64,15 +66,17 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
 #pragma omp simd
                         for (int64_t j = 0; j < visible; j++) s[j] = may[j] ? s[j] : -INFINITY;
                     }
+                    for (int64_t j = visible; j < whole; j++) s[j] = -INFINITY;
+                    // load: given a reference, std::max is left to scalars.
 #pragma omp simd reduction(max : top)
-                    for (int64_t j = 0; j < visible; j++) top = std::max(top, s[j]);
+                    for (int64_t j = 0; j < whole; j++) top = std::max(top, load(s[j]));
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t j = 0; j < visible; j++) {
+                    for (int64_t j = 0; j < whole; j++) {
                         float prob = s[j] == -INFINITY ? 0.0f : fast_exp(scale * (s[j] - top));
                         store(p + j, prob);
                         sum += prob;
                     }
-                    std::memset(static_cast<void*>(p + visible), 0, sizeof(T) * (seen - visible));
+                    std::memset(static_cast<void*>(p + whole), 0, sizeof(T) * (seen - whole));
                     inverse[i] = 1.0f / sum;
                     lse[at + i] = scale * top + std::log(sum);
                 }
