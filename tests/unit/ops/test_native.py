@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ziphius.ops import native
 from ziphius.ops.attention import attend
 from ziphius.ops.experts import routed_experts
+from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.rms_norm import rms_norm
@@ -106,6 +107,32 @@ def test_swiglu_of_extreme_gates_is_finite():
     out.sum().backward()
     torch.testing.assert_close(out, F.silu(gate))
     torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]))
+
+
+@DTYPES
+def test_feed_forward(monkeypatch, dtype):
+    sizes = [(3, 5, 24), (40, 24), (40, 24), (24, 40)]
+    inputs = [draw(*size, dtype=dtype, seed=i) for i, size in enumerate(sizes)]
+    assert_equal_within(monkeypatch, feed_forward, inputs, BOUNDS[dtype])
+
+
+def test_feed_forward_under_autocast_has_gradients_of_the_weights_dtype(monkeypatch):
+    def layer(*inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return feed_forward(*inputs)
+
+    inputs = [draw(9, 24), draw(40, 24, seed=1), draw(40, 24, seed=2), draw(24, 40, seed=3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(*inputs).dtype == torch.bfloat16
+    assert_equal_within(monkeypatch, layer, inputs, BOUNDS[torch.bfloat16])
+
+
+def test_feed_forward_gives_no_gradient_to_frozen_weights():
+    x, gate, up, down = draw(9, 24), draw(40, 24, seed=1), draw(40, 24, seed=2), draw(24, 40)
+    down.requires_grad_()
+    feed_forward(x, gate, up, down).sum().backward()
+    assert down.grad is not None
+    assert x.grad is gate.grad is up.grad is None
 
 
 @DTYPES

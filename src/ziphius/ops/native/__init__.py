@@ -43,8 +43,8 @@ _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": cty
 _SIGNATURES = {
     "rms_norm": "ppppllf",
     "rms_norm_backward": "ppppppll",
-    "swiglu": "pppl",
-    "swiglu_backward": "pppppl",
+    "swiglu": "ppplll",
+    "swiglu_backward": "ppppplll",
     "combine": "plpppl" + "ll",
     "cross_entropy": "ppppfll",
     "attention_forward": "pppppp" + "llllll" + "if",

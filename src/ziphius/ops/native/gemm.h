@@ -150,68 +150,80 @@ void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k,
     }
 }
 
-// Registers: with 512 bits eight rows of a whole panel are summed at once, else four of half a panel.
+// SUMS registers hold a tile of C, WIDE of them in a row: the wider it is, the fewer numbers of A are spread
+// over a register, which is what the rest of the time goes into.
 #if defined(__AVX512F__)
-constexpr int64_t LANES = 16, TALL = 8;
+constexpr int64_t LANES = 16, SUMS = 24, WIDE = 4, NARROW = UNIT / LANES;
 #else
-constexpr int64_t LANES = 8, TALL = 4;
+constexpr int64_t LANES = 8, SUMS = 12, WIDE = 2, NARROW = WIDE;
 #endif
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 
-struct Sums {
-    floats of[TALL][2] = {};
+// Where vector v of a row of B is, in words of four bytes: a tile may go on in the next panel, `apart` words on.
+inline int64_t place_of(int64_t v, int64_t apart) { return v * LANES / UNIT * apart + v * LANES % UNIT; }
 
-    void take(const float* c, int64_t stride) {
-        for (int64_t r = 0; r < TALL; r++)
-            for (int64_t h = 0; h < 2; h++)
-                of[r][h] = *reinterpret_cast<const floats*>(c + r * stride + LANES * h);
-    }
-    void leave(float* c, int64_t stride) const {
-        for (int64_t r = 0; r < TALL; r++)
-            for (int64_t h = 0; h < 2; h++)
-                *reinterpret_cast<floats*>(c + r * stride + LANES * h) = of[r][h];
-    }
-};
-
-// One register's height and width of C. Number i of row r of A lies at a[r * row_stride + i * step].
-inline void tile_of(int64_t k, const float* a, int64_t row_stride, int64_t step, const float* panel, Sums& sums) {
-    for (int64_t i = 0; i < k; i++) {
-        auto left = *reinterpret_cast<const floats*>(panel + i * UNIT);
-        auto right = *reinterpret_cast<const floats*>(panel + i * UNIT + LANES);
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < TALL; r++) {
-            float x = a[r * row_stride + i * step];
-            sums.of[r][0] += x * left;
-            sums.of[r][1] += x * right;
-        }
+// One term of each sum, in bfloat16 two.
+template <int ROWS, int VECTORS>
+inline void add_terms(const float* a, int64_t row_stride, const float* b, int64_t apart,
+                      floats (&sums)[ROWS][VECTORS]) {
+    floats right[VECTORS];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < VECTORS; v++) right[v] = *reinterpret_cast<const floats*>(b + place_of(v, apart));
+#pragma GCC unroll 12
+    for (int64_t r = 0; r < ROWS; r++) {
+        float left = a[r * row_stride];
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < VECTORS; v++) sums[r][v] += left * right[v];
     }
 }
 
-inline void tile_of(int64_t k, const bf16* a, int64_t row_stride, int64_t, const bf16* panel, Sums& sums) {
-    for (int64_t i = 0; i < k; i += 2) {
-        auto left = *reinterpret_cast<const words*>(panel + i * UNIT);
-        auto right = *reinterpret_cast<const words*>(panel + i * UNIT + 2 * LANES);
+template <int ROWS, int VECTORS>
+inline void add_terms(const bf16* a, int64_t row_stride, const bf16* b, int64_t apart,
+                      floats (&sums)[ROWS][VECTORS]) {
+    words right[VECTORS];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < VECTORS; v++)
+        right[v] = *reinterpret_cast<const words*>(b + 2 * place_of(v, apart));
+#pragma GCC unroll 12
+    for (int64_t r = 0; r < ROWS; r++) {
 #if defined(__AVX512BF16__)
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < TALL; r++) {
-            int32_t pair;
-            std::memcpy(&pair, a + r * row_stride + i, 4);
-            auto x = (__m512bh)_mm512_set1_epi32(pair);
-            sums.of[r][0] = (floats)_mm512_dpbf16_ps((__m512)sums.of[r][0], x, (__m512bh)left);
-            sums.of[r][1] = (floats)_mm512_dpbf16_ps((__m512)sums.of[r][1], x, (__m512bh)right);
-        }
+        int32_t pair;
+        std::memcpy(&pair, a + r * row_stride, 4);
+        auto left = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < VECTORS; v++)
+            sums[r][v] = (floats)_mm512_dpbf16_ps((__m512)sums[r][v], left, (__m512bh)right[v]);
 #else
-        auto even_left = (floats)(left << 16), odd_left = (floats)(left & 0xffff0000u);
-        auto even_right = (floats)(right << 16), odd_right = (floats)(right & 0xffff0000u);
-#pragma GCC unroll 8
-        for (int64_t r = 0; r < TALL; r++) {
-            float even = load(a[r * row_stride + i]), odd = load(a[r * row_stride + i + 1]);
-            sums.of[r][0] += even * even_left + odd * odd_left;
-            sums.of[r][1] += even * even_right + odd * odd_right;
-        }
+        float even = load(a[r * row_stride]), odd = load(a[r * row_stride + 1]);
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < VECTORS; v++)
+            sums[r][v] += even * (floats)(right[v] << 16) + odd * (floats)(right[v] & 0xffff0000u);
 #endif
     }
+}
+
+// All rows of a tile's columns: ROWS at a time, and what is left by fewer. Number i of row r of A lies at
+// a[r * row_stride + i * step].
+template <int ROWS, int VECTORS, class T>
+inline void columns_of(int64_t m, int64_t k, const T* a, int64_t row_stride, int64_t step, const T* b,
+                       int64_t apart, float* c, int64_t c_stride, bool add) {
+    constexpr int64_t numbers = sizeof(float) / sizeof(T);  // in a word
+    for (; m >= ROWS; m -= ROWS, a += ROWS * row_stride, c += ROWS * c_stride) {
+        floats sums[ROWS][VECTORS] = {};
+        if (add)
+            for (int64_t r = 0; r < ROWS; r++)
+                for (int64_t v = 0; v < VECTORS; v++)
+                    sums[r][v] = *reinterpret_cast<const floats*>(c + r * c_stride + LANES * v);
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < k; i += numbers)
+            add_terms<ROWS, VECTORS>(a + i * step, row_stride, b + i * UNIT, apart, sums);
+        for (int64_t r = 0; r < ROWS; r++)
+            for (int64_t v = 0; v < VECTORS; v++)
+                *reinterpret_cast<floats*>(c + r * c_stride + LANES * v) = sums[r][v];
+    }
+    if constexpr (ROWS > 2)
+        if (m) columns_of<ROWS - 2, VECTORS>(m, k, a, row_stride, step, b, apart, c, c_stride, add);
 }
 
 #if defined(__AMX_BF16__)
@@ -302,18 +314,14 @@ inline bool multiply_by_tiles(int64_t m, int64_t n, int64_t k, const bf16* a, in
 template <class T>
 void multiply_by_vectors(int64_t m, int64_t n, int64_t k, const T* a, int64_t row_stride, int64_t step,
                          const T* b, int64_t depth, float* c, int64_t c_stride, bool add) {
-    constexpr int64_t numbers = sizeof(float) / sizeof(T);  // of a panel's row, in one word
-    for (int64_t j = 0; j < n; j += UNIT, b += depth * UNIT) {
-        for (int64_t half = 0; half < UNIT; half += 2 * LANES) {
-            for (int64_t i = 0; i < m; i += TALL) {
-                Sums sums;
-                float* to = c + i * c_stride + j + half;
-                if (add) sums.take(to, c_stride);
-                tile_of(k, a + i * row_stride, row_stride, step, b + half * numbers, sums);
-                sums.leave(to, c_stride);
-            }
-        }
-    }
+    constexpr int64_t wide = WIDE * LANES, numbers = sizeof(float) / sizeof(T);
+    int64_t panel = depth * UNIT, j = 0;
+    for (; j + wide <= n; j += wide)
+        columns_of<SUMS / WIDE, WIDE>(m, k, a, row_stride, step, b + j / UNIT * panel + j % UNIT * numbers,
+                                      panel / numbers, c + j, c_stride, add);
+    for (; j < n; j += UNIT)
+        columns_of<SUMS / NARROW, NARROW>(m, k, a, row_stride, step, b + j / UNIT * panel, panel / numbers, c + j,
+                                          c_stride, add);
 }
 
 template <class T>

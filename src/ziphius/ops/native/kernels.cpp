@@ -61,22 +61,31 @@ void rms_norm_backward(const Out* grad, const In* x, const float* weight, const 
     }
 }
 
+// Rows of gate and up are `stride` apart, so that they may lie side by side; those of the result are not.
 template <class T>
-void swiglu(const T* gate, const T* up, T* out, int64_t count) {
-#pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        float a = load(gate[i]);
-        store(out + i, a * sigmoid(a) * load(up[i]));
+void swiglu(const T* gate, const T* up, T* out, int64_t rows, int64_t width, int64_t stride) {
+#pragma omp parallel for schedule(static) if (rows * width > 4096)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *a = gate + i * stride, *b = up + i * stride;
+        T* to = out + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) store(to + j, load(a[j]) * sigmoid(load(a[j])) * load(b[j]));
     }
 }
 
 template <class T>
-void swiglu_backward(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up, int64_t count) {
-#pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        float a = load(gate[i]), s = sigmoid(a), d = load(grad[i]);
-        store(grad_gate + i, d * load(up[i]) * s * (1.0f + a * (1.0f - s)));
-        store(grad_up + i, d * a * s);
+void swiglu_backward(const T* grad, const T* gate, const T* up, T* grad_gate, T* grad_up, int64_t rows,
+                     int64_t width, int64_t stride) {
+#pragma omp parallel for schedule(static) if (rows * width > 4096)
+    for (int64_t i = 0; i < rows; i++) {
+        const T *g = grad + i * width, *a = gate + i * stride, *b = up + i * stride;
+        T *to_gate = grad_gate + i * stride, *to_up = grad_up + i * stride;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float x = load(a[j]), s = sigmoid(x), d = load(g[j]);
+            store(to_gate + j, d * load(b[j]) * s * (1.0f + x * (1.0f - s)));
+            store(to_up + j, d * x * s);
+        }
     }
 }
 
@@ -249,12 +258,14 @@ NORM(fb, float, bf16)
 NORM(bb, bf16, bf16)
 
 #define PLAIN(suffix, T)                                                                                  \
-    void swiglu_##suffix(const T* gate, const T* up, T* out, int64_t count) {                             \
-        swiglu(gate, up, out, count);                                                                     \
-    }                                                                                                     \
-    void swiglu_backward_##suffix(const T* g, const T* gate, const T* up, T* gg, T* gu, int64_t count) {  \
-        swiglu_backward(g, gate, up, gg, gu, count);                                                      \
-    }                                                                                                     \
+    void swiglu_##suffix(const T* gate, const T* up, T* out, int64_t rows, int64_t width,                \
+                         int64_t stride) {                                                               \
+        swiglu(gate, up, out, rows, width, stride);                                                      \
+    }                                                                                                    \
+    void swiglu_backward_##suffix(const T* g, const T* gate, const T* up, T* gg, T* gu, int64_t rows,    \
+                                  int64_t width, int64_t stride) {                                       \
+        swiglu_backward(g, gate, up, gg, gu, rows, width, stride);                                       \
+    }                                                                                                    \
     void combine_##suffix(const T* in, int64_t num_rows, const int64_t* slot, const float* weights,       \
                           T* out, int64_t tokens, int64_t per_token, int64_t width) {                     \
         combine(in, num_rows, slot, weights, out, tokens, per_token, width);                              \
