@@ -23,7 +23,7 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.ops.logprobs import LOGITS_BLOCK, summed_cross_entropy
-from ziphius.ops.targets import targets_ahead
+from ziphius.ops.targets import rows_that_count, targets_ahead
 from ziphius.train.config import TrainConfig
 from ziphius.train.fingerprint import frozen_sum
 from ziphius.train.stage import LossOutput, Term
@@ -121,7 +121,8 @@ class LogitDistillation(Sft):
         student_BTD = model(ids_BT, documents_BT=documents_BT).hidden_BTD
         with torch.no_grad():
             teacher_BTD = self.teacher(ids_BT, documents_BT=documents_BT).hidden_BTD
-        return student_BTD[counts_BT], teacher_BTD[counts_BT], targets_BT[counts_BT]
+        student_XD, teacher_XD = (rows_that_count(x, counts_BT) for x in (student_BTD, teacher_BTD))
+        return student_XD, teacher_XD, targets_BT[counts_BT]
 
 
 def summed_kl(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ziphius.models.model import Model, Output
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
-from ziphius.ops.targets import targets_ahead
+from ziphius.ops.targets import rows_that_count, targets_ahead
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _cross_entropy(
 ) -> TokenLoss:
     weight_WD = model.head.weight
     assert isinstance(weight_WD, Tensor)
-    hidden_XD, targets_X = hidden_BTD[counts_BT], targets_BT[counts_BT]
+    hidden_XD, targets_X = rows_that_count(hidden_BTD, counts_BT), targets_BT[counts_BT]
     if squares:
         loss_sum, squares_sum = cross_entropy_and_squares(hidden_XD, weight_WD, targets_X)
         return TokenLoss(loss_sum, counts_BT.sum(), squares_sum)

@@ -92,7 +92,7 @@ class _HeadLogprobs(torch.autograd.Function):
             probs = (scaled - (scaled.gather(-1, ids_X1) - logprobs_X[rows, None])).exp_()
             grad_logits = probs.mul_(-share_X1).scatter_add_(-1, ids_X1, share_X1).to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            grad_weight += torch.mm(grad_logits.t(), hidden[rows])
+            _add_product(grad_weight, grad_logits.t(), hidden[rows])
         hidden_dtype, weight_dtype = ctx.input_dtypes
         return grad_hidden.to(hidden_dtype), grad_weight.to(weight_dtype), None, None, None
 
@@ -142,6 +142,14 @@ def _head_losses(
     return cross_entropy, torch.logsumexp(logits_XW.float(), dim=-1).square().sum()
 
 
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a product to a float32 sum, in place."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += torch.mm(a, b)
+
+
 class _HeadLosses(torch.autograd.Function):
     """Cross entropy, and with `squares` the squared log-sum-exp z, with their gradients.
 
@@ -180,10 +188,10 @@ class _HeadLosses(torch.autograd.Function):
                 len(weight),
             )
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
-            grads_WD[0] += torch.mm(logits.t(), hidden[rows])
+            _add_product(grads_WD[0], logits.t(), hidden[rows])
             if squares:
                 scaled = hidden[rows] * (2.0 * normalizers_X[rows, None]).to(dtype)
-                grads_WD[1] += torch.mm(logits.t(), scaled)
+                _add_product(grads_WD[1], logits.t(), scaled)
                 grads_WD[1].index_add_(0, targets_X[rows], scaled.float())
         saved = [grad_hidden_XD, *grads_WD]
         if squares:

@@ -16,6 +16,9 @@ from ziphius.ops import native
 
 def rotate_pairs(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
     """Rotate neighbouring pairs, in float32."""
+    if native.serves(x_BTNR):
+        out_BTNR: Tensor = native.apply(_Rotate, x_BTNR, cos_BTr, sin_BTr, False)
+        return out_BTNR
     first, second = x_BTNR.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos_BTr.unsqueeze(2), sin_BTr.unsqueeze(2)
     rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -25,7 +28,7 @@ def rotate_pairs(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
 def rotate_halves(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
     """Rotate x_i with x_(i + R/2), in float32."""
     if native.serves(x_BTNR):
-        out_BTNR: Tensor = native.apply(_RotateHalves, x_BTNR, cos_BTr, sin_BTr)
+        out_BTNR: Tensor = native.apply(_Rotate, x_BTNR, cos_BTr, sin_BTr, True)
         return out_BTNR
     first, second = x_BTNR.float().chunk(2, dim=-1)
     cos, sin = cos_BTr.unsqueeze(2), sin_BTr.unsqueeze(2)
@@ -33,32 +36,39 @@ def rotate_halves(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
     return rotated.to(x_BTNR.dtype)
 
 
-class _RotateHalves(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     """One pass each way; the gradient is rotated back."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
+    def forward(ctx: Any, x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, halves: bool) -> Tensor:
         # One row of angles may serve all sequences.
         angles = [x.expand(x_BTNR.shape[0], -1, -1).contiguous() for x in (cos_BTr, sin_BTr)]
         ctx.save_for_backward(*angles)
-        return _rotated(x_BTNR, *angles, backward=0)
+        ctx.halves = halves
+        return _rotated(x_BTNR, *angles, halves=halves, backward=False)
 
     @staticmethod
-    def backward(ctx: Any, grad_BTNR: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grad_BTNR, *ctx.saved_tensors, backward=1), None, None
+    def backward(ctx: Any, grad_BTNR: Tensor) -> tuple[Tensor, None, None, None]:
+        grad = _rotated(grad_BTNR, *ctx.saved_tensors, halves=ctx.halves, backward=True)
+        return grad, None, None, None
 
 
-def _rotated(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, backward: int) -> Tensor:
-    x_BTNR = x_BTNR.contiguous()
-    out_BTNR = torch.empty_like(x_BTNR)
+def _rotated(
+    x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, halves: bool, backward: bool
+) -> Tensor:
     batch, tokens, heads, width = x_BTNR.shape
+    rows_MX = x_BTNR.flatten(2).flatten(0, 1)  # a view of the columns of a projection stays one
+    if rows_MX.stride(1) != 1:
+        rows_MX = rows_MX.contiguous()
+    out_BTNR = torch.empty(x_BTNR.shape, dtype=x_BTNR.dtype)
     native.call(
-        "rotate_halves",
+        "rotate",
         native.SUFFIXES[x_BTNR.dtype],
-        x_BTNR,
+        rows_MX,
         out_BTNR,
         cos_BTr,
         sin_BTr,
-        *(batch * tokens, heads, width // 2, backward),
+        *(batch * tokens, heads, width // 2, rows_MX.stride(0)),
+        *(halves, backward),
     )
     return out_BTNR

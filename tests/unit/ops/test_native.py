@@ -13,7 +13,7 @@ from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.rms_norm import rms_norm
-from ziphius.ops.rotary import rotate_halves
+from ziphius.ops.rotary import rotate_halves, rotate_pairs
 from ziphius.ops.swiglu import swiglu
 from ziphius.ops.top_experts import top_experts
 
@@ -183,14 +183,16 @@ def test_query_heads(monkeypatch, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("rows", [1, 2])
-def test_rotate_halves(monkeypatch, dtype, rows):
+@pytest.mark.parametrize("rotate", [rotate_pairs, rotate_halves])
+def test_rotation(monkeypatch, dtype, rows, rotate):
     angles_BTr = draw(rows, 9, 12)
-    assert_equal_within(
-        monkeypatch,
-        lambda x: rotate_halves(x, angles_BTr.cos(), angles_BTr.sin()),
-        [draw(2, 9, 3, 24, dtype=dtype)],
-        BOUNDS[dtype],
-    )
+
+    def rotated(x_BTX):
+        # Part of a wider row, as a projection gives it.
+        heads_BTNR = x_BTX[..., 5:77].unflatten(-1, (3, 24))
+        return rotate(heads_BTNR, angles_BTr.cos(), angles_BTr.sin())
+
+    assert_equal_within(monkeypatch, rotated, [draw(2, 9, 80, dtype=dtype)], BOUNDS[dtype])
 
 
 @DTYPES

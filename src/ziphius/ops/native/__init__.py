@@ -50,7 +50,7 @@ _SIGNATURES = {
     "attention_forward": "pppppp" + "llllll" + "if",
     "attention_backward": "pppppppppp" + "llllll" + "if",
     "latent_queries": "pppp" + "lllll" + "i",
-    "rotate_halves": "pppp" + "lll" + "i",
+    "rotate": "pppp" + "llll" + "ii",
     "latent_keys": "pppp" + "llllll",
     "latent_keys_backward": "pppp" + "llllll",
     "top_experts": "pp" + "llllll",

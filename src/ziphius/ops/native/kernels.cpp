@@ -172,23 +172,33 @@ void latent_queries(const T* from, T* to, const float* cosine, const float* sine
     }
 }
 
-// Rotate number i of each head [tokens, heads, 2 * half] with number i + half.
+// Rotate number i with number i + half.
 template <class T>
-void rotate_halves(const T* from, T* to, const float* cosine, const float* sine, int64_t tokens, int64_t heads,
-                   int64_t half, int backward) {
-    float sign = backward ? -1.0f : 1.0f;
+inline void rotate_halves(const T* from, T* to, const float* cosine, const float* sine, int64_t half,
+                          float direction) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        float a = load(from[i]), b = load(from[half + i]), s = direction * sine[i];
+        store(to + i, a * cosine[i] - b * s);
+        store(to + half + i, b * cosine[i] + a * s);
+    }
+}
+
+// Rotate each head of each token [tokens, heads, 2 * half]; rows of `from` are `stride` apart.
+template <class T>
+void rotate(const T* from, T* to, const float* cosine, const float* sine, int64_t tokens, int64_t heads,
+            int64_t half, int64_t stride, int halves, int backward) {
+    float direction = backward ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static) if (tokens * heads * half > 8192)
     for (int64_t t = 0; t < tokens; t++) {
         const float *c = cosine + t * half, *s = sine + t * half;
         for (int64_t n = 0; n < heads; n++) {
-            const T *first = from + (t * heads + n) * 2 * half, *second = first + half;
-            T *to_first = to + (t * heads + n) * 2 * half, *to_second = to_first + half;
-#pragma omp simd
-            for (int64_t j = 0; j < half; j++) {
-                float a = load(first[j]), b = load(second[j]);
-                store(to_first + j, a * c[j] - sign * b * s[j]);
-                store(to_second + j, b * c[j] + sign * a * s[j]);
-            }
+            const T* head = from + t * stride + n * 2 * half;
+            T* target = to + (t * heads + n) * 2 * half;
+            if (halves)
+                rotate_halves(head, target, c, s, half, direction);
+            else
+                rotate_pairs(head, target, c, s, half, direction);
         }
     }
 }
@@ -279,10 +289,10 @@ NORM(bb, bf16, bf16)
                                  int backward) {                                                          \
         latent_queries(from, to, c, s, batch, tokens, heads, nope, rope, backward);                       \
     }                                                                                                     \
-    void rotate_halves_##suffix(const T* from, T* to, const float* c, const float* s, int64_t tokens,      \
-                                int64_t heads, int64_t half, int backward) {                              \
-        rotate_halves(from, to, c, s, tokens, heads, half, backward);                                     \
-    }                                                                                                     \
+    void rotate_##suffix(const T* from, T* to, const float* c, const float* s, int64_t tokens,           \
+                         int64_t heads, int64_t half, int64_t stride, int halves, int backward) {        \
+        rotate(from, to, c, s, tokens, heads, half, stride, halves, backward);                           \
+    }                                                                                                    \
     void latent_keys_##suffix(const T* expanded, const T* shared, T* keys, T* values, int64_t batch,      \
                               int64_t tokens, int64_t heads, int64_t nope, int64_t rope,                  \
                               int64_t value) {                                                            \
