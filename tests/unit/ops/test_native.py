@@ -137,8 +137,9 @@ def test_feed_forward_gives_no_gradient_to_frozen_weights():
 
 @DTYPES
 @pytest.mark.parametrize("tokens", [3, 200])
-def test_routed_experts(monkeypatch, dtype, tokens):
-    experts, width, inner = 6, 32, 16
+@pytest.mark.parametrize(("width", "inner"), [(32, 16), (64, 32)])  # the second without padding
+def test_routed_experts(monkeypatch, dtype, tokens, width, inner):
+    experts = 6
     scores_ME = draw(tokens, experts, seed=5)
     weights_MK, experts_MK = scores_ME.softmax(-1)[:, :5].topk(2)  # the last expert gets nothing
     experts_MK[0, 1] = experts  # a dropped pair

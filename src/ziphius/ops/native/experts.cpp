@@ -41,6 +41,17 @@ void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per
     std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
 }
 
+// Where a product is written: straight to its place if that needs neither rounding nor padding, else to `sums`.
+inline float* target_of(float* place, bool fits, float* sums) { return fits ? place : sums; }
+inline float* target_of(bf16*, bool, float* sums) { return sums; }
+
+// Bring what was written elsewhere to its place, `columns` of each row.
+template <class T>
+void bring(const float* from, int64_t stride, T* place, int64_t place_stride, int64_t rows, int64_t columns) {
+    if (static_cast<const void*>(from) == static_cast<void*>(place)) return;
+    for (int64_t i = 0; i < rows; i++) store_row(from + i * stride, place + i * place_stride, columns);
+}
+
 // gate_up[z] = gate and up of pair z, unless it is null; out[z] = its expert's output, not yet weighted.
 template <class T, class W>
 void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
@@ -77,20 +88,23 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
                 int64_t count = block.end - block.start, rows = padded(count);
                 const T* weights = packed + (block.expert - from) * size;
                 gather(x, pairs, block, per_token, hidden, x_rows);
-                multiply(rows, 2 * narrow, wide, x_rows, wide, weights, wide, sums, 2 * narrow);
+                T* kept = gate_up ? gate_up + block.start * 2 * width : nullptr;
+                float* inner = target_of(kept, kept && rows == count && narrow == width, sums);
+                multiply(rows, 2 * narrow, wide, x_rows, wide, weights, wide, inner, 2 * narrow);
+                if (kept) {
+                    bring(inner, 2 * narrow, kept, 2 * width, count, width);
+                    if (inner == sums) bring(sums + narrow, 2 * narrow, kept + width, 2 * width, count, width);
+                }
                 for (int64_t i = 0; i < rows; i++) {
-                    const float *gate = sums + i * 2 * narrow, *up = gate + narrow;
+                    const float *gate = inner + i * 2 * narrow, *up = gate + narrow;
                     T* to = hidden_rows + i * narrow;
 #pragma omp simd
                     for (int64_t j = 0; j < narrow; j++) store(to + j, gate[j] * sigmoid(gate[j]) * up[j]);
-                    if (i >= count || !gate_up) continue;
-                    T* kept = gate_up + (block.start + i) * 2 * width;
-                    store_row(gate, kept, width);
-                    store_row(up, kept + width, width);
                 }
-                multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, narrow, sums, wide);
-                for (int64_t i = 0; i < count; i++)
-                    store_row(sums + i * wide, out + (block.start + i) * hidden, hidden);
+                T* place = out + block.start * hidden;
+                float* target = target_of(place, rows == count && wide == hidden, sums);
+                multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, narrow, target, wide);
+                bring(target, wide, place, hidden, count, hidden);
             }
         }
     }
@@ -157,9 +171,10 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                     }
                     grad_pair_weights[pair] = dot;
                 }
-                multiply(rows, wide, 2 * narrow, delta, 2 * narrow, first, 2 * narrow, sums, wide);
-                for (int64_t i = 0; i < count; i++)
-                    store_row(sums + i * wide, grad_rows + (start + i) * hidden, hidden);
+                T* place = grad_rows + start * hidden;
+                float* target = target_of(place, rows == count && wide == hidden, sums);
+                multiply(rows, wide, 2 * narrow, delta, 2 * narrow, first, 2 * narrow, target, wide);
+                bring(target, wide, place, hidden, count, hidden);
                 gather(x, pairs, block, per_token, hidden, x_rows);
                 pack(x_rows, wide, 1, rows, wide, packed);
                 multiply_transposed(2 * narrow, wide, rows, delta, 2 * narrow, turned, packed, rows, first_sums,
