@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ziphius.models.int8 import Int8Linear
 from ziphius.ops.feed_forward import feed_forward
-from ziphius.ops.rms_norm import rms_norm
+from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.swiglu import swiglu
 
 
@@ -47,6 +47,10 @@ class RMSNorm(nn.Module):
     def forward(self, x_D: Tensor) -> Tensor:
         """Normalise the last dimension; the result has the input's dtype."""
         return rms_norm(x_D, self.weight, self.eps)
+
+    def add(self, stream_D: Tensor, update_D: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual stream after an update, and that normalised."""
+        return add_rms_norm(stream_D, update_D, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):

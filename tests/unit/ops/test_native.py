@@ -12,7 +12,7 @@ from ziphius.ops.experts import routed_experts
 from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
-from ziphius.ops.rms_norm import rms_norm
+from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
 from ziphius.ops.swiglu import swiglu
 from ziphius.ops.top_experts import top_experts
@@ -93,6 +93,25 @@ def test_rms_norm_under_autocast_rounds_once(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert normed(*inputs).dtype == torch.bfloat16
     assert_equal_within(monkeypatch, normed, inputs, 1e-3)
+
+
+@DTYPES
+def test_add_rms_norm(monkeypatch, dtype):
+    inputs = [draw(5, 7, 96, dtype=dtype, seed=i) for i in range(2)] + [draw(96, seed=2)]
+    assert_equal_within(
+        monkeypatch, lambda x, y, w: add_rms_norm(x, y, w, 1e-6), inputs, BOUNDS[dtype]
+    )
+
+
+def test_add_rms_norm_under_autocast_keeps_the_stream_in_float32(monkeypatch):
+    def summed(stream, update, weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            return add_rms_norm(stream, update, weight, 1e-5)
+
+    inputs = [draw(9, 64), draw(9, 64, dtype=torch.bfloat16, seed=1), draw(64, seed=2)]
+    stream, normed = summed(*inputs)
+    assert (stream.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
+    assert_equal_within(monkeypatch, summed, inputs, 5e-3)
 
 
 @DTYPES

@@ -41,8 +41,8 @@ SWITCH = "ZIPHIUS_NATIVE"
 
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _SIGNATURES = {
-    "rms_norm": "ppppllf",
-    "rms_norm_backward": "ppppppll",
+    "rms_norm": "pppppp" + "ll" + "f",
+    "rms_norm_backward": "pppppppp" + "ll",
     "swiglu": "ppplll",
     "swiglu_backward": "ppppplll",
     "combine": "plpppl" + "ll",

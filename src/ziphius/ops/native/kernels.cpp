@@ -11,16 +11,24 @@
 
 namespace {
 
+// With `update`, what is normalised is sum = x + update, which is kept too.
 template <class In, class Out>
-void rms_norm(const In* x, const float* weight, Out* out, float* inverse, int64_t rows, int64_t width,
-              float eps) {
+void rms_norm(const In* x, const Out* update, const float* weight, In* sum, Out* out, float* inverse,
+              int64_t rows, int64_t width, float eps) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const In* row = x + i * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < width; j++) sum += load(row[j]) * load(row[j]);
-        float scale = 1.0f / std::sqrt(sum / width + eps);
+        if (update) {
+            const Out* more = update + i * width;
+            In* to = sum + i * width;
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) store(to + j, load(row[j]) + load(more[j]));
+            row = to;
+        }
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t j = 0; j < width; j++) squares += load(row[j]) * load(row[j]);
+        float scale = 1.0f / std::sqrt(squares / width + eps);
         inverse[i] = scale;
         Out* to = out + i * width;
 #pragma omp simd
@@ -28,21 +36,23 @@ void rms_norm(const In* x, const float* weight, Out* out, float* inverse, int64_
     }
 }
 
-// dx = s (w g - x s^2 mean(w g x)); dw = sum over rows of g x s.
+// dx = s (w g - x s^2 mean(w g x)); dw = sum over rows of g x s. `grad_sum`, the gradient that reaches the sum
+// by other ways, is added to dx; `grad_update` receives dx in the other dtype. Both may be null.
 template <class In, class Out>
-void rms_norm_backward(const Out* grad, const In* x, const float* weight, const float* inverse,
-                       In* grad_x, float* grad_weight, int64_t rows, int64_t width) {
+void rms_norm_backward(const Out* grad, const In* grad_sum, const In* x, const float* weight,
+                       const float* inverse, In* grad_x, Out* grad_update, float* grad_weight, int64_t rows,
+                       int64_t width) {
     int threads = omp_get_max_threads();
     std::vector<float> partial(size_t(threads) * width, 0.0f);
 #pragma omp parallel num_threads(threads)
     {
         float* own = partial.data() + size_t(omp_get_thread_num()) * width;
+        std::vector<float> dx(width);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
             const Out* g = grad + i * width;
             const In* row = x + i * width;
-            In* to = grad_x + i * width;
-            float s = inverse[i], dot = 0;
+            float s = inverse[i], dot = 0, *d = dx.data();
 #pragma omp simd reduction(+ : dot)
             for (int64_t j = 0; j < width; j++) dot += load(g[j]) * weight[j] * load(row[j]);
             float pull = dot * s * s / width;
@@ -50,7 +60,18 @@ void rms_norm_backward(const Out* grad, const In* x, const float* weight, const 
             for (int64_t j = 0; j < width; j++) {
                 float gj = load(g[j]), xj = load(row[j]);
                 own[j] += gj * xj * s;
-                store(to + j, s * (gj * weight[j] - xj * pull));
+                d[j] = s * (gj * weight[j] - xj * pull);
+            }
+            if (grad_sum) {
+                const In* more = grad_sum + i * width;
+#pragma omp simd
+                for (int64_t j = 0; j < width; j++) d[j] += load(more[j]);
+            }
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) store(grad_x + i * width + j, d[j]);
+            if (grad_update) {
+#pragma omp simd
+                for (int64_t j = 0; j < width; j++) store(grad_update + i * width + j, d[j]);
             }
         }
     }
@@ -255,13 +276,14 @@ void latent_keys_backward(const T* grad_keys, const T* grad_values, T* grad_expa
 // One symbol per dtype: _f for float32, _b for bfloat16; two letters where input and output differ.
 extern "C" {
 #define NORM(suffix, In, Out)                                                                            \
-    void rms_norm_##suffix(const In* x, const float* w, Out* out, float* inverse, int64_t rows,           \
-                           int64_t width, float eps) {                                                    \
-        rms_norm(x, w, out, inverse, rows, width, eps);                                                   \
-    }                                                                                                     \
-    void rms_norm_backward_##suffix(const Out* g, const In* x, const float* w, const float* inverse,      \
-                                    In* gx, float* gw, int64_t rows, int64_t width) {                     \
-        rms_norm_backward(g, x, w, inverse, gx, gw, rows, width);                                         \
+    void rms_norm_##suffix(const In* x, const Out* update, const float* w, In* sum, Out* out,            \
+                           float* inverse, int64_t rows, int64_t width, float eps) {                     \
+        rms_norm(x, update, w, sum, out, inverse, rows, width, eps);                                     \
+    }                                                                                                    \
+    void rms_norm_backward_##suffix(const Out* g, const In* gsum, const In* x, const float* w,           \
+                                    const float* inverse, In* gx, Out* gupdate, float* gw, int64_t rows, \
+                                    int64_t width) {                                                     \
+        rms_norm_backward(g, gsum, x, w, inverse, gx, gupdate, gw, rows, width);                         \
     }
 NORM(ff, float, float)
 NORM(fb, float, bf16)
