@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ziphius.models.int8 import Int8Linear
 from ziphius.ops.feed_forward import feed_forward
+from ziphius.ops.linear import linear
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.swiglu import swiglu
 
@@ -23,6 +24,10 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Leave the weights unfilled."""
+
+    def forward(self, x_I: Tensor) -> Tensor:
+        """Project the last dimension."""
+        return linear(x_I, self.weight, self.bias)
 
     def to_int8(self) -> Int8Linear:
         """Make the layer that takes this one's place in an INT8 model."""

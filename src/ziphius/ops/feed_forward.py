@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.ops import native
+from ziphius.ops.linear import project, project_back, weight_gradient
 from ziphius.ops.precision import compute_dtype
 from ziphius.ops.swiglu import swiglu, swiglu_backward, swiglu_forward
 
@@ -37,12 +38,11 @@ class _FeedForward(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         x = x_XD.to(dtype).reshape(-1, x_XD.shape[-1])
-        gate_up_X2F = x @ torch.cat((gate_FD, up_FD)).to(dtype).t()
+        gate_up_X2F = project(x, torch.cat((gate_FD, up_FD)))
         hidden_XF = swiglu_forward(*gate_up_X2F.chunk(2, -1))
         ctx.save_for_backward(x, gate_up_X2F, hidden_XF, gate_FD, up_FD, down_DF)
         ctx.input_dtype = x_XD.dtype
-        out_XD = hidden_XF @ down_DF.to(dtype).t()
-        return out_XD.view(x_XD.shape)
+        return project(hidden_XF, down_DF).view(x_XD.shape)
 
     @staticmethod
     def backward(ctx: Any, grad_XD: Tensor) -> tuple[Tensor | None, ...]:
@@ -51,15 +51,15 @@ class _FeedForward(torch.autograd.Function):
         grad_x = grad_gate = grad_up = grad_down = None
         grad_gate_up_X2F = torch.empty_like(gate_up_X2F)
         swiglu_backward(
-            grad @ down_DF.to(x.dtype),
+            project_back(grad, down_DF),
             *gate_up_X2F.chunk(2, -1),
             *grad_gate_up_X2F.chunk(2, -1),
         )
         if ctx.needs_input_grad[0]:
-            grad_x = grad_gate_up_X2F @ torch.cat((gate_FD, up_FD)).to(x.dtype)
+            grad_x = project_back(grad_gate_up_X2F, torch.cat((gate_FD, up_FD)))
             grad_x = grad_x.view_as(grad_XD).to(ctx.input_dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            grad_gate, grad_up = (grad_gate_up_X2F.t() @ x).to(gate_FD.dtype).chunk(2)
+            grad_gate, grad_up = weight_gradient(grad_gate_up_X2F, x).to(gate_FD.dtype).chunk(2)
         if ctx.needs_input_grad[3]:
-            grad_down = (grad.t() @ hidden_XF).to(down_DF.dtype)
+            grad_down = weight_gradient(grad, hidden_XF).to(down_DF.dtype)
         return grad_x, grad_gate, grad_up, grad_down, None

@@ -11,6 +11,7 @@ from ziphius.ops.attention import attend
 from ziphius.ops.experts import routed_experts
 from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.latent_heads import key_value_heads, query_heads
+from ziphius.ops.linear import linear, project, project_back, weight_gradient
 from ziphius.ops.logprobs import cross_entropy_and_squares, summed_cross_entropy
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
@@ -126,6 +127,36 @@ def test_swiglu_of_extreme_gates_is_finite():
     out.sum().backward()
     torch.testing.assert_close(out, F.silu(gate))
     torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]))
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 7, 192, 200])
+@pytest.mark.parametrize(("width", "out_width"), [(64, 96), (96, 32), (40, 80), (80, 3), (1, 5)])
+def test_products_of_a_projection(dtype, rows, width, out_width):
+    x_MI, grad_MO = draw(rows, width, dtype=dtype), draw(rows, out_width, dtype=dtype, seed=2)
+    weight_OI = draw(out_width, width, seed=1)  # float32 beside bfloat16, as under autocast
+    x, grad, weight = x_MI.double(), grad_MO.double(), weight_OI.to(dtype).double()
+    for actual, expected in (
+        (project(x_MI, weight_OI), x @ weight.t()),
+        (project_back(grad_MO, weight_OI), grad @ weight),
+        (weight_gradient(grad_MO, x_MI), grad.t() @ x),
+    ):
+        assert (actual - expected).norm() <= BOUNDS[dtype] / 4 * expected.norm()
+
+
+def test_linear(monkeypatch):
+    inputs = [draw(2, 9, 40, dtype=torch.bfloat16), draw(80, 40, dtype=torch.bfloat16, seed=1)]
+    assert_equal_within(monkeypatch, linear, inputs, BOUNDS[torch.bfloat16])
+
+
+def test_linear_under_autocast_rounds_the_weight(monkeypatch):
+    def projected(x, weight):
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear(x, weight)
+
+    inputs = [draw(2, 33, 64), draw(96, 64, seed=1)]
+    assert projected(*inputs).dtype == torch.bfloat16
+    assert_equal_within(monkeypatch, projected, inputs, BOUNDS[torch.bfloat16])
 
 
 @DTYPES

@@ -41,17 +41,6 @@ void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per
     std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
 }
 
-// Where a product is written: straight to its place if that needs neither rounding nor padding, else to `sums`.
-inline float* target_of(float* place, bool fits, float* sums) { return fits ? place : sums; }
-inline float* target_of(bf16*, bool, float* sums) { return sums; }
-
-// Bring what was written elsewhere to its place, `columns` of each row.
-template <class T>
-void bring(const float* from, int64_t stride, T* place, int64_t place_stride, int64_t rows, int64_t columns) {
-    if (static_cast<const void*>(from) == static_cast<void*>(place)) return;
-    for (int64_t i = 0; i < rows; i++) store_row(from + i * stride, place + i * place_stride, columns);
-}
-
 // gate_up[z] = gate and up of pair z, unless it is null; out[z] = its expert's output, not yet weighted.
 template <class T, class W>
 void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,

@@ -355,4 +355,15 @@ void store_row(const float* from, T* to, int64_t width) {
     for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
 }
 
+// Where a product is written: straight to its place if that needs neither rounding nor padding, else to `sums`.
+inline float* target_of(float* place, bool fits, float* sums) { return fits ? place : sums; }
+inline float* target_of(bf16*, bool, float* sums) { return sums; }
+
+// Bring what was written elsewhere to its place, `columns` of each row.
+template <class T>
+void bring(const float* from, int64_t stride, T* place, int64_t place_stride, int64_t rows, int64_t columns) {
+    if (static_cast<const void*>(from) == static_cast<void*>(place)) return;
+    for (int64_t i = 0; i < rows; i++) store_row(from + i * stride, place + i * place_stride, columns);
+}
+
 }  // namespace
