@@ -6,11 +6,10 @@ Shapes: X rows of any leading shape, D hidden, F width of the layer.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.ops import native
-from ziphius.ops.linear import project, project_back, weight_gradient
+from ziphius.ops.linear import linear, project, project_back, trains_small, weight_gradient
 from ziphius.ops.precision import compute_dtype
 from ziphius.ops.swiglu import swiglu, swiglu_backward, swiglu_forward
 
@@ -18,11 +17,10 @@ from ziphius.ops.swiglu import swiglu, swiglu_backward, swiglu_forward
 def feed_forward(x_XD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
     """Apply the layer with these weights, [X, D]."""
     weights = (gate_FD, up_FD, down_DF)
-    # Without a gradient there are few rows as often as not, and joined weights are a copy of them.
-    if torch.is_grad_enabled() and native.serves(x_XD, *weights):
+    if trains_small(x_XD, *weights):  # gate and up are joined, which is a copy of them
         out_XD: Tensor = native.apply(_FeedForward, x_XD, *weights, compute_dtype(x_XD))
         return out_XD
-    return F.linear(swiglu(F.linear(x_XD, gate_FD), F.linear(x_XD, up_FD)), down_DF)
+    return linear(swiglu(linear(x_XD, gate_FD), linear(x_XD, up_FD)), down_DF)
 
 
 class _FeedForward(torch.autograd.Function):

@@ -20,15 +20,20 @@ def linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     """Project, [X, O]."""
     dtype = compute_dtype(x_XI)
     # In float32 the gain is what the call costs.
-    is_trained = torch.is_grad_enabled() and dtype == torch.bfloat16
-    if is_trained and native.serves(x_XI, weight_OI) and _is_small(weight_OI):
+    if dtype == torch.bfloat16 and trains_small(x_XI, weight_OI):
         out_XO: Tensor = native.apply(_Linear, x_XI, weight_OI, dtype)
         return out_XO if bias_O is None else out_XO + bias_O.to(out_XO.dtype)
     return F.linear(x_XI, weight_OI, bias_O)
 
 
+def trains_small(x_XI: Tensor, *weights: Tensor) -> bool:
+    """Tell whether the products below serve: in training there are many rows for each packing."""
+    is_small = sum(weight.numel() for weight in weights) <= CACHED
+    return torch.is_grad_enabled() and is_small and native.serves(x_XI, *weights)
+
+
 class _Linear(torch.autograd.Function):
-    """In training, where there are many rows; the weight is rounded while it is packed."""
+    """The weight is rounded while it is packed, and its gradient comes in float32."""
 
     @staticmethod
     def forward(ctx: Any, x_XI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,33 +57,23 @@ class _Linear(torch.autograd.Function):
 
 def project(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x W^T in the dtype of x, [M, O]."""
-    if not _is_small(weight_OI):
-        return x_MI @ weight_OI.to(x_MI.dtype).t()
     return _product(x_MI, weight_OI, weight_OI.shape[0], (1, weight_OI.shape[1]))
 
 
 def project_back(grad_MO: Tensor, weight_OI: Tensor) -> Tensor:
     """Return grad W in the dtype of grad, [M, I]."""
-    if not _is_small(weight_OI):
-        return grad_MO @ weight_OI.to(grad_MO.dtype)
     return _product(grad_MO, weight_OI, weight_OI.shape[1], (weight_OI.shape[1], 1))
 
 
 def weight_gradient(grad_MO: Tensor, x_MI: Tensor) -> Tensor:
     """Return grad^T x, [O, I]; of bfloat16 in float32."""
-    shape = grad_MO.shape[1], x_MI.shape[1]
-    # In float32 a library is as fast.
-    if x_MI.dtype == torch.float32 or shape[0] * shape[1] > CACHED:
+    if x_MI.dtype == torch.float32:  # a library is as fast
         return grad_MO.t() @ x_MI
-    out_OI = torch.empty(shape, dtype=torch.float32)
+    rows, in_width = x_MI.shape
+    out_OI = torch.empty(grad_MO.shape[1], in_width, dtype=torch.float32)
     tensors = (grad_MO.contiguous(), x_MI.contiguous(), out_OI)
-    sizes = (len(x_MI), shape[1], shape[0])
-    native.call("dense_gradient", native.SUFFIXES[x_MI.dtype], *tensors, *sizes)
+    native.call("dense_gradient", "b", *tensors, rows, in_width, len(out_OI))
     return out_OI
-
-
-def _is_small(weight: Tensor) -> bool:
-    return weight.numel() <= CACHED
 
 
 def _product(x_MI: Tensor, weight: Tensor, out_width: int, strides: tuple[int, int]) -> Tensor:

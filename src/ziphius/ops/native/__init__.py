@@ -67,6 +67,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "top_experts": ("",),
     "sort_pairs": ("",),
     "dense": ("ff", "bf", "bb"),
+    "dense_gradient": ("b",),
     "experts_forward": ("ff", "bf", "bb"),
     "experts_backward": ("ff", "bf", "bb"),
     "int8_linear": ("f",),

@@ -59,11 +59,10 @@ void dense(const T* x, const W* weight, T* out, int64_t rows, int64_t in_width, 
 }
 
 // out[O, I] = grad[M, O]^T x[M, I]. Threads share out the longer side of `out`, so each sum is one thread's.
-template <class T>
-void dense_gradient(const T* grad, const T* x, float* out, int64_t rows, int64_t in_width, int64_t out_width) {
+void dense_gradient(const bf16* grad, const bf16* x, float* out, int64_t rows, int64_t in_width, int64_t out_width) {
 #pragma omp parallel
     {
-        static thread_local std::vector<T> grad_memory, packed_memory, turned_memory;
+        static thread_local std::vector<bf16> grad_memory, packed_memory, turned_memory;
         static thread_local std::vector<float> sums_memory;
         int64_t threads = omp_get_num_threads(), own = omp_get_thread_num();
         bool by_out = out_width >= in_width;
@@ -72,15 +71,15 @@ void dense_gradient(const T* grad, const T* x, float* out, int64_t rows, int64_t
         int64_t out_first = by_out ? first : 0, out_last = by_out ? std::min(last, out_width) : out_width;
         int64_t in_first = by_out ? 0 : first, in_last = by_out ? in_width : std::min(last, in_width);
         int64_t height = out_last - out_first, width = in_last - in_first, columns = padded(width);
-        T* packed = scratch(packed_memory, TERMS * columns);
-        T* turned = scratch(turned_memory, TERMS * padded(height));
+        bf16* packed = scratch(packed_memory, TERMS * columns);
+        bf16* turned = scratch(turned_memory, TERMS * padded(height));
         bool fits = height % UNIT == 0 && width % UNIT == 0;
         float* target = out + out_first * in_width + in_first;
         int64_t stride = fits ? in_width : columns;
         if (!fits) target = scratch(sums_memory, padded(height) * columns);
         for (int64_t m = 0; height > 0 && width > 0 && m < rows; m += TERMS) {
             int64_t count = std::min(TERMS, rows - m), terms = padded(count);
-            Rows<T> block(grad + m * out_width + out_first, out_width, count, height, grad_memory);
+            Rows<bf16> block(grad + m * out_width + out_first, out_width, count, height, grad_memory);
             pack(x + m * in_width + in_first, in_width, 1, count, width, packed);
             multiply_transposed(padded(height), columns, terms, block.at, block.stride, turned, packed, terms, target,
                                 stride, m > 0);
@@ -101,11 +100,8 @@ DENSE(ff, float, float)
 DENSE(bf, bf16, float)
 DENSE(bb, bf16, bf16)
 
-#define GRADIENT(suffix, T)                                                                               \
-    void dense_gradient_##suffix(const T* grad, const T* x, float* out, int64_t rows, int64_t in_width,   \
-                                 int64_t out_width) {                                                     \
-        dense_gradient(grad, x, out, rows, in_width, out_width);                                          \
-    }
-GRADIENT(f, float)
-GRADIENT(b, bf16)
+void dense_gradient_b(const bf16* grad, const bf16* x, float* out, int64_t rows, int64_t in_width,
+                      int64_t out_width) {
+    dense_gradient(grad, x, out, rows, in_width, out_width);
+}
 }
