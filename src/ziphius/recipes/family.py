@@ -33,7 +33,7 @@ from ziphius.recipes.stages import (
     peak_memory_bytes,
     sum_of,
 )
-from ziphius.rl.room import NoRoomError
+from ziphius.rl.headroom import NoHeadroomError
 from ziphius.rl.settings import GrpoConfig, GrpoSettings, GrpoTraining, TaskChoice
 from ziphius.rl.training import run_grpo
 from ziphius.rollout.config import RolloutConfig
@@ -223,7 +223,7 @@ class _Job:
         )
         try:
             finished = run_grpo(settings, folder, self.context)
-        except NoRoomError as error:
+        except NoHeadroomError as error:
             return StageResult("grpo", folder, 0.0, note=f"No GRPO: {error}", is_usable=False)
         return self._trained("grpo", finished)
 

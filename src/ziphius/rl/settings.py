@@ -112,7 +112,7 @@ class GrpoSettings(RunSettings):
     """Different problems of each choice."""
     validation_problems: Annotated[int, Field(ge=1)] = 64
     """Held-out problems of each choice that are measured, one answer each."""
-    check_room: Annotated[int, Field(ge=0)] = 32
+    headroom_problems: Annotated[int, Field(ge=0)] = 32
     """Problems that are answered 16 times before the start, to refuse a model that has nothing to
     gain; 0 for none."""
     grpo: GrpoConfig = GrpoConfig()

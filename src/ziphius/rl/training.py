@@ -11,8 +11,8 @@ from ziphius.dist.world import local_device
 from ziphius.models.model import Model
 from ziphius.models.weights import load
 from ziphius.rl.grpo import GrpoStage
+from ziphius.rl.headroom import Headroom, check_headroom
 from ziphius.rl.problems import ProblemMix
-from ziphius.rl.room import Room, room_to_grow
 from ziphius.rl.settings import GrpoSettings
 from ziphius.rollout.config import RolloutConfig
 from ziphius.rollout.sample import problem_prompt, spoken_format
@@ -31,7 +31,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         context: how the run was called.
 
     Raises:
-        NoRoomError: before the first step, of a model that has nothing to gain (`rl/room.py`).
+        NoHeadroomError: before the first step, of a model that has nothing to gain (`rl/headroom.py`).
     """
     if settings.model is None or not settings.tasks:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
@@ -58,7 +58,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
     longest = longest_prompt([*problems.all(), *held_out], tokenizer, rollout)
     config = config.model_copy(update={"context": longest + rollout.max_new_tokens})
     refuse_longer_rows(model, config, " with grpo.rollout.max_new_tokens")
-    room = _room(settings, problems, model, tokenizer, folder)
+    headroom = _headroom(settings, problems, model, tokenizer, folder)
     stage = GrpoStage(
         model,
         tokenizer,
@@ -79,7 +79,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         model=model,
         tokenizer=tokenizer,
         stage=stage,
-        text=f"{text}." if room is None else f"{text}; before the start {room}.",
+        text=f"{text}." if headroom is None else f"{text}; before the start {headroom}.",
     )
 
 
@@ -91,16 +91,18 @@ def longest_prompt(problems: Sequence[Problem], tokenizer: Tokenizer, config: Ro
     )
 
 
-def _room(
+def _headroom(
     settings: GrpoSettings,
     problems: ProblemMix,
     model: Model,
     tokenizer: Tokenizer,
     folder: Path,
-) -> Room | None:
+) -> Headroom | None:
     """Measure what there is to gain, where the run begins; every rank finds the same."""
-    if not settings.check_room or (folder / CHECKPOINTS).exists():
+    if not settings.headroom_problems or (folder / CHECKPOINTS).exists():
         return None
     everything = problems.all()
-    chosen = everything[:: max(1, len(everything) // settings.check_room)][: settings.check_room]
-    return room_to_grow(model, tokenizer, chosen, settings.grpo.rollout, seed=settings.train.seed)
+    chosen = everything[:: max(1, len(everything) // settings.headroom_problems)][
+        : settings.headroom_problems
+    ]
+    return check_headroom(model, tokenizer, chosen, settings.grpo.rollout, seed=settings.train.seed)

@@ -14,7 +14,7 @@ from ziphius.data.batch import Batch
 from ziphius.models.weights import load
 from ziphius.models.weights.saving import save
 from ziphius.rl.grpo import GrpoStage
-from ziphius.rl.room import NoRoomError
+from ziphius.rl.headroom import NoHeadroomError
 from ziphius.rl.settings import GrpoSettings
 from ziphius.rl.training import run_grpo
 from ziphius.text.tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ def settings(model: Path, **changes: Any) -> GrpoSettings:
         "tasks": [{"name": "echo"}],
         "pool": 20,
         "validation_problems": 3,
-        "check_room": 0,
+        "headroom_problems": 0,
         "grpo": {"rollout": {"group_size": 4, "max_new_tokens": 5}},
         "instruments": {"quiet": True, "tensorboard": False},
         "train": train,
@@ -102,11 +102,11 @@ def test_a_run_that_crashed_ends_as_one_that_did_not(
 def test_a_model_without_room_is_refused_before_anything_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NoRoomError, match=r"pass@16 is 0\.0 % on 2 problems"):
-        run_grpo(settings(folder, check_room=2), tmp_path / "run")
+    with pytest.raises(NoHeadroomError, match=r"pass@16 is 0\.0 % on 2 problems"):
+        run_grpo(settings(folder, headroom_problems=2), tmp_path / "run")
     monkeypatch.setattr(Echo, "verify", lambda self, problem, answer: True)
-    with pytest.raises(NoRoomError, match=r"pass@1 is 100\.0 %"):
-        run_grpo(settings(folder, check_room=2), tmp_path / "run")
+    with pytest.raises(NoHeadroomError, match=r"pass@1 is 100\.0 %"):
+        run_grpo(settings(folder, headroom_problems=2), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

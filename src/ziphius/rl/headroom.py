@@ -22,12 +22,12 @@ FIRST_ID = 2**49
 """Sequences of this measurement begin here, far from those of any step."""
 
 
-class NoRoomError(ConfigError):
+class NoHeadroomError(ConfigError):
     """Reinforcement learning would change nothing: the message says why, with the figures."""
 
 
 @dataclass(frozen=True)
-class Room:
+class Headroom:
     """How well a model answers with one try, and with the best of several."""
 
     pass_1: float
@@ -43,38 +43,38 @@ class Room:
         )
 
 
-def measure_room(groups: Sequence[Sequence[Rollout]]) -> Room:
+def measure_headroom(groups: Sequence[Sequence[Rollout]]) -> Headroom:
     """Measure groups of equal size."""
     right = [[rollout.is_correct for rollout in group] for group in groups]
     size = len(right[0])
     pass_1 = sum(map(sum, right)) / (size * len(right))
-    return Room(pass_1, sum(map(any, right)) / len(right), size, len(right))
+    return Headroom(pass_1, sum(map(any, right)) / len(right), size, len(right))
 
 
-def refuse_without_room(room: Room) -> None:
-    """Raise a NoRoomError where reinforcement learning has nothing to work with."""
-    if room.pass_1 > HIGHEST_PASS_1:
-        raise NoRoomError(
-            f"Nothing is left to learn here: {room}. Choose a harder level, or end the fine-tuning "
-            "before it earlier."
+def refuse_without_headroom(headroom: Headroom) -> None:
+    """Raise a NoHeadroomError where reinforcement learning has nothing to work with."""
+    if headroom.pass_1 > HIGHEST_PASS_1:
+        raise NoHeadroomError(
+            f"Nothing is left to learn here: {headroom}. Choose a harder level, or end the "
+            "fine-tuning before it earlier."
         )
-    if room.pass_k - room.pass_1 < LEAST_GAP:
-        raise NoRoomError(
-            f"Nothing can be made more likely: {room}, so almost all answers to a problem are "
+    if headroom.pass_k - headroom.pass_1 < LEAST_GAP:
+        raise NoHeadroomError(
+            f"Nothing can be made more likely: {headroom}, so almost all answers to a problem are "
             "right, or all are wrong. Choose an easier level, a higher temperature, or fine-tune "
             "on more varied demonstrations."
         )
 
 
-def room_to_grow(
+def check_headroom(
     model: Model,
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     config: RolloutConfig,
     *,
     seed: int,
-) -> Room:
-    """Answer every problem 16 times, and refuse a model that has no room to grow.
+) -> Headroom:
+    """Answer every problem 16 times, and refuse a model that has none.
 
     Args:
         model: about to be trained.
@@ -84,11 +84,11 @@ def room_to_grow(
         seed: of the run.
 
     Raises:
-        NoRoomError: pass@1 is above 95 %, or pass@16 is no better than it.
+        NoHeadroomError: pass@1 is above 95 %, or pass@16 is no better than it.
     """
     sampled = config.model_copy(update={"group_size": SAMPLES})
-    room = measure_room(
+    headroom = measure_headroom(
         sample_groups(model, tokenizer, problems, sampled, seed=seed, first_sequence_id=FIRST_ID)
     )
-    refuse_without_room(room)
-    return room
+    refuse_without_headroom(headroom)
+    return headroom
