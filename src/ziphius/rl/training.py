@@ -31,7 +31,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         context: how the run was called.
 
     Raises:
-        NoHeadroomError: before the first step, of a model that has nothing to gain (`rl/headroom.py`).
+        NoHeadroomError: before the first step, of a model that has nothing to gain.
     """
     if settings.model is None or not settings.tasks:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
@@ -101,8 +101,6 @@ def _headroom(
     """Measure what there is to gain, where the run begins; every rank finds the same."""
     if not settings.headroom_problems or (folder / CHECKPOINTS).exists():
         return None
-    everything = problems.all()
-    chosen = everything[:: max(1, len(everything) // settings.headroom_problems)][
-        : settings.headroom_problems
-    ]
+    everything, count = problems.all(), settings.headroom_problems
+    chosen = everything[:: max(1, len(everything) // count)][:count]
     return check_headroom(model, tokenizer, chosen, settings.grpo.rollout, seed=settings.train.seed)
