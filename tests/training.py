@@ -120,8 +120,10 @@ class MemoryStore:
         if state.ema is not None:
             state.ema.tensors = saved["ema"]
         state.guard.restore(saved["guard"])
-        for name in ("step", "plan", "tokens_seen", "seconds", "validation"):
+        for name in ("step", "tokens_seen", "seconds", "validation"):
             setattr(state, name, saved[name])
+        if saved["plan"]["budget"] == state.plan["budget"]:
+            state.plan = saved["plan"]
         return "yes"
 
     def wait(self) -> Path:

@@ -23,6 +23,7 @@ from ziphius.ops.precision import prefer_onednn_for_float32
 from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
+from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
 from ziphius.train.interrupt import StopRequest, stop_requests
 from ziphius.train.optim import build_optimizer
@@ -182,17 +183,29 @@ class _Run:
         checkpoint = self.store.latest()
         if checkpoint is not None:
             exact = self.store.restore(self.state, checkpoint)
+            self._refuse_what_is_spent()
             self.pace.planned_s = self.state.plan.get("planned_s")
             if self.recorder is not None:
                 self.recorder.resumed(self.state.step, exact)
         self.clock.saved(self.state.step)
+
+    def _refuse_what_is_spent(self) -> None:
+        """Raise a TrainingError where a run has done more than its budget is now."""
+        step, seconds, total = self.state.step, self.state.seconds, self.total_steps
+        is_spent = seconds >= self.pace.budget_s if total is None else step > total
+        if is_spent:
+            raise TrainingError(
+                f"The run in {self.folder} has done {step:,} steps in {seconds:,.0f} s, which is "
+                f"more than --budget {self.config.budget}. Nothing was changed. Give a larger "
+                "budget to go on, or another --out for a shorter run."
+            )
 
     def go(self) -> None:
         """Do steps until all are done or a signal came."""
         self.state.model.train()
         if self.state.step == 0 and self.config.validate_every:
             self._validate()
-        while self.state.step != self.total_steps and not self._is_stopped():
+        while not self._is_done() and not self._is_stopped():
             self._step()
             step, every = self.state.step, self.config.validate_every
             if every and (step % every == 0 or step == self.total_steps):
@@ -299,6 +312,9 @@ class _Run:
         self.clock.saved(self.state.step)
         if self.world.is_first:
             self.store.save_async(self.state)
+
+    def _is_done(self) -> bool:
+        return self.total_steps is not None and self.state.step >= self.total_steps
 
     def _is_stopped(self) -> bool:
         """Tell whether a signal came to any rank."""

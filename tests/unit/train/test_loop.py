@@ -8,6 +8,7 @@ import torch
 from tests.training import MemoryStore, RandomRows, Run, moe_config, train_config
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.train.config import TrainConfig
+from ziphius.train.errors import TrainingError
 from ziphius.train.optim import OPTIMIZERS
 from ziphius.train.optimizer_config import OptimizerConfig
 from ziphius.train.stage import LossOutput
@@ -73,6 +74,17 @@ def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
     assert (result.step, result.loss, result.is_complete) == (10, None, True)
     assert again.recorder.steps == []
     assert len(store.saved) == 1
+
+
+@pytest.mark.parametrize("budget", ["9-steps", "1024-tokens", "1s"])
+def test_a_budget_below_what_is_done_is_refused(tmp_path: Path, budget: str) -> None:
+    store = MemoryStore()
+    Run(tmp_path, train_config(), store=store).go()
+    store.saved[-1]["seconds"] = 2.0
+    again = Run(tmp_path, train_config(budget=budget), store=store)
+    with pytest.raises(TrainingError, match=rf"has done 10 steps in 2 s.* --budget {budget}"):
+        again.go()
+    assert (again.recorder.resumed_at, len(store.saved)) == ([], 1)
 
 
 def test_records_hold_what_happened(tmp_path: Path) -> None:
