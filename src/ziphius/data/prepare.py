@@ -192,7 +192,13 @@ def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
         chosen = with_tails(choose(streams, plan.limit_bytes, skipped))
         try:
             with new_folder(folder) as unfinished:
-                counts = write_shards(unfinished, plan.name, pool.encode(chosen, plan.fim))
+                counts = write_shards(
+                    unfinished,
+                    plan.name,
+                    pool.encode(chosen, plan.fim),
+                    skipped=skipped,
+                    origin=", ".join(plan.sources),
+                )
                 describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
         except OutputError:
             # Another process may have been faster with the same shards.

@@ -6,6 +6,8 @@ empty. What is wrong as a whole is an error: no such file, no such column.
 
 import gzip
 import json
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +19,10 @@ from ziphius.data.errors import DataError
 
 HUB = "hf:"
 BAD_TEXT, EMPTY, DUPLICATE = "not UTF-8", "empty", "duplicate"
+OTHER_FORMAT = "other format"
 TABLES = (".jsonl", ".jsonl.gz", ".parquet")
+OTHER = (".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
+"""Names of files that would be read as text, and are data of another kind."""
 _COMPILED = (
     ".c",
     ".cc",
@@ -43,7 +48,13 @@ def read_own(name: str, column: str, skipped: Counter[str]) -> Iterator[Document
         yield from _texts(name, _hub_rows(name.removeprefix(HUB)), column, skipped)
         return
     for path in own_files(name):
-        if path.name.endswith(TABLES):
+        if path.name.endswith(OTHER) and not path.name.endswith(TABLES):
+            if Path(name).is_file():
+                raise DataError(
+                    f"{name} is neither text, JSON Lines (.jsonl) nor parquet: make it one of them."
+                )
+            skipped[OTHER_FORMAT] += 1
+        elif path.name.endswith(TABLES):
             rows = _parquet_rows(path, column) if path.suffix == ".parquet" else _json_rows(path)
             yield from _texts(str(path), rows, column, skipped)
         else:
@@ -59,14 +70,23 @@ def own_files(name: str) -> list[Path]:
         )
     if path.is_file():
         return [path]
-    files = [
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
-    ]
+    files = list(_visible_files(path))
     if not files:
         raise DataError(f"The folder {name} holds no files.")
     return sorted(files, key=lambda file: fraction(str(file.relative_to(path))))
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"The folder {error.filename} cannot be read: {error.strerror}. Change its rights, or "
+            "name what lies beside it instead of the folder around it."
+        ) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = (Path(parent, name) for name in names if not name.startswith("."))
+        yield from (file for file in files if file.is_file())
 
 
 def read_file(path: Path, key: str, skipped: Counter[str]) -> Iterator[Document]:
@@ -110,20 +130,29 @@ def _texts(
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield None
-                continue
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is no valid JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} holds no JSON object.")
-            yield row
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            yield None
+            continue
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is no valid JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} holds no JSON object.")
+        yield row
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is no whole gzip file: {error}. Fetch it anew.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:

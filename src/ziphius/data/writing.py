@@ -1,7 +1,7 @@
 """Encoded documents go into the shards of a domain: held out or not, with a line of progress."""
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -28,8 +28,22 @@ MOST_HELD_OUT = 0.1
 Encoded = tuple[Document, Ids]
 
 
-def write_shards(folder: Path, name: str, encoded: Iterable[Encoded]) -> dict[str, SplitCounts]:
+def write_shards(
+    folder: Path,
+    name: str,
+    encoded: Iterable[Encoded],
+    *,
+    skipped: Mapping[str, int] | None = None,
+    origin: str | None = None,
+) -> dict[str, SplitCounts]:
     """Write both splits of a domain into a folder that is not yet visible.
+
+    Args:
+        folder: to write to.
+        name: of the domain.
+        encoded: its documents with their tokens.
+        skipped: what was left out and why, counted while `encoded` is read.
+        origin: where the user has them from, by default the domain's name.
 
     Raises:
         DataError: there is no text at all.
@@ -50,7 +64,8 @@ def write_shards(folder: Path, name: str, encoded: Iterable[Encoded]) -> dict[st
             writer.close()
     counts = {split: writer.counts for split, writer in writers.items()}
     if not any(count.documents for count in counts.values()):
-        raise DataError(f"The domain {name} has no text at all: every document was left out.")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in (skipped or {}).items())
+        raise DataError(f"There is no text in {origin or name}. Left out: {reasons or 'nothing'}.")
     return counts
 
 

@@ -19,6 +19,7 @@ from ziphius.core.device import resolve_dtype
 from ziphius.core.memory import keep_freed_memory
 from ziphius.dist.world import ALONE, World
 from ziphius.models.model import Model
+from ziphius.ops import native
 from ziphius.ops.precision import prefer_onednn_for_float32
 from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
@@ -202,6 +203,7 @@ class _Run:
 
     def go(self) -> None:
         """Do steps until all are done or a signal came."""
+        self._tell_of_slow_kernels()
         self.state.model.train()
         if self.state.step == 0 and self.config.validate_every:
             self._validate()
@@ -312,6 +314,11 @@ class _Run:
         self.clock.saved(self.state.step)
         if self.world.is_first:
             self.store.save_async(self.state)
+
+    def _tell_of_slow_kernels(self) -> None:
+        """Say once that a training on a CPU goes without compiled kernels, and why."""
+        if self.recorder is not None and self.device.type == "cpu" and not native.serves():
+            self.recorder.warn(f"Training is slow here: native kernels are {native.status()}.")
 
     def _is_done(self) -> bool:
         return self.total_steps is not None and self.state.step >= self.total_steps

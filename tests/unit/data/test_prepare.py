@@ -220,8 +220,8 @@ def test_another_process_may_be_faster(
     (cache / "tokens").rename(moved)
     real = module.write_shards
 
-    def late(folder: Path, name: str, encoded: Any) -> Any:
-        counts = real(folder, name, encoded)
+    def late(folder: Path, name: str, encoded: Any, **more: Any) -> Any:
+        counts = real(folder, name, encoded, **more)
         for finished in moved.glob(f"{name}-*"):
             finished.rename(folder.parent / finished.name)
         return counts

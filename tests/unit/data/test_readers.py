@@ -2,6 +2,7 @@ import builtins
 import gzip
 import importlib.util
 import json
+import os
 import sys
 import types
 from collections import Counter
@@ -85,7 +86,12 @@ def test_a_column_that_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("{", "line 2 is no valid JSON"), ("[1]", "line 2 holds no JSON object")]
+    ("line", "message"),
+    [
+        ("{", "line 2 is no valid JSON"),
+        ("[1]", "line 2 holds no JSON object"),
+        ("[" * 200_000, "line 2 is no valid"),
+    ],
 )
 def test_a_line_that_is_no_object(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "x.jsonl"
@@ -112,6 +118,55 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DataError, match=r"a.txt cannot be read: Permission denied"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "plain text"])
+def test_a_damaged_gzip_file(tmp_path: Path, damage: str) -> None:
+    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % (7**i) for i in range(200)))
+    middle = len(whole) // 2
+    contents = {
+        "cut": whole[:middle],
+        "changed": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        "plain text": b'{"text": "x"}\n',
+    }
+    (tmp_path / "a.jsonl.gz").write_bytes(contents[damage])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is no whole gzip file|no valid JSON"):
+        read(tmp_path)
+
+
+def test_json_lines_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.jsonl").write_text("{}")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"a.jsonl cannot be read: Permission denied"):
+        read(tmp_path)
+
+
+def test_a_folder_within_that_cannot_be_read_is_not_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    listed = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"folder .*inner cannot be read: Permission denied"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.txt.gz", "a.jsonl.zst"])
+def test_other_formats_are_not_read_as_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('[{"text": "x"}]')
+    with pytest.raises(DataError, match=rf"{name} is neither text, JSON Lines"):
+        read(tmp_path / name)
+    assert read(tmp_path) == ({}, {"other format": 1})
 
 
 @needs_parquet

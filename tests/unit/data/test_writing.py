@@ -68,5 +68,5 @@ def test_documents_that_say_so_are_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_domain_without_text_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="The domain books has no text at all"):
+    with pytest.raises(DataError, match=r"There is no text in books. Left out: nothing."):
         write_shards(tmp_path, "books", [])

@@ -1,6 +1,8 @@
 """Every native kernel against its PyTorch twin, in float32 and bfloat16, values and gradients."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +79,25 @@ def test_a_cache_that_cannot_be_used_is_said_not_hidden(monkeypatch, tmp_path):
     assert native.status().startswith("off: ")
     assert "cache" in native.status()
     native._build.cache_clear()
+
+
+@pytest.mark.parametrize("size", [0, 100, None])
+def test_a_library_that_was_cut_is_compiled_anew(monkeypatch, tmp_path, size):
+    compiled = []
+
+    def compiler(words, **_):
+        if "-o" in words:
+            compiled.append(words)
+            Path(words[words.index("-o") + 1]).write_bytes(b"code" * 100)
+        return SimpleNamespace(returncode=0, stdout="12")
+
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path))
+    monkeypatch.setattr(native.subprocess, "run", compiler)
+    path, _ = native._compiled([], "g++")
+    path.write_bytes((b"code" * 100)[:size])
+    assert native._compiled([], "g++") == (path, "on: compiled by g++")
+    assert path.read_bytes() == b"code" * 100
+    assert len(compiled) == (1 if size is None else 2)
 
 
 @DTYPES

@@ -7,6 +7,7 @@ import torch
 
 from tests.training import MemoryStore, RandomRows, Run, moe_config, train_config
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
+from ziphius.ops import native
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.optim import OPTIMIZERS
@@ -74,6 +75,17 @@ def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
     assert (result.step, result.loss, result.is_complete) == (10, None, True)
     assert again.recorder.steps == []
     assert len(store.saved) == 1
+
+
+def test_slow_kernels_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = Run(tmp_path, train_config(budget="1-steps"))
+    quick.go()
+    assert quick.recorder.warnings == []
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    monkeypatch.setattr(native, "status", lambda: "off: no compiler")
+    slow = Run(tmp_path, train_config(budget="1-steps"))
+    slow.go()
+    assert slow.recorder.warnings == ["Training is slow here: native kernels are off: no compiler."]
 
 
 @pytest.mark.parametrize("budget", ["9-steps", "1024-tokens", "1s"])

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -157,7 +158,8 @@ def _build() -> tuple[Path | None, str]:
 
 def _compiled(sources: Sequence[Path], compiler: str) -> tuple[Path | None, str]:
     path = cache_folder() / f"native-{_fingerprint(sources, compiler)}.so"
-    if not path.exists():
+    if not _is_whole(path):
+        print("Compiling kernels for this CPU: some 15 seconds, once.", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
         built = subprocess.run(
@@ -169,9 +171,22 @@ def _compiled(sources: Sequence[Path], compiler: str) -> tuple[Path | None, str]
             scratch.unlink(missing_ok=True)
             reason = built.stderr.strip().splitlines()
             return None, f"off: {compiler} failed: {reason[0] if reason else 'no message'}"
-        write_file(path, scratch.read_bytes())
+        content = scratch.read_bytes()
         scratch.unlink()
+        write_file(path, content)
+        write_file(_sum_file(path), hashlib.sha256(content).hexdigest())
     return path, f"on: compiled by {compiler}"
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether the library is there as it was written: a cut one would end the process."""
+    if not path.exists() or not _sum_file(path).exists():
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == _sum_file(path).read_text()
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def _fingerprint(sources: Sequence[Path], compiler: str) -> str:
