@@ -21,7 +21,7 @@ from ziphius.core.config import Config, explain
 from ziphius.core.errors import ZiphiusError
 
 COMMANDS: dict[str, str] = {
-    "run": "the main job: a tiny model of each family, checked and generating",
+    "run": "the main job: real text to a reasoning model, its student and a report",
     "generate": "answer or continue prompts with a model folder, GGUF file or preset",
     "chat": "talk with a model, its thinking shown apart",
     "pretrain": "train a language model on text, new or trained before",
@@ -34,7 +34,8 @@ COMMANDS: dict[str, str] = {
 
 EXAMPLES: tuple[tuple[str, str], ...] = (
     ("doctor", "look at this machine first"),
-    ("run", "see the whole family work"),
+    ("run tour", "tiny models of each family, checked, in seconds"),
+    ("run --budget 2m --out runs/short", "the whole path; without a budget, 15 minutes"),
     ("inspect v3", "what a published model is and costs"),
     ("generate v3-tiny 'The whale dives'", "a tiny model with random weights"),
     ("pretrain --budget 10m --out runs/first", "train a small model of V3's make on real text"),

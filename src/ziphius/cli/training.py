@@ -201,8 +201,15 @@ def _read(options: C, path: Path) -> C:
     """Read the settings of a run; options of the call stay, and instruments that it names."""
     try:
         settings = json.loads(path.read_bytes())["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} holds no settings of a run ({error}).") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Is it a run?") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no settings of a run.") from error
+    if unknown := settings.keys() - type(options).model_fields.keys():
+        raise ConfigError(
+            f"{path} is of another command's run: {', '.join(sorted(unknown))} is no setting of "
+            "this one. Runs of pretrain and of sft go on with the command that began them."
+        )
     try:
         of_the_call = {name: getattr(options, name) for name in _OF_THE_CALL}
         if options.instruments != type(options).model_fields[_SHOWN].default:

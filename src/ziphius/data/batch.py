@@ -28,8 +28,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Count all tokens, learned or not."""
-        return self.ids_BT.numel()
+        """Count all tokens, learned or not; padding is none."""
+        return int((self.documents_BT >= 0).sum())
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on a device."""

@@ -175,7 +175,9 @@ def _description(loader: ConversationLoader, held_out: Conversations, tokenizer:
         f"{learned.tokens:,} tokens, {100 * learned.learned_tokens / learned.tokens:.0f} % of them "
         "learned",
         f"{_extent(loader)}, {100 * loader.filled_share:.0f} % filled",
-        f"{len(held_out.kept):,} others measured on",
+        f"{len(held_out.kept):,} others measured on"
+        if held_out.kept
+        else "none is held out, so nothing is measured: there are too few for hold_out, or it is 0",
     ]
     if too_long := learned.too_long + held_out.too_long:
         longest = max(learned.longest, held_out.longest)

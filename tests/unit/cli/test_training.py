@@ -115,7 +115,7 @@ def test_a_run_killed_before_its_first_file_starts_again(tmp_path: Path) -> None
         ({"resume": "a", "fresh": True}, "out and fresh have no effect with resume"),
         ({"resume": "a", "preset": "v2-1m"}, "preset: no effect with resume"),
         ({"config": "a", "out": "b", "data": {"mix": "r1"}}, "data.mix: no effect with config"),
-        ({"resume": "nowhere"}, r"nowhere/config.json holds no settings of a run"),
+        ({"resume": "nowhere"}, r"nowhere/config.json cannot be read: No such file"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(given: dict, message: str) -> None:
@@ -151,3 +151,9 @@ def test_the_end_of_a_run_is_shown_and_a_signal_kept(
     assert json.loads(shown.out)["step"] == 7
     assert json.loads((tmp_path / "result.json").read_text())["stopped_by"] == stopped_by
     assert (f"ziphius pretrain --resume {tmp_path}" in shown.err) == (stopped_by is not None)
+
+
+def test_a_run_of_another_command_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"settings": {"chat_format": None}}))
+    with pytest.raises(ConfigError, match=r"another command's run: chat_format is no setting"):
+        settle(PretrainConfig(resume=tmp_path))

@@ -447,3 +447,17 @@ def test_a_file_that_is_missing_or_a_pipe_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="not a regular file"):
         read_config(tmp_path)
+
+
+def test_the_folder_of_a_run_names_its_newest_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"settings": {}}')
+    for step in (9, 80, 100):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"folder of a run. Its newest model is .*step-100$"):
+        read_config(tmp_path)
+
+
+def test_a_folder_of_adapters_says_that_it_is_one(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds adapters and no model"):
+        read_config(tmp_path)
