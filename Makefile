@@ -9,10 +9,13 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 TESTS := tests/house tests/unit tests/numerics tests/e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench-train bench-rl bench-learning fmt lint type house unit numerics e2e docs size clean
+.PHONY: help setup run test bench-train bench-rl bench-learning fmt lint type house unit numerics e2e docs size clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+setup: $(STAMP) ## Only install, into .venv
+	@echo "Installed: $(BIN)/ziphius --help"
 
 run: $(STAMP) ## Do the main job (ARGS="..." for its options)
 	$(BIN)/ziphius run $(ARGS)

@@ -9,9 +9,9 @@ from pydantic import AfterValidator
 from ziphius.core.errors import ConfigError
 
 _TIME_S = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-_COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_COUNTED = re.compile(r"(\d+(?:\.\d+)?)([KMBT]?)-?(steps|tokens)")
+_COUNTED = re.compile(r"(\d+(?:\.\d+)?)([kKMBT]?)-?(steps|tokens)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def parse_budget(text: str) -> Budget:
     else:
         raise ConfigError(
             f"{text!r} is no budget: give a time (90s, 10m, 2h), a number of tokens (200M-tokens) "
-            "or a number of steps (500-steps)."
+            "or a number of steps (500-steps); k, M, B and T stand for thousands and so on."
         )
     if budget.amount <= 0 or (budget.unit == "steps" and budget.amount != int(budget.amount)):
         raise ConfigError(f"{text!r}: must be above 0, and steps a whole number.")

@@ -186,7 +186,7 @@ class Stepper:
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
         report = {
-            "step": step,
+            "step": step + 1,  # as it is recorded: the first step is 1
             "rank": self.world.rank,
             "terms": outcome.terms,
             "loss_sums_of_micro_batches": [float(loss) for loss in sums.losses],
@@ -233,14 +233,15 @@ def _divisor(weight: float) -> float:
 def _what_went_wrong(step: int, outcome: StepOutcome, bad_gradients: Sequence[str]) -> str:
     terms = [name for name, value in outcome.terms.items() if not math.isfinite(value)]
     if terms:
-        return f"Step {step}: the loss is not finite ({', '.join(terms)})."
+        return f"Step {step + 1}: the loss is not finite ({', '.join(terms)})."
     if not math.isfinite(outcome.grad_norm):
         first = bad_gradients[0] if bad_gradients else "the norm of all"
         return (
-            f"Step {step}: the loss {outcome.loss:.4g} is finite, but {len(bad_gradients)} "
-            f"gradients are not, the first of {first}. Try a smaller learning rate or float32."
+            f"Step {step + 1}: the loss {outcome.loss:.4g} is finite, but {len(bad_gradients)} "
+            f"gradients are not, the first of {first}. Try a smaller learning rate, or float32 "
+            "where it was not."
         )
     return (
-        f"Step {step}: the loss jumped to {outcome.loss:.4g}, {outcome.jump:.1f} standard "
+        f"Step {step + 1}: the loss jumped to {outcome.loss:.4g}, {outcome.jump:.1f} standard "
         "deviations above those before it (guard.on_spike is stop)."
     )

@@ -39,9 +39,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched(
     seen = []
     step = run.recorder.step
     run.recorder.step = lambda record: (step(record), seen.append(weights_of(run)))
-    with pytest.raises(DivergenceError, match=r"Step 2: the loss is not finite \(mtp1\)") as error:
+    with pytest.raises(DivergenceError, match=r"Step 3: the loss is not finite \(mtp1\)") as error:
         run.go()
-    folder = tmp_path / "failed-step-2"
+    folder = tmp_path / "failed-step-3"
     assert str(folder) in str(error.value)
     assert run.recorder.is_closed
     assert len(seen) == 2
@@ -74,7 +74,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
         run.go()
     after = run.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    report = json.loads((tmp_path / "failed-step-0" / "report.json").read_text())
+    report = json.loads((tmp_path / "failed-step-1" / "report.json").read_text())
     assert report["gradients_not_finite"] == ["lm_head.weight"]
 
 
@@ -92,10 +92,10 @@ class Jumping(Broken):
 def test_a_jump_stops_the_run_where_asked(tmp_path: Path) -> None:
     guard = GuardConfig(on_spike="stop", spike_window=10)
     run = run_of(tmp_path, Jumping, guard=guard, learning_rate=1e-5)
-    with pytest.raises(DivergenceError, match=r"Step 7: the loss jumped to .*on_spike is stop"):
+    with pytest.raises(DivergenceError, match=r"Step 8: the loss jumped to .*on_spike is stop"):
         run.go()
     assert len(run.recorder.losses) == 7
-    assert json.loads((tmp_path / "failed-step-7" / "report.json").read_text())["jump_sigma"] > 6.0
+    assert json.loads((tmp_path / "failed-step-8" / "report.json").read_text())["jump_sigma"] > 6.0
 
 
 def test_long_gradients_are_scaled_down_to_the_clip(tmp_path: Path) -> None:

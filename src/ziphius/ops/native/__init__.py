@@ -35,6 +35,7 @@ FLAGS = (
     "-shared",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-strict-aliasing",  # panels of bfloat16 are turned as numbers of four bytes
 )
 SUFFIXES = {torch.float32: "f", torch.bfloat16: "b"}
 SWITCH = "ZIPHIUS_NATIVE"

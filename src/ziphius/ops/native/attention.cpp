@@ -5,7 +5,8 @@
 // grad_v = p^T grad, ds = scale p (dp - delta), grad_q = ds k, grad_k = ds^T q.
 // Source: FlashAttention-2 (arXiv 2307.08691), section 3.1.2.
 //
-// Shapes: heads of all sequences in one row, Q queries, S keys, H width of queries and keys, V of values.
+// Shapes: heads of all sequences in one row, Q queries, S keys, H width of queries and keys, V of values;
+// Sp, Hp and Vp are padded to multiples of UNIT.
 
 #include "gemm.h"
 
@@ -35,16 +36,16 @@ template <class T>
 void attention_forward(const T* query, const T* key, const T* value, const uint8_t* mask, T* out, float* lse,
                        int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width,
                        int64_t value_width, int causal, float scale) {
-    int64_t wide = padded(width), value_wide = padded(value_width), all = padded(keys);
+    int64_t Hp = padded(width), Vp = padded(value_width), Sp = padded(keys);
 #pragma omp parallel
     {
         static thread_local std::vector<T> memory;
         static thread_local std::vector<float> float_memory;
-        T* across_keys = scratch(memory, all * (wide + value_wide) + QUERIES * (wide + all));
-        T *value_rows = across_keys + all * wide, *query_rows = value_rows + all * value_wide;
-        T* probs = query_rows + QUERIES * wide;
-        float* scores = scratch(float_memory, QUERIES * (all + value_wide));
-        float* sums = scores + QUERIES * all;
+        T* across_keys = scratch(memory, Sp * (Hp + Vp) + QUERIES * (Hp + Sp));
+        T *value_rows = across_keys + Sp * Hp, *query_rows = value_rows + Sp * Vp;
+        T* probs = query_rows + QUERIES * Hp;
+        float* scores = scratch(float_memory, QUERIES * (Sp + Vp));
+        float* sums = scores + QUERIES * Sp;
 #pragma omp for schedule(dynamic)
         for (int64_t h = 0; h < heads; h++) {
             pack(key + h * keys * width, 1, width, width, keys, across_keys);
@@ -52,10 +53,10 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
             for (int64_t start = 0; start < queries; start += QUERIES) {
                 int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
                 int64_t at = h * queries + start;
-                int64_t seen = causal ? std::min(all, padded(start + count)) : all;
+                int64_t seen = causal ? std::min(Sp, padded(start + count)) : Sp;
                 float inverse[QUERIES];
                 copy_rows(query + at * width, count, width, query_rows);
-                multiply(rows, seen, terms<T>(width), query_rows, wide, across_keys, wide, scores, seen);
+                multiply(rows, seen, terms<T>(width), query_rows, Hp, across_keys, Hp, scores, seen);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t visible = causal ? start + i + 1 : keys;
                     int64_t whole = (visible + VECTOR - 1) / VECTOR * VECTOR;
@@ -81,9 +82,9 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
                     lse[at + i] = scale * top + std::log(sum);
                 }
                 std::memset(static_cast<void*>(probs + count * seen), 0, sizeof(T) * (rows - count) * seen);
-                multiply(rows, value_wide, seen, probs, seen, value_rows, all, sums, value_wide);
+                multiply(rows, Vp, seen, probs, seen, value_rows, Sp, sums, Vp);
                 for (int64_t i = 0; i < count; i++) {
-                    float* from = sums + i * value_wide;
+                    float* from = sums + i * Vp;
 #pragma omp simd
                     for (int64_t j = 0; j < value_width; j++) from[j] *= inverse[i];
                     store_row(from, out + (at + i) * value_width, value_width);
@@ -98,35 +99,35 @@ void attention_backward(const T* query, const T* key, const T* value, const T* o
                         const float* lse, const uint8_t* mask, T* grad_query, T* grad_key, T* grad_value,
                         int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width,
                         int64_t value_width, int causal, float scale) {
-    int64_t wide = padded(width), value_wide = padded(value_width), all = padded(keys);
+    int64_t Hp = padded(width), Vp = padded(value_width), Sp = padded(keys);
 #pragma omp parallel
     {
         static thread_local std::vector<T> memory;
         static thread_local std::vector<float> float_memory;
-        T* across_keys = scratch(memory, all * (2 * wide + value_wide) +
-                                             QUERIES * (wide + value_wide + std::max(wide, value_wide) + 3 * all));
-        T *across_values = across_keys + all * wide, *key_rows = across_values + all * value_wide;
-        T *query_rows = key_rows + all * wide, *grad_rows = query_rows + QUERIES * wide;
-        T *packed = grad_rows + QUERIES * value_wide, *probs = packed + QUERIES * std::max(wide, value_wide);
-        T *deltas = probs + QUERIES * all, *turned = deltas + QUERIES * all;
-        float* key_sums = scratch(float_memory, all * (wide + value_wide) + QUERIES * (2 * all + wide));
-        float *value_sums = key_sums + all * wide, *scores = value_sums + all * value_wide;
-        float *grad_probs = scores + QUERIES * all, *query_sums = grad_probs + QUERIES * all;
+        T* across_keys = scratch(memory, Sp * (2 * Hp + Vp) +
+                                             QUERIES * (Hp + Vp + std::max(Hp, Vp) + 3 * Sp));
+        T *across_values = across_keys + Sp * Hp, *key_rows = across_values + Sp * Vp;
+        T *query_rows = key_rows + Sp * Hp, *grad_rows = query_rows + QUERIES * Hp;
+        T *packed = grad_rows + QUERIES * Vp, *probs = packed + QUERIES * std::max(Hp, Vp);
+        T *deltas = probs + QUERIES * Sp, *turned = deltas + QUERIES * Sp;
+        float* key_sums = scratch(float_memory, Sp * (Hp + Vp) + QUERIES * (2 * Sp + Hp));
+        float *value_sums = key_sums + Sp * Hp, *scores = value_sums + Sp * Vp;
+        float *grad_probs = scores + QUERIES * Sp, *query_sums = grad_probs + QUERIES * Sp;
 #pragma omp for schedule(dynamic)
         for (int64_t h = 0; h < heads; h++) {
             const T *head_key = key + h * keys * width, *head_value = value + h * keys * value_width;
             pack(head_key, 1, width, width, keys, across_keys);
             pack(head_value, 1, value_width, value_width, keys, across_values);
             pack(head_key, width, 1, keys, width, key_rows);
-            std::fill(key_sums, key_sums + all * (wide + value_wide), 0.0f);
+            std::fill(key_sums, key_sums + Sp * (Hp + Vp), 0.0f);
             for (int64_t start = 0; start < queries; start += QUERIES) {
                 int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
                 int64_t at = h * queries + start;
-                int64_t seen = causal ? std::min(all, padded(start + count)) : all;
+                int64_t seen = causal ? std::min(Sp, padded(start + count)) : Sp;
                 copy_rows(query + at * width, count, width, query_rows);
                 copy_rows(grad + at * value_width, count, value_width, grad_rows);
-                multiply(rows, seen, terms<T>(width), query_rows, wide, across_keys, wide, scores, seen);
-                multiply(rows, seen, terms<T>(value_width), grad_rows, value_wide, across_values, value_wide, grad_probs,
+                multiply(rows, seen, terms<T>(width), query_rows, Hp, across_keys, Hp, scores, seen);
+                multiply(rows, seen, terms<T>(value_width), grad_rows, Vp, across_values, Vp, grad_probs,
                          seen);
                 std::memset(static_cast<void*>(probs), 0, sizeof(T) * rows * seen);
                 std::memset(static_cast<void*>(deltas), 0, sizeof(T) * rows * seen);
@@ -155,18 +156,18 @@ void attention_backward(const T* query, const T* key, const T* value, const T* o
                         }
                     }
                 }
-                multiply(rows, wide, seen, deltas, seen, key_rows, all, query_sums, wide);
+                multiply(rows, Hp, seen, deltas, seen, key_rows, Sp, query_sums, Hp);
                 for (int64_t i = 0; i < count; i++)
-                    store_row(query_sums + i * wide, grad_query + (at + i) * width, width);
-                pack(grad_rows, value_wide, 1, rows, value_wide, packed);
-                multiply_transposed(seen, value_wide, rows, probs, seen, turned, packed, rows, value_sums,
-                                    value_wide, true);
-                pack(query_rows, wide, 1, rows, wide, packed);
-                multiply_transposed(seen, wide, rows, deltas, seen, turned, packed, rows, key_sums, wide, true);
+                    store_row(query_sums + i * Hp, grad_query + (at + i) * width, width);
+                pack(grad_rows, Vp, 1, rows, Vp, packed);
+                multiply_transposed(seen, Vp, rows, probs, seen, turned, packed, rows, value_sums,
+                                    Vp, true);
+                pack(query_rows, Hp, 1, rows, Hp, packed);
+                multiply_transposed(seen, Hp, rows, deltas, seen, turned, packed, rows, key_sums, Hp, true);
             }
             for (int64_t i = 0; i < keys; i++) {
-                store_row(key_sums + i * wide, grad_key + (h * keys + i) * width, width);
-                store_row(value_sums + i * value_wide, grad_value + (h * keys + i) * value_width, value_width);
+                store_row(key_sums + i * Hp, grad_key + (h * keys + i) * width, width);
+                store_row(value_sums + i * Vp, grad_value + (h * keys + i) * value_width, value_width);
             }
         }
     }

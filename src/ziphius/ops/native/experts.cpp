@@ -5,7 +5,8 @@
 // expert's begin. Blocks and experts are shared out among threads; each sum is taken by one thread in a
 // fixed order, so results depend neither on timing nor on the number of threads.
 //
-// Shapes: M tokens, K experts per token, E experts, D hidden, F expert width, Z pairs that are computed.
+// Shapes: M tokens, K experts per token, E experts, D hidden, F expert width, Z pairs that are computed; Dp and
+// Fp are padded to multiples of UNIT.
 
 #include "gemm.h"
 
@@ -46,8 +47,8 @@ template <class T, class W>
 void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
                      const W* down_weights, T* gate_up, T* out, int64_t per_token, int64_t experts,
                      int64_t hidden, int64_t width) {
-    int64_t wide = padded(hidden), narrow = padded(width);
-    int64_t first_size = wide * 2 * narrow, size = first_size + narrow * wide;
+    int64_t Dp = padded(hidden), Fp = padded(width);
+    int64_t first_size = Dp * 2 * Fp, size = first_size + Fp * Dp;
     // Experts are packed in waves, so that a layer of many large ones is never held twice.
     int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(experts, PACKED_BYTES / (sizeof(T) * size)));
     static thread_local std::vector<T> packed_memory;
@@ -56,9 +57,9 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
     {
         static thread_local std::vector<T> x_memory, hidden_memory;
         static thread_local std::vector<float> sums_memory;
-        T* x_rows = scratch(x_memory, BLOCK * wide);
-        T* hidden_rows = scratch(hidden_memory, BLOCK * narrow);
-        float* sums = scratch(sums_memory, BLOCK * std::max(wide, 2 * narrow));
+        T* x_rows = scratch(x_memory, BLOCK * Dp);
+        T* hidden_rows = scratch(hidden_memory, BLOCK * Fp);
+        float* sums = scratch(sums_memory, BLOCK * std::max(Dp, 2 * Fp));
         for (int64_t from = 0; from < experts; from += at_once) {
             int64_t until = std::min(experts, from + at_once);
             std::vector<Block> blocks = blocks_of(offsets, from, until);
@@ -68,7 +69,7 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
                 const W* first = gate_up_weights + e * 2 * width * hidden;
                 T* to = packed + (e - from) * size;
                 pack(first, 1, hidden, hidden, width, to);
-                pack(first + width * hidden, 1, hidden, hidden, width, to + wide * narrow);
+                pack(first + width * hidden, 1, hidden, hidden, width, to + Dp * Fp);
                 pack(down_weights + e * hidden * width, 1, width, width, hidden, to + first_size);
             }
 #pragma omp for schedule(dynamic)
@@ -78,22 +79,22 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
                 const T* weights = packed + (block.expert - from) * size;
                 gather(x, pairs, block, per_token, hidden, x_rows);
                 T* kept = gate_up ? gate_up + block.start * 2 * width : nullptr;
-                float* inner = target_of(kept, kept && rows == count && narrow == width, sums);
-                multiply(rows, 2 * narrow, wide, x_rows, wide, weights, wide, inner, 2 * narrow);
+                float* inner = target_of(kept, kept && rows == count && Fp == width, sums);
+                multiply(rows, 2 * Fp, Dp, x_rows, Dp, weights, Dp, inner, 2 * Fp);
                 if (kept) {
-                    bring(inner, 2 * narrow, kept, 2 * width, count, width);
-                    if (inner == sums) bring(sums + narrow, 2 * narrow, kept + width, 2 * width, count, width);
+                    bring(inner, 2 * Fp, kept, 2 * width, count, width);
+                    if (inner == sums) bring(sums + Fp, 2 * Fp, kept + width, 2 * width, count, width);
                 }
                 for (int64_t i = 0; i < rows; i++) {
-                    const float *gate = inner + i * 2 * narrow, *up = gate + narrow;
-                    T* to = hidden_rows + i * narrow;
+                    const float *gate = inner + i * 2 * Fp, *up = gate + Fp;
+                    T* to = hidden_rows + i * Fp;
 #pragma omp simd
-                    for (int64_t j = 0; j < narrow; j++) store(to + j, gate[j] * sigmoid(gate[j]) * up[j]);
+                    for (int64_t j = 0; j < Fp; j++) store(to + j, gate[j] * sigmoid(gate[j]) * up[j]);
                 }
                 T* place = out + block.start * hidden;
-                float* target = target_of(place, rows == count && wide == hidden, sums);
-                multiply(rows, wide, narrow, hidden_rows, narrow, weights + first_size, narrow, target, wide);
-                bring(target, wide, place, hidden, count, hidden);
+                float* target = target_of(place, rows == count && Dp == hidden, sums);
+                multiply(rows, Dp, Fp, hidden_rows, Fp, weights + first_size, Fp, target, Dp);
+                bring(target, Dp, place, hidden, count, hidden);
             }
         }
     }
@@ -106,18 +107,18 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                       const float* pair_weights, const T* gate_up, const W* gate_up_weights,
                       const W* down_weights, T* grad_rows, float* grad_pair_weights, float* grad_gate_up,
                       float* grad_down, int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {
-    int64_t wide = padded(hidden), narrow = padded(width);
+    int64_t Dp = padded(hidden), Fp = padded(width);
 #pragma omp parallel
     {
         static thread_local std::vector<T> memory;
         static thread_local std::vector<float> float_memory;
-        T* own = scratch(memory, 3 * narrow * wide + LONG_BLOCK * (3 * wide + 5 * narrow));
-        T *first = own, *second = first + 2 * narrow * wide;
-        T *x_rows = second + narrow * wide, *grad_out = x_rows + LONG_BLOCK * wide;
-        T *packed = grad_out + LONG_BLOCK * wide, *delta = packed + LONG_BLOCK * wide;
-        T *turned = delta + 2 * LONG_BLOCK * narrow, *inner = turned + 2 * LONG_BLOCK * narrow;
-        float* sums = scratch(float_memory, LONG_BLOCK * std::max(wide, narrow) + 3 * narrow * wide);
-        float *first_sums = sums + LONG_BLOCK * std::max(wide, narrow), *second_sums = first_sums + 2 * narrow * wide;
+        T* own = scratch(memory, 3 * Fp * Dp + LONG_BLOCK * (3 * Dp + 5 * Fp));
+        T *first = own, *second = first + 2 * Fp * Dp;
+        T *x_rows = second + Fp * Dp, *grad_out = x_rows + LONG_BLOCK * Dp;
+        T *packed = grad_out + LONG_BLOCK * Dp, *delta = packed + LONG_BLOCK * Dp;
+        T *turned = delta + 2 * LONG_BLOCK * Fp, *inner = turned + 2 * LONG_BLOCK * Fp;
+        float* sums = scratch(float_memory, LONG_BLOCK * std::max(Dp, Fp) + 3 * Fp * Dp);
+        float *first_sums = sums + LONG_BLOCK * std::max(Dp, Fp), *second_sums = first_sums + 2 * Fp * Dp;
 #pragma omp for schedule(dynamic)
         for (int64_t e = 0; e < experts; e++) {
             float *to_first = grad_gate_up + e * 2 * width * hidden, *to_second = grad_down + e * hidden * width;
@@ -130,9 +131,9 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
             // The gate's and the up projection's rows are padded apart, so each panel is packed in halves.
             for (int64_t j = 0; j < hidden; j += UNIT) {
                 int64_t columns = std::min(UNIT, hidden - j);
-                T* panel = first + j * 2 * narrow;
+                T* panel = first + j * 2 * Fp;
                 pack(gate_weights + j, hidden, 1, width, columns, panel);
-                pack(up_weights + j, hidden, 1, width, columns, panel + narrow * UNIT);
+                pack(up_weights + j, hidden, 1, width, columns, panel + Fp * UNIT);
             }
             pack(down_weights + e * hidden * width, width, 1, hidden, width, second);
             bool add = false;
@@ -140,14 +141,14 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                 Block block{e, start, std::min(start + LONG_BLOCK, offsets[e + 1])};
                 int64_t count = block.end - start, rows = padded(count);
                 gather(grad, pairs, block, per_token, hidden, grad_out);
-                multiply(rows, narrow, wide, grad_out, wide, second, wide, sums, narrow);
-                std::memset(static_cast<void*>(delta), 0, sizeof(T) * rows * 2 * narrow);
-                std::memset(static_cast<void*>(inner), 0, sizeof(T) * rows * narrow);
+                multiply(rows, Fp, Dp, grad_out, Dp, second, Dp, sums, Fp);
+                std::memset(static_cast<void*>(delta), 0, sizeof(T) * rows * 2 * Fp);
+                std::memset(static_cast<void*>(inner), 0, sizeof(T) * rows * Fp);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t pair = pairs[start + i];
-                    const float* from = sums + i * narrow;
+                    const float* from = sums + i * Fp;
                     const T *gate = gate_up + (start + i) * 2 * width, *up = gate + width;
-                    T *to_gate = delta + i * 2 * narrow, *to_up = to_gate + narrow, *to = inner + i * narrow;
+                    T *to_gate = delta + i * 2 * Fp, *to_up = to_gate + Fp, *to = inner + i * Fp;
                     float weight = pair_weights[pair], dot = 0;
 #pragma omp simd reduction(+ : dot)
                     for (int64_t j = 0; j < width; j++) {
@@ -161,26 +162,26 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                     grad_pair_weights[pair] = dot;
                 }
                 T* place = grad_rows + start * hidden;
-                float* target = target_of(place, rows == count && wide == hidden, sums);
-                multiply(rows, wide, 2 * narrow, delta, 2 * narrow, first, 2 * narrow, target, wide);
-                bring(target, wide, place, hidden, count, hidden);
+                float* target = target_of(place, rows == count && Dp == hidden, sums);
+                multiply(rows, Dp, 2 * Fp, delta, 2 * Fp, first, 2 * Fp, target, Dp);
+                bring(target, Dp, place, hidden, count, hidden);
                 gather(x, pairs, block, per_token, hidden, x_rows);
-                pack(x_rows, wide, 1, rows, wide, packed);
-                multiply_transposed(2 * narrow, wide, rows, delta, 2 * narrow, turned, packed, rows, first_sums,
-                                    wide, add);
-                pack(grad_out, wide, 1, rows, wide, packed);
-                multiply_transposed(narrow, wide, rows, inner, narrow, turned, packed, rows, second_sums, wide,
+                pack(x_rows, Dp, 1, rows, Dp, packed);
+                multiply_transposed(2 * Fp, Dp, rows, delta, 2 * Fp, turned, packed, rows, first_sums,
+                                    Dp, add);
+                pack(grad_out, Dp, 1, rows, Dp, packed);
+                multiply_transposed(Fp, Dp, rows, inner, Fp, turned, packed, rows, second_sums, Dp,
                                     add);
             }
             for (int64_t i = 0; i < width; i++) {
-                std::memcpy(to_first + i * hidden, first_sums + i * wide, sizeof(float) * hidden);
-                std::memcpy(to_first + (width + i) * hidden, first_sums + (narrow + i) * wide,
+                std::memcpy(to_first + i * hidden, first_sums + i * Dp, sizeof(float) * hidden);
+                std::memcpy(to_first + (width + i) * hidden, first_sums + (Fp + i) * Dp,
                             sizeof(float) * hidden);
             }
-            for (int64_t first = 0; first < hidden; first += 16)
+            for (int64_t strip = 0; strip < hidden; strip += 16)
                 for (int64_t i = 0; i < width; i++)
-                    for (int64_t j = first; j < std::min(first + 16, hidden); j++)
-                        to_second[j * width + i] = second_sums[i * wide + j];
+                    for (int64_t j = strip; j < std::min(strip + 16, hidden); j++)
+                        to_second[j * width + i] = second_sums[i * Dp + j];
         }
     }
 }

@@ -314,9 +314,9 @@ inline bool multiply_by_tiles(int64_t m, int64_t n, int64_t k, const bf16* a, in
 template <class T>
 void multiply_by_vectors(int64_t m, int64_t n, int64_t k, const T* a, int64_t row_stride, int64_t step,
                          const T* b, int64_t depth, float* c, int64_t c_stride, bool add) {
-    constexpr int64_t wide = WIDE * LANES, numbers = sizeof(float) / sizeof(T);
+    constexpr int64_t tile = WIDE * LANES, numbers = sizeof(float) / sizeof(T);
     int64_t panel = depth * UNIT, j = 0;
-    for (; j + wide <= n; j += wide)
+    for (; j + tile <= n; j += tile)
         columns_of<SUMS / WIDE, WIDE>(m, k, a, row_stride, step, b + j / UNIT * panel + j % UNIT * numbers,
                                       panel / numbers, c + j, c_stride, add);
     for (; j < n; j += UNIT)
