@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
@@ -181,6 +182,7 @@ class _SummedKl(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         [grad] = grads
         grad_XD, grad_WD = ctx.saved_tensors

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 
@@ -112,6 +113,7 @@ class _Attention(torch.autograd.Function):
         return out_BNTV
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_BNTV: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, out_BNTV, lse_BNT = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in inputs]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
@@ -151,6 +152,7 @@ class _RoutedExperts(torch.autograd.Function):
         return out_MD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         x, weights_MK, gate_up_E2FD, down_EDF, pairs_Z, slot_MK, offsets, gate_up_Z2F = (
             ctx.saved_tensors

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 from ziphius.ops.linear import linear, project, project_back, trains_small, weight_gradient
@@ -43,6 +44,7 @@ class _FeedForward(torch.autograd.Function):
         return project(hidden_XF, down_DF).view(x_XD.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_XD: Tensor) -> tuple[Tensor | None, ...]:
         x, gate_up_X2F, hidden_XF, gate_FD, up_FD, down_DF = ctx.saved_tensors
         grad = grad_XD.reshape(x.shape)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 from ziphius.ops.rotary import rotate_pairs
@@ -56,6 +57,7 @@ class _QueryHeads(torch.autograd.Function):
         return out_BNTH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor, None, None]:
         cos_BTr, sin_BTr = ctx.saved_tensors
         batch, heads, tokens, width = grad_BNTH.shape
@@ -107,6 +109,7 @@ class _KeyValueHeads(torch.autograd.Function):
         return key_BNTH, value_BNTV
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, grad_key_BNTH: Tensor, grad_value_BNTV: Tensor
     ) -> tuple[Tensor, Tensor, None]:

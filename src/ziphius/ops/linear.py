@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
@@ -43,6 +44,7 @@ class _Linear(torch.autograd.Function):
         return project(x_MI, weight_OI).view(*x_XI.shape[:-1], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_XO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_MI, weight_OI = ctx.saved_tensors
         grad_MO = grad_XO.reshape(len(x_MI), -1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
@@ -81,6 +82,7 @@ class _HeadLogprobs(torch.autograd.Function):
         return logprobs_X
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_X: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden, weight, ids_X, logprobs_X = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
@@ -202,6 +204,7 @@ class _HeadLosses(torch.autograd.Function):
         return losses_X.sum(), normalizers_X.square().sum()
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, grad: Tensor, grad_squares: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
@@ -53,6 +54,7 @@ class _RMSNorm(torch.autograd.Function):
         return out_XD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_XD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x_XD, weight_D, inverse_X = ctx.saved_tensors
         grad_x_XD, grad_weight_D = torch.empty_like(x_XD), torch.empty_like(weight_D)
@@ -76,6 +78,7 @@ class _AddRMSNorm(torch.autograd.Function):
         return sum_XD, out_XD
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, grad_sum_XD: Tensor, grad_XD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:

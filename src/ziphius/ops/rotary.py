@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 
@@ -48,6 +49,7 @@ class _Rotate(torch.autograd.Function):
         return _rotated(x_BTNR, *angles, halves=halves, backward=False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_BTNR: Tensor) -> tuple[Tensor, None, None, None]:
         grad = _rotated(grad_BTNR, *ctx.saved_tensors, halves=ctx.halves, backward=True)
         return grad, None, None, None

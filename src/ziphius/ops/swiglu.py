@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
 
@@ -30,6 +31,7 @@ class _SwiGLU(torch.autograd.Function):
         return swiglu_forward(gate_XF, up_XF)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_XF: Tensor) -> tuple[Tensor, Tensor]:
         gate_XF, up_XF = ctx.saved_tensors
         grad_gate_XF, grad_up_XF = torch.empty_like(gate_XF), torch.empty_like(up_XF)

@@ -142,6 +142,14 @@ def test_swiglu(monkeypatch, dtype):
     assert_equal_within(monkeypatch, swiglu, inputs, BOUNDS[dtype])
 
 
+def test_a_gradient_of_a_gradient_is_refused():
+    x, scale = draw(3, 8).requires_grad_(), draw(3, 8, seed=1).requires_grad_()
+    out = (scale * rms_norm(x, draw(8), 1e-6)).sum()
+    [grad] = torch.autograd.grad(out, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_swiglu_of_extreme_gates_is_finite():
     gate = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]], requires_grad=True)
     out = swiglu(gate, torch.ones(1, 5))
