@@ -49,7 +49,9 @@ def doctor(config: DoctorConfig) -> None:
     if config.as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
         return
-    table = Table("part", "found", "to do")
+    table = Table()
+    for heading in ("part", "found", "to do"):
+        table.add_column(heading, overflow="fold")  # paths are there to be copied
     for finding in findings:
         table.add_row(*map(escape, finding))
     Console().print(table)

@@ -48,7 +48,10 @@ class MetricsFile:
             with self.path.open("ab") as file:
                 file.write(text.encode() + b"\n")
         except OSError as error:
-            raise OutputError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+            raise OutputError(
+                f"Cannot write {self.path}: {error.strerror or error}. Mend that; then the same "
+                "command goes on from its last checkpoint."
+            ) from error
 
     def cut_after(self, step: int) -> None:
         """Forget what is beyond a step, so that a resumed run writes no step twice.
