@@ -318,8 +318,8 @@ def _working_bytes(config: ModelConfig, tokens: int, batch: int, size: int) -> i
     """Estimate what a prefill of the whole batch holds at its largest layer beside the weights.
 
     The largest of: residual, norm and sum (3 D) beside attention's queries, keys, values, output
-    and a copy of one (5 N (P + R)), or beside a dense layer's gate, up and product (3 I); and four
-    of the former (4 D) beside the experts' rows in, out and gathered (3 K D), weighted in float32,
+    and a copy of one (5 N (P + R)), or beside a dense layer's gate, up and product (3 I); and five
+    of the former (5 D) beside the experts' rows in, out and gathered (3 K D), weighted in float32,
     for which a smaller dtype is copied first. Then the float32 logits of the last tokens, twice.
     """
     queries = config.num_attention_heads * config.q_head_dim
@@ -328,7 +328,7 @@ def _working_bytes(config: ModelConfig, tokens: int, batch: int, size: int) -> i
         attention += (8 - 2 * size) * queries  # float32 copies that a smaller dtype needs
     dense = size * (3 * config.hidden_size + 3 * config.intermediate_size)
     pairs = config.num_experts_per_tok * config.hidden_size
-    experts = 4 * size * config.hidden_size + (3 * size + (4 if size == 4 else 8)) * pairs
+    experts = 5 * size * config.hidden_size + (3 * size + (4 if size == 4 else 8)) * pairs
     per_token = max(3 * size * config.hidden_size + attention, dense, experts)
     return tokens * per_token + 8 * batch * config.vocab_size
 

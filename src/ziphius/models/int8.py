@@ -80,10 +80,13 @@ class Int8Experts(Int8Layer):
         self.keep("gate_up_proj", gate_up_E2FD)
         self.keep("down_proj", down_EDF)
 
-    def forward(self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor) -> Tensor:
-        """Add up each token's experts by weight, [M, D]."""
+    def forward(
+        self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor, base_MD: Tensor | None = None
+    ) -> Tensor:
+        """Add up each token's experts by weight, on top of `base_MD`, [M, D]."""
         gate_up, down = self.kept("gate_up_proj"), self.kept("down_proj")
-        return int8_experts(x_MD, experts_MK, weights_MK, gate_up, down)
+        out_MD = int8_experts(x_MD, experts_MK, weights_MK, gate_up, down)
+        return out_MD if base_MD is None else out_MD + base_MD
 
 
 def has_int8(model: nn.Module) -> bool:

@@ -28,9 +28,12 @@ class RoutedExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
-    def forward(self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor) -> Tensor:
-        """Add up each token's experts by weight, [M, D]."""
-        return routed_experts(x_MD, experts_MK, weights_MK, self.gate_up_proj, self.down_proj)
+    def forward(
+        self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor, base_MD: Tensor | None = None
+    ) -> Tensor:
+        """Add up each token's experts by weight, on top of `base_MD`, [M, D]."""
+        weights = self.gate_up_proj, self.down_proj
+        return routed_experts(x_MD, experts_MK, weights_MK, *weights, base_MD)
 
     def to_int8(self) -> Int8Experts:
         """Make the layer that takes this one's place in an INT8 model."""
@@ -62,7 +65,6 @@ class MixtureOfExperts(nn.Module):
         if self.training and self.capacity_factor is not None and replayed_MK is None:
             routing = drop_overflow(routing, self.num_groups, self.capacity_factor, x_BTD.shape[1])
         context.routings[self.layer_idx] = routing
-        out_MD: Tensor = self.experts(x_MD, routing.experts_MK, routing.weights_MK)
-        if self.shared_experts is not None:
-            out_MD = out_MD + self.shared_experts(x_MD)
+        shared_MD = None if self.shared_experts is None else self.shared_experts(x_MD)
+        out_MD: Tensor = self.experts(x_MD, routing.experts_MK, routing.weights_MK, shared_MD)
         return out_MD.view_as(x_BTD)

@@ -28,8 +28,9 @@ def routed_experts(
     weights_MK: Tensor,
     gate_up_E2FD: Tensor,
     down_EDF: Tensor,
+    base_MD: Tensor | None = None,
 ) -> Tensor:
-    """Return sum over a token's experts of weight * down(silu(gate(x)) * up(x)), [M, D].
+    """Return base + sum over a token's experts of weight * down(silu(gate(x)) * up(x)), [M, D].
 
     Args:
         x_MD: tokens.
@@ -37,15 +38,17 @@ def routed_experts(
         weights_MK: weights of the chosen experts.
         gate_up_E2FD: gate rows first, then up rows, of every expert.
         down_EDF: output projections.
+        base_MD: what the sum begins with, as the shared experts' output; zeros without it.
     """
     if native.serves(x_MD, weights_MK, gate_up_E2FD, down_EDF):
         dtype = compute_dtype(x_MD)
         out_MD: Tensor = native.apply(
-            _RoutedExperts, x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF, dtype
+            _RoutedExperts, x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF, base_MD, dtype
         )
         return out_MD
     plan = _plan(experts_MK, gate_up_E2FD.shape[0])
-    return _reference(x_MD, weights_MK, gate_up_E2FD, down_EDF, plan)
+    out_MD = _reference(x_MD, weights_MK, gate_up_E2FD, down_EDF, plan)
+    return out_MD if base_MD is None else out_MD + base_MD
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class _RoutedExperts(torch.autograd.Function):
         weights_MK: Tensor,
         gate_up_E2FD: Tensor,
         down_EDF: Tensor,
+        base_MD: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         num_experts, hidden, width = down_EDF.shape
@@ -144,7 +148,9 @@ class _RoutedExperts(torch.autograd.Function):
             *sizes,
         )
         out_MD = torch.empty_like(x)
-        _combine(out_ZD, slot_MK, weights_MK, out_MD)
+        base = None if base_MD is None else base_MD.to(dtype).contiguous()
+        _combine(out_ZD, slot_MK, weights_MK, base, out_MD)
+        ctx.base_dtype = None if base_MD is None else base_MD.dtype
         ctx.kinds, ctx.sizes, ctx.input_dtype = kinds, sizes, x_MD.dtype
         ctx.save_for_backward(
             x, weights_MK, gate_up_E2FD, down_EDF, pairs_Z, slot_MK, offsets, gate_up_Z2F
@@ -179,13 +185,14 @@ class _RoutedExperts(torch.autograd.Function):
             *ctx.sizes,
         )
         grad_x_MD = torch.empty_like(x)
-        _combine(grad_rows_ZD, slot_MK, None, grad_x_MD)
+        _combine(grad_rows_ZD, slot_MK, None, None, grad_x_MD)
         return (
             grad_x_MD.to(ctx.input_dtype),
             None,
             grad_weights_MK,
             grad_gate_up_E2FD.to(gate_up_E2FD.dtype),
             grad_down_EDF.to(down_EDF.dtype),
+            None if ctx.base_dtype is None else grad_MD.to(ctx.base_dtype),
             None,
         )
 
@@ -208,8 +215,14 @@ def _sorted_pairs(experts_MK: Tensor, num_experts: int) -> tuple[Tensor, Tensor,
     return pairs_Z, slot_MK, offsets
 
 
-def _combine(rows_JD: Tensor, slot_MK: Tensor, weights_MK: Tensor | None, out_MD: Tensor) -> None:
-    """Fill each token of `out_MD` with the weighted sum of its rows."""
+def _combine(
+    rows_JD: Tensor,
+    slot_MK: Tensor,
+    weights_MK: Tensor | None,
+    base_MD: Tensor | None,
+    out_MD: Tensor,
+) -> None:
+    """Fill each token of `out_MD` with its base and the weighted sum of its rows."""
     tokens, per_token = slot_MK.shape
     native.call(
         "combine",
@@ -218,6 +231,7 @@ def _combine(rows_JD: Tensor, slot_MK: Tensor, weights_MK: Tensor | None, out_MD
         rows_JD.shape[0],
         slot_MK,
         weights_MK,
+        base_MD,
         out_MD,
         tokens,
         per_token,

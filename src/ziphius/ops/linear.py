@@ -19,10 +19,8 @@ CACHED = 2**19
 
 def linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Project, [X, O]."""
-    dtype = compute_dtype(x_XI)
-    # In float32 the gain is what the call costs.
-    if dtype == torch.bfloat16 and trains_small(x_XI, weight_OI):
-        out_XO: Tensor = native.apply(_Linear, x_XI, weight_OI, dtype)
+    if trains_small(x_XI, weight_OI):
+        out_XO: Tensor = native.apply(_Linear, x_XI, weight_OI, compute_dtype(x_XI))
         return out_XO if bias_O is None else out_XO + bias_O.to(out_XO.dtype)
     return F.linear(x_XI, weight_OI, bias_O)
 

@@ -94,7 +94,7 @@ class _HeadLogprobs(torch.autograd.Function):
             probs = (scaled - (scaled.gather(-1, ids_X1) - logprobs_X[rows, None])).exp_()
             grad_logits = probs.mul_(-share_X1).scatter_add_(-1, ids_X1, share_X1).to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            _add_product(grad_weight, grad_logits.t(), hidden[rows])
+            _add_product(grad_weight, grad_logits.t(), hidden[rows], first=False)
         hidden_dtype, weight_dtype = ctx.input_dtypes
         return grad_hidden.to(hidden_dtype), grad_weight.to(weight_dtype), None, None, None
 
@@ -144,10 +144,12 @@ def _head_losses(
     return cross_entropy, torch.logsumexp(logits_XW.float(), dim=-1).square().sum()
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product to a float32 sum, in place."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Add a product to a float32 sum, in place; the first one begins it."""
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=0 if first else 1)
+    elif first:
+        total.copy_(torch.mm(a, b))
     else:
         total += torch.mm(a, b)
 
@@ -173,7 +175,7 @@ class _HeadLosses(torch.autograd.Function):
         losses_X = torch.empty(len(hidden), dtype=torch.float32)
         normalizers_X = torch.empty_like(losses_X)
         grad_hidden_XD = torch.empty_like(hidden)
-        grads_WD = [torch.zeros(weight.shape, dtype=torch.float32) for _ in range(1 + squares)]
+        grads_WD = [torch.empty(weight.shape, dtype=torch.float32) for _ in range(1 + squares)]
         step = max(1, LOGITS_BLOCK // len(weight))
         for first in range(0, len(hidden), step):
             rows = slice(first, first + step)
@@ -190,10 +192,10 @@ class _HeadLosses(torch.autograd.Function):
                 len(weight),
             )
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
-            _add_product(grads_WD[0], logits.t(), hidden[rows])
+            _add_product(grads_WD[0], logits.t(), hidden[rows], first=first == 0)
             if squares:
                 scaled = hidden[rows] * (2.0 * normalizers_X[rows, None]).to(dtype)
-                _add_product(grads_WD[1], logits.t(), scaled)
+                _add_product(grads_WD[1], logits.t(), scaled, first=first == 0)
                 grads_WD[1].index_add_(0, targets_X[rows], scaled.float())
         saved = [grad_hidden_XD, *grads_WD]
         if squares:

@@ -223,8 +223,8 @@ def test_routed_experts(monkeypatch, dtype, tokens, width, inner):
     weights_MK, experts_MK = scores_ME.softmax(-1)[:, :5].topk(2)  # the last expert gets nothing
     experts_MK[0, 1] = experts  # a dropped pair
 
-    def layer(x, weights, gate_up, down):
-        return routed_experts(x, experts_MK, weights, gate_up, down)
+    def layer(x, weights, gate_up, down, base=None):
+        return routed_experts(x, experts_MK, weights, gate_up, down, base)
 
     inputs = [
         draw(tokens, width, dtype=dtype),
@@ -233,6 +233,8 @@ def test_routed_experts(monkeypatch, dtype, tokens, width, inner):
         draw(experts, width, inner, dtype=dtype, seed=2),
     ]
     assert_equal_within(monkeypatch, layer, inputs, BOUNDS[dtype])
+    with_base = [*inputs, draw(tokens, width, dtype=dtype, seed=3)]
+    assert_equal_within(monkeypatch, layer, with_base, BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("groups", [{}, {"groups": 4, "top_groups": 2, "judges": 2}])

@@ -47,7 +47,7 @@ _SIGNATURES = {
     "rms_norm_backward": "pppppppp" + "ll",
     "swiglu": "ppplll",
     "swiglu_backward": "ppppplll",
-    "combine": "plpppl" + "ll",
+    "combine": "plpppp" + "lll",
     "cross_entropy": "ppppfll",
     "attention_forward": "pppppp" + "llllll" + "if",
     "attention_backward": "pppppppppp" + "llllll" + "if",

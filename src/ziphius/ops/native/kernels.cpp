@@ -110,16 +110,17 @@ void swiglu_backward(const T* grad, const T* gate, const T* up, T* grad_gate, T*
     }
 }
 
-// out[m] = sum over k of weights[m, k] * rows_in[slot[m, k]]; a slot past the end adds nothing.
+// out[m] = base[m] + sum over k of weights[m, k] * rows_in[slot[m, k]]; a slot past the end adds nothing, nor
+// does a base that is null.
 template <class T, class Out>
-void combine(const T* rows_in, int64_t num_rows, const int64_t* slot, const float* weights, Out* out,
+void combine(const T* rows_in, int64_t num_rows, const int64_t* slot, const float* weights, const T* base, Out* out,
              int64_t tokens, int64_t per_token, int64_t width) {
 #pragma omp parallel
     {
         std::vector<float> sum(width);
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < tokens; m++) {
-            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (int64_t j = 0; j < width; j++) sum[j] = base ? load(base[m * width + j]) : 0.0f;
             for (int64_t k = 0; k < per_token; k++) {
                 int64_t at = slot[m * per_token + k];
                 if (at >= num_rows) continue;
@@ -298,10 +299,10 @@ NORM(bb, bf16, bf16)
                                   int64_t width, int64_t stride) {                                       \
         swiglu_backward(g, gate, up, gg, gu, rows, width, stride);                                       \
     }                                                                                                    \
-    void combine_##suffix(const T* in, int64_t num_rows, const int64_t* slot, const float* weights,       \
-                          T* out, int64_t tokens, int64_t per_token, int64_t width) {                     \
-        combine(in, num_rows, slot, weights, out, tokens, per_token, width);                              \
-    }                                                                                                     \
+    void combine_##suffix(const T* in, int64_t num_rows, const int64_t* slot, const float* weights,      \
+                          const T* base, T* out, int64_t tokens, int64_t per_token, int64_t width) {     \
+        combine(in, num_rows, slot, weights, base, out, tokens, per_token, width);                       \
+    }                                                                                                    \
     void cross_entropy_##suffix(T* logits, const int64_t* targets, float* losses, float* normalizers,     \
                                 float scale, int64_t rows, int64_t width) {                               \
         cross_entropy(logits, targets, losses, normalizers, scale, rows, width);                          \
