@@ -24,6 +24,7 @@ from ziphius.data.config import DataConfig
 from ziphius.data.corpora import CORPORA, documents
 from ziphius.data.document import Document
 from ziphius.data.encode import EncodingPool, id_type
+from ziphius.data.errors import DataError
 from ziphius.data.fim import Fim
 from ziphius.data.mixes import OWN
 from ziphius.data.readers import HUB, own_files, read_own
@@ -192,13 +193,13 @@ def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
         chosen = with_tails(choose(streams, plan.limit_bytes, skipped))
         try:
             with new_folder(folder) as unfinished:
-                counts = write_shards(
-                    unfinished,
-                    plan.name,
-                    pool.encode(chosen, plan.fim),
-                    skipped=skipped,
-                    origin=", ".join(plan.sources),
-                )
+                counts = write_shards(unfinished, plan.name, pool.encode(chosen, plan.fim))
+                if not any(split.documents for split in counts.values()):
+                    reasons = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
+                    raise DataError(
+                        f"There is no text in {', '.join(plan.sources)}. Left out: "
+                        f"{reasons or 'nothing'}."
+                    )
                 describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
         except OutputError:
             # Another process may have been faster with the same shards.

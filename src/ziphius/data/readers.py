@@ -21,8 +21,7 @@ HUB = "hf:"
 BAD_TEXT, EMPTY, DUPLICATE = "not UTF-8", "empty", "duplicate"
 OTHER_FORMAT = "other format"
 TABLES = (".jsonl", ".jsonl.gz", ".parquet")
-OTHER = (".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
-"""Names of files that would be read as text, and are data of another kind."""
+NO_TEXT = (".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
 _COMPILED = (
     ".c",
     ".cc",
@@ -48,17 +47,17 @@ def read_own(name: str, column: str, skipped: Counter[str]) -> Iterator[Document
         yield from _texts(name, _hub_rows(name.removeprefix(HUB)), column, skipped)
         return
     for path in own_files(name):
-        if path.name.endswith(OTHER) and not path.name.endswith(TABLES):
-            if Path(name).is_file():
-                raise DataError(
-                    f"{name} is neither text, JSON Lines (.jsonl) nor parquet: make it one of them."
-                )
-            skipped[OTHER_FORMAT] += 1
-        elif path.name.endswith(TABLES):
+        if path.name.endswith(TABLES):
             rows = _parquet_rows(path, column) if path.suffix == ".parquet" else _json_rows(path)
             yield from _texts(str(path), rows, column, skipped)
-        else:
+        elif not path.name.endswith(NO_TEXT):
             yield from read_file(path, str(path), skipped)
+        elif path == Path(name):
+            raise DataError(
+                f"{name} is neither text, JSON Lines (.jsonl) nor parquet: make it one of them."
+            )
+        else:
+            skipped[OTHER_FORMAT] += 1
 
 
 def own_files(name: str) -> list[Path]:

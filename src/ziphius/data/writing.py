@@ -1,7 +1,7 @@
 """Encoded documents go into the shards of a domain: held out or not, with a line of progress."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +17,6 @@ from rich.text import Text
 
 from ziphius.data.document import Document, fraction, is_held_out
 from ziphius.data.encode import Ids
-from ziphius.data.errors import DataError
 from ziphius.data.shards import SPLITS, ShardWriter, SplitCounts
 
 MEGABYTE = 1_000_000
@@ -28,25 +27,10 @@ MOST_HELD_OUT = 0.1
 Encoded = tuple[Document, Ids]
 
 
-def write_shards(
-    folder: Path,
-    name: str,
-    encoded: Iterable[Encoded],
-    *,
-    skipped: Mapping[str, int] | None = None,
-    origin: str | None = None,
-) -> dict[str, SplitCounts]:
+def write_shards(folder: Path, name: str, encoded: Iterable[Encoded]) -> dict[str, SplitCounts]:
     """Write both splits of a domain into a folder that is not yet visible.
 
-    Args:
-        folder: to write to.
-        name: of the domain.
-        encoded: its documents with their tokens.
-        skipped: what was left out and why, counted while `encoded` is read.
-        origin: where the user has them from, by default the domain's name.
-
     Raises:
-        DataError: there is no text at all.
         OutputError: the disk is full, or cannot be written for another reason.
     """
     writers = {split: ShardWriter(folder, split) for split in SPLITS}
@@ -62,11 +46,7 @@ def write_shards(
     finally:
         for writer in writers.values():
             writer.close()
-    counts = {split: writer.counts for split, writer in writers.items()}
-    if not any(count.documents for count in counts.values()):
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in (skipped or {}).items())
-        raise DataError(f"There is no text in {origin or name}. Left out: {reasons or 'nothing'}.")
-    return counts
+    return {split: writer.counts for split, writer in writers.items()}
 
 
 def _assigned(encoded: Iterable[Encoded]) -> Iterator[tuple[str, Encoded]]:

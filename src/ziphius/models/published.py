@@ -153,26 +153,18 @@ def read_config(path: Path) -> ModelConfig:
         CheckpointError: the file is missing, not a JSON object, too large, of an unknown
             architecture, or says something that cannot be; the message names file and key.
     """
-    if os.path.isdir(path):
-        _refuse_other_folders(path)
-    file = file_inside(path, "config.json", CheckpointError) if os.path.isdir(path) else path
-    data = read_object(file, MAX_FILE_BYTES, CheckpointError)
-    try:
-        return from_published(data)
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}.") from error
-
-
-def _refuse_other_folders(path: Path) -> None:
-    """Say where the model is that is meant by the folder of a run, or by one of adapters."""
-    steps = [step for step in path.glob("checkpoints/step-*") if step.name[5:].isdigit()]
-    if steps:
-        newest = max(steps, key=lambda step: int(step.name[5:]))
-        raise CheckpointError(f"{path} is the folder of a run. Its newest model is {newest}")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise CheckpointError(
             f"{path} holds adapters and no model. The checkpoints of their run have them merged."
         )
+    file = file_inside(path, "config.json", CheckpointError) if os.path.isdir(path) else path
+    data = read_object(file, MAX_FILE_BYTES, CheckpointError)
+    if "model_type" not in data and (models := path / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} is the folder of a run: give one of the models in {models}.")
+    try:
+        return from_published(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}.") from error
 
 
 def from_published(data: dict[str, Any]) -> ModelConfig:

@@ -15,6 +15,7 @@ from ziphius.data import shards
 from ziphius.data.config import DataConfig
 from ziphius.data.corpora import CORPORA
 from ziphius.data.document import Document, is_held_out
+from ziphius.data.errors import DataError
 from ziphius.data.loader import MixLoader
 from ziphius.data.prepare import PreparedData, prepare, token_bytes
 from ziphius.text.special import EOS, FIM_BEGIN
@@ -220,8 +221,8 @@ def test_another_process_may_be_faster(
     (cache / "tokens").rename(moved)
     real = module.write_shards
 
-    def late(folder: Path, name: str, encoded: Any, **more: Any) -> Any:
-        counts = real(folder, name, encoded, **more)
+    def late(folder: Path, name: str, encoded: Any) -> Any:
+        counts = real(folder, name, encoded)
         for finished in moved.glob(f"{name}-*"):
             finished.rename(folder.parent / finished.name)
         return counts
@@ -272,3 +273,18 @@ def test_batches_are_the_same_for_any_number_of_processes(
         found.append(loader.batch(5, 0, 0, 1))
     assert found[0].ids_BT.tolist() == found[1].ids_BT.tolist()
     assert found[0].bytes_count == found[1].bytes_count > 0
+
+
+def test_own_files_without_text_are_counted_by_reason(
+    cache: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"\xff\xfe\xff")
+    (folder / "b.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"no text in .*own\. Left out: ") as error:
+        prepare(config(own=(str(folder),)), tokenizer)
+    assert {"1 empty", "1 not UTF-8"} == set(
+        str(error.value).split(": ")[1].rstrip(".").split(", ")
+    )
+    assert not list((cache / "tokens").glob("own-*"))
