@@ -23,14 +23,6 @@ int64_t terms(int64_t count) {
     return sizeof(T) == sizeof(float) ? count : padded(count);
 }
 
-template <class T>
-void copy_rows(const T* from, int64_t rows, int64_t width, T* to) {
-    int64_t stride = padded(width);
-    std::memset(static_cast<void*>(to), 0, sizeof(T) * padded(rows) * stride);
-    for (int64_t i = 0; i < rows; i++)
-        std::memcpy(static_cast<void*>(to + i * stride), from + i * width, sizeof(T) * width);
-}
-
 // exp(s - lse) below; here with the largest score in place of lse, which is found on the way.
 template <class T>
 void attention_forward(const T* query, const T* key, const T* value, const uint8_t* mask, T* out, float* lse,
@@ -55,7 +47,7 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
                 int64_t at = h * queries + start;
                 int64_t seen = causal ? std::min(Sp, padded(start + count)) : Sp;
                 float inverse[QUERIES];
-                copy_rows(query + at * width, count, width, query_rows);
+                copy_rows(query + at * width, width, count, width, query_rows);
                 multiply(rows, seen, terms<T>(width), query_rows, Hp, across_keys, Hp, scores, seen);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t visible = causal ? start + i + 1 : keys;
@@ -124,8 +116,8 @@ void attention_backward(const T* query, const T* key, const T* value, const T* o
                 int64_t count = std::min(QUERIES, queries - start), rows = padded(count);
                 int64_t at = h * queries + start;
                 int64_t seen = causal ? std::min(Sp, padded(start + count)) : Sp;
-                copy_rows(query + at * width, count, width, query_rows);
-                copy_rows(grad + at * value_width, count, value_width, grad_rows);
+                copy_rows(query + at * width, width, count, width, query_rows);
+                copy_rows(grad + at * value_width, value_width, count, value_width, grad_rows);
                 multiply(rows, seen, terms<T>(width), query_rows, Hp, across_keys, Hp, scores, seen);
                 multiply(rows, seen, terms<T>(value_width), grad_rows, Vp, across_values, Vp, grad_probs,
                          seen);

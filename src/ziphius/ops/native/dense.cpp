@@ -23,9 +23,7 @@ struct Rows {
         if (count % UNIT == 0 && width % UNIT == 0) return;
         stride = padded(width);
         T* to = scratch(memory, padded(count) * stride);
-        std::memset(static_cast<void*>(to), 0, sizeof(T) * padded(count) * stride);
-        for (int64_t i = 0; i < count; i++)
-            std::memcpy(static_cast<void*>(to + i * stride), from + i * from_stride, sizeof(T) * width);
+        copy_rows(from, from_stride, count, width, to);
         at = to;
     }
 };

@@ -173,11 +173,8 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                 multiply_transposed(Fp, Dp, rows, inner, Fp, turned, packed, rows, second_sums, Dp,
                                     add);
             }
-            for (int64_t i = 0; i < width; i++) {
-                std::memcpy(to_first + i * hidden, first_sums + i * Dp, sizeof(float) * hidden);
-                std::memcpy(to_first + (width + i) * hidden, first_sums + (Fp + i) * Dp,
-                            sizeof(float) * hidden);
-            }
+            bring(first_sums, Dp, to_first, hidden, width, hidden);
+            bring(first_sums + Fp * Dp, Dp, to_first + width * hidden, hidden, width, hidden);
             for (int64_t strip = 0; strip < hidden; strip += 16)
                 for (int64_t i = 0; i < width; i++)
                     for (int64_t j = strip; j < std::min(strip + 16, hidden); j++)

@@ -355,6 +355,15 @@ void store_row(const float* from, T* to, int64_t width) {
     for (int64_t j = 0; j < width; j++) store(to + j, from[j]);
 }
 
+// Copy rows that lie `from_stride` apart, with zeros around them up to multiples of UNIT.
+template <class T>
+void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to) {
+    int64_t stride = padded(width);
+    std::memset(static_cast<void*>(to), 0, sizeof(T) * padded(rows) * stride);
+    for (int64_t i = 0; i < rows; i++)
+        std::memcpy(static_cast<void*>(to + i * stride), from + i * from_stride, sizeof(T) * width);
+}
+
 // Where a product is written: straight to its place if that needs neither rounding nor padding, else to `sums`.
 inline float* target_of(float* place, bool fits, float* sums) { return fits ? place : sums; }
 inline float* target_of(bf16*, bool, float* sums) { return sums; }
