@@ -1,10 +1,10 @@
 """What the main job teaches, over several seeds: `make bench-learning`.
 
 Every seed is one whole `ziphius run`, from text to report, in a process of its own, one after the
-other. Run nothing else meanwhile: the budget is time. Figures are of the mixed held-out set; a
-spread is the smallest and largest of the seeds, an interval is the 95 % interval of one seed.
+other, all with the same steps. Nothing was chosen on these seeds: settings were found on seed 1000.
+Run nothing else meanwhile: time and speed are reported beside the figures.
 
-    python bench/learning.py [--seeds 0 1 2] [--budget 15m] [--runs runs/learning]
+    python bench/learning.py [--seeds 0 1 2 3 4] [--lengths FILE] [--runs runs/learning]
         [--out bench/results/learning.json] [--page docs/lab/PAGE.md]
 
 A run that is there already is not done again, so an interrupted benchmark goes on.
@@ -13,130 +13,73 @@ A run that is there already is not done again, so an interrupted benchmark goes 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import machine
 
-MIXED = "mixed held-out set"
-GOAL = ("GRPO", "control")
-Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One promise of the main job, and how a result is held to it."""
-
-    text: str
-    figure: Callable[[Result], float]
-    holds: Callable[[Result], bool]
-    unit: str
-
-
-def gain(result: Result, ours: str = GOAL[0], theirs: str = GOAL[1]) -> list[float]:
-    """Return the paired difference of two arms on the mixed set, with its interval."""
-    found = {
-        (one["slice"], one["ours"], one["theirs"]): one["pass_at_1"]
-        for one in result["differences"]
-    }
-    # Without room there is no GRPO, and so no gain.
-    return list(found.get((MIXED, ours, theirs), [0.0, 0.0, 0.0]))
-
-
-def kept(result: Result) -> float:
-    """Return the share of GRPO's pass@1 that R1-Lite keeps."""
-    [share] = [one["kept"][0] for one in result["taught"] if one["kept"]]
-    return float(share)
-
-
-def lost(result: Result) -> float:
-    """Return what INT8 loses in pass@1; below 0 it loses nothing."""
-    [difference] = [one["lost"][0] for one in result["taught"] if one["lost"]]
-    return -float(difference)
-
-
-def teacher(result: Result) -> str:
-    """Name the arm that taught R1-Lite."""
-    [name] = [one["teacher"] for one in result["taught"] if one["student"] == "R1-Lite"]
-    return str(name)
-
-
-def speedup(result: Result) -> float:
-    """Return the student's tokens per second over the teacher's."""
-    arms = result["arms"]
-    return float(arms["R1-Lite"]["tokens_per_s"] / arms[teacher(result)]["tokens_per_s"])
-
-
-def share_of_parameters(result: Result) -> float:
-    """Return the student's parameters over the teacher's."""
-    arms = result["arms"]
-    return float(arms["R1-Lite"]["parameters"] / arms[teacher(result)]["parameters"])
-
-
-GOALS = (
-    Goal(
-        "GRPO - control, points of pass@1; the interval above 0",
-        lambda r: 100 * gain(r)[0],
-        lambda r: gain(r)[1] > 0,
-        "",
-    ),
-    Goal(
-        "R1-Lite keeps of GRPO's pass@1; >= 85",
-        lambda r: 100 * kept(r),
-        lambda r: kept(r) >= 0.85,
-        "%",
-    ),
-    Goal(
-        "R1-Lite's parameters; <= 33.3",
-        lambda r: 100 * share_of_parameters(r),
-        lambda r: share_of_parameters(r) <= 1 / 3,
-        "%",
-    ),
-    Goal("R1-Lite's tokens/s over GRPO's; >= 3", speedup, lambda r: speedup(r) >= 3, "x"),
-    Goal("INT8 loses, points; <= 2", lambda r: 100 * lost(r), lambda r: lost(r) <= 0.02, ""),
-    Goal("minutes; <= 15", lambda r: r["wall_s"] / 60, lambda r: r["wall_s"] <= 900, ""),
-    Goal("peak GiB; <= 4", lambda r: r["peak_gib"], lambda r: r["peak_gib"] <= 4, ""),
+from ziphius.evals.intervals import Estimate
+from ziphius.evals.summary import share_over_seeds
+from ziphius.recipes.arms import CONTROLS, TEACHER, read_arms
+from ziphius.recipes.comparison import (
+    BEST,
+    MIXED,
+    SLICES,
+    WAYS,
+    Compared,
+    Seeds,
+    against_controls,
+    best_control,
+    best_way,
+    compare,
+    figures,
 )
+from ziphius.recipes.lengths import LENGTHS_FILE, StageLengths
+
+MODE, FIGURE = WAYS["think first"]
 
 
 def main() -> None:
     """Run the seeds, and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", default="15m")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--lengths", type=Path, help="of another run; the defaults without one")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/learning.json"))
-    parser.add_argument("--page", type=Path, help="Markdown page to write beside the JSON")
+    parser.add_argument("--page", type=Path, help="Markdown tables to write beside the JSON")
     options = parser.parse_args()
-    results = {
-        seed: one_run(seed, options.budget, options.runs / f"seed-{seed}") for seed in options.seeds
-    }
+    options.runs.mkdir(parents=True, exist_ok=True)
+    lengths = options.lengths or _default_lengths(options.runs)
+    folders = {seed: options.runs / f"seed-{seed}" for seed in options.seeds}
+    results = {seed: one_run(seed, lengths, folder) for seed, folder in folders.items()}
+    asked = [read_arms(folder) for folder in folders.values()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(summary(results, options.budget), indent=1) + "\n")
-    text = page(results)
+    document = summary(asked, results) | {"command": " ".join(["python", *sys.argv])}
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    text = page(asked, results)
     if options.page:
         options.page.write_text(text)
     print(text)
 
 
-def one_run(seed: int, budget: str, folder: Path) -> dict[str, Any]:
+def _default_lengths(runs: Path) -> Path:
+    path = runs / LENGTHS_FILE
+    document = {"budget": "15m", "lengths": StageLengths().model_dump()}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def one_run(seed: int, lengths: Path, folder: Path) -> dict[str, Any]:
     """Do one run, or read what an earlier one left."""
     kept_at = folder.with_suffix(".json")
     if kept_at.exists():
-        kept = dict(json.loads(kept_at.read_text()))
-        if kept["settings"]["budget"] != budget:
-            raise SystemExit(f"{kept_at} is of the budget {kept['settings']['budget']}: remove it.")
-        return kept
-    folder.parent.mkdir(parents=True, exist_ok=True)
+        return dict(json.loads(kept_at.read_text()))
     print(f"seed {seed}: {folder}", flush=True)
     started = time.monotonic()
-    words = ["run", "--budget", budget, "--seed", str(seed), "--out", str(folder), "--json"]
+    words = ["run", "--lengths", str(lengths), "--seed", str(seed), "--out", str(folder), "--json"]
     log_path, out_path = folder.with_suffix(".log"), folder.with_suffix(".out")
     with log_path.open("w") as log, out_path.open("w") as out:
         command = [sys.executable, "-m", "ziphius.cli.main", *words]
@@ -153,59 +96,130 @@ def one_run(seed: int, budget: str, folder: Path) -> dict[str, Any]:
     return result
 
 
-def summary(results: Mapping[int, Result], budget: str) -> dict[str, Any]:
-    """Put the seeds and their spread into one document."""
+def summary(asked: Seeds, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Put seeds and intervals over seeds into one document."""
     return {
         "machine": machine.describe(),
-        "budget": budget,
-        "seeds": {
+        "seeds": list(results),
+        "settings": next(iter(results.values()))["settings"],
+        "best_control": best_control(asked),
+        "best_ways": {name: best_way(asked, name) for name in (TEACHER, *CONTROLS)},
+        "differences": [_difference(one) for one in against_controls(asked)],
+        "students": [_difference(one) for one in students(asked)],
+        "kept": _kept(asked),
+        "accuracy": {
+            name: {
+                way: {part: _numbers(figures(asked, name, way, part)) for part in SLICES}
+                for way in WAYS
+            }
+            for name in asked[0]
+        },
+        "runs": {
             seed: {
-                "arms": {
-                    name: {"pass_at_1": arm["slices"][MIXED]["pass_at_1"]}
-                    for name, arm in result["arms"].items()
+                "wall_s": result["wall_s"],
+                "peak_gib": result["peak_gib"],
+                "stages": {
+                    name: {key: stage[key] for key in ("seconds", "tokens", "flops")}
+                    for name, stage in result["stages"].items()
                 },
-                "grpo_less_control": gain(result),
-                "goals": {
-                    goal.text: {
-                        "figure": round(goal.figure(result), 4),
-                        "holds": goal.holds(result),
+                "arms": {
+                    name: {
+                        key: arm[key]
+                        for key in (
+                            "parameters",
+                            "active_parameters",
+                            "flops_per_token",
+                            "dtype",
+                            "tokens_per_s",
+                            "size_bytes",
+                            "training_flops",
+                        )
                     }
-                    for goal in GOALS
+                    for name, arm in result["arms"].items()
                 },
             }
             for seed, result in results.items()
         },
-        "spread": {goal.text: spread([goal.figure(r) for r in results.values()]) for goal in GOALS},
-        "all_hold": all(goal.holds(result) for goal in GOALS for result in results.values()),
     }
 
 
-def spread(figures: Sequence[float]) -> dict[str, float]:
-    """Return mean, smallest and largest."""
-    found = {"mean": statistics.fmean(figures), "low": min(figures), "high": max(figures)}
-    return {name: round(value, 4) for name, value in found.items()}
+def students(asked: Seeds) -> list[Compared]:
+    """Compare the student with its controls, and its forms in other numbers with it."""
+    pairs = [
+        ("R1-Lite", "student alone"),
+        ("R1-Lite", "R1-Lite by logits"),
+        ("R1-Lite", TEACHER),
+        ("R1-Lite INT8", "R1-Lite bf16"),
+        ("R1-Lite INT8", "R1-Lite"),
+    ]
+    return [
+        compare(asked, ours, theirs, MIXED, way)
+        for ours, theirs in pairs
+        if all({ours, theirs} <= one.keys() for one in asked)
+        for way in WAYS
+    ]
 
 
-def page(results: Mapping[int, Result]) -> str:
+def _kept(asked: Seeds) -> list[float] | None:
+    """Return the share of the teacher's accuracy that R1-Lite keeps, over seeds."""
+    ours, theirs = ([one[name].test[MODE] for one in asked] for name in ("R1-Lite", TEACHER))
+    found = share_over_seeds(ours, theirs, FIGURE, slices=SLICES[MIXED])
+    return None if found is None else _numbers(found)
+
+
+def _numbers(found: Estimate) -> list[float]:
+    return [round(value, 5) for value in (found.value, found.low, found.high)]
+
+
+def _difference(one: Compared) -> dict[str, Any]:
+    return {
+        "slice": one.slice,
+        "ours": one.ours,
+        "theirs": one.theirs,
+        "way": one.way,
+        "ways": one.ways,
+        "difference": _numbers(one.estimate),
+        "by_seed": [round(value, 5) for value in one.by_seed],
+    }
+
+
+def page(asked: Seeds, results: dict[int, dict[str, Any]]) -> str:
     """Write tables for a page of docs/lab."""
     seeds = [f"seed {seed}" for seed in results]
-    rule = row(*["---"] * (len(seeds) + 2))
-    lines = [row("", *seeds, "mean"), rule]
-    for goal in GOALS:
-        cells = [
-            f"{goal.figure(result):.3g}{goal.unit}{'' if goal.holds(result) else ' **no**'}"
-            for result in results.values()
-        ]
-        mean = statistics.fmean(goal.figure(result) for result in results.values())
-        lines.append(row(goal.text, *cells, f"{mean:.3g}{goal.unit}"))
-    intervals = [f"{100 * gain(r)[1]:+.1f} to {100 * gain(r)[2]:+.1f}" for r in results.values()]
-    lines.append(row("GRPO - control, 95 % interval", *intervals, ""))
-    lines += ["", row("pass@1 in %, mixed", *seeds, "mean"), rule]
-    for name in next(iter(results.values()))["arms"]:
-        slices = [result["arms"][name]["slices"][MIXED] for result in results.values()]
-        shares = [100 * one["pass_at_1"][0] for one in slices]
-        lines.append(row(name, *(f"{x:.1f}" for x in shares), f"{statistics.fmean(shares):.1f}"))
+    best = best_control(asked)
+    ways = ", ".join(f"{name}: {best_way(asked, name)}" for name in (TEACHER, *CONTROLS))
+    lines = [f"Best control on development problems: {best}. Best ways: {ways}.", ""]
+    lines += [row("GRPO less", "slice", "asked", *seeds, "all seeds [95 %]"), _rule(len(seeds) + 4)]
+    lines += [_difference_row(one) for one in against_controls(asked)]
+    lines += ["", row("student", "less", "asked", *seeds, "all seeds [95 %]")]
+    lines += [_rule(len(seeds) + 4)]
+    lines += [_difference_row(one, third=one.theirs, first=one.ours) for one in students(asked)]
+    for part in SLICES:
+        lines += ["", row(f"accuracy in %, {part}", *WAYS), _rule(len(WAYS) + 1)]
+        for name in asked[0]:
+            found = [figures(asked, name, way, part) for way in WAYS]
+            cells = [f"{100 * f.value:.1f} [{100 * f.low:.0f}, {100 * f.high:.0f}]" for f in found]
+            lines.append(row(name, *cells))
+    lines += ["", row("", *seeds), _rule(len(seeds) + 1)]
+    lines.append(row("minutes", *(f"{r['wall_s'] / 60:.1f}" for r in results.values())))
+    lines.append(row("peak GiB", *(f"{r['peak_gib']:.2f}" for r in results.values())))
+    for name in ("grpo", "more-sft", "rft"):
+        stages = [r["stages"][name] for r in results.values()]
+        cells = [f"{s['seconds']:.0f} s, {s['flops']:.2e} FLOPs" for s in stages]
+        lines.append(row(name, *cells))
     return "\n".join(lines) + "\n"
+
+
+def _difference_row(one: Compared, first: str | None = None, third: str | None = None) -> str:
+    way = f"{BEST} ({one.ways[0]}; {one.ways[1]})" if one.way == BEST else one.way
+    found = one.estimate
+    pooled = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    seeds = [f"{100 * value:+.1f}" for value in one.by_seed]
+    return row(first or one.theirs, third or one.slice, way, *seeds, pooled)
+
+
+def _rule(cells: int) -> str:
+    return row(*["---"] * cells)
 
 
 def row(*cells: str) -> str:

@@ -67,7 +67,9 @@ class Ours:
         train = GrpoTraining(
             batch_rows=PROMPTS * COMPLETIONS, dtype=dtype, device="cpu", learning_rate=1e-6
         )
-        self.stage = GrpoStage(model, tokenizer, lambda step: problems, config, train)
+        self.stage = GrpoStage(
+            model, tokenizer, lambda step, refill_round=0: problems, config, train
+        )
         self.stepper = Stepper(
             self.stage,
             model.train(),
@@ -108,10 +110,12 @@ def _problems(tokenizer: Tokenizer) -> list[Problem]:
     from ziphius.rollout.config import RolloutConfig
     from ziphius.rollout.sample import problem_prompt, spoken_format
 
+    def problem(text: str) -> Problem:
+        return Problem(task="silent", level=1, question=text, answer="", content=text, facts={})
+
     def length(text: str) -> int:
-        problem = Problem("silent", 1, text, "", {})
         form = spoken_format(tokenizer)
-        return len(problem_prompt(problem, tokenizer, form, RolloutConfig()).ids)
+        return len(problem_prompt(problem(text), tokenizer, form, RolloutConfig()).ids)
 
     found = []
     for number in range(PROMPTS):
@@ -119,7 +123,7 @@ def _problems(tokenizer: Tokenizer) -> list[Problem]:
         while length(text) < PROMPT_TOKENS:
             text += "+" if text[-1] != "+" else str(len(text) % 10)
         assert length(text) == PROMPT_TOKENS
-        found.append(Problem("silent", 1, text, "", {}))
+        found.append(problem(text))
     return found
 
 

@@ -1,21 +1,26 @@
 """A report full of made-up figures that look like those of a run, for tests and for the eye."""
 
 import functools
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ziphius.evals.intervals import Estimate
 from ziphius.evals.measure import HARDER, IN_DISTRIBUTION, UNTRAINED, Answers, Measurement
 from ziphius.evals.summary import (
+    Figure,
     Summary,
-    paired_difference,
-    paired_share,
+    figure_over_seeds,
+    paired_difference_over_seeds,
+    share_over_seeds,
     summarize,
     summarize_slices,
 )
 from ziphius.recipes.report.sections import (
+    BEST_WAY,
     Arm,
     ArmReplies,
+    AskedRow,
+    Baseline,
     Difference,
     ExpertLoad,
     Learning,
@@ -30,13 +35,69 @@ from ziphius.recipes.report.sections import (
 SAMPLES = 8
 MIXED = "mixed held-out set"
 TRAINED = (IN_DISTRIBUTION, HARDER)
-GAINS = {"SFT": 0.0, "control": 0.03, "GRPO": 0.15, "R1-Lite": 0.10, "R1-Lite INT8": 0.095}
-HARDNESS = {IN_DISTRIBUTION: (3.0, 1.9, 96), HARDER: (1.6, 2.0, 96), UNTRAINED: (0.25, 6.0, 64)}
+SLICES = {MIXED: TRAINED, IN_DISTRIBUTION: (IN_DISTRIBUTION,), HARDER: (HARDER,)}
+WAYS: dict[str, tuple[str, Figure]] = {
+    "as trained": ("sampled", "pass@1"),
+    "think first": ("thinking", "pass@1"),
+    "greedy": ("greedy", "greedy"),
+    "maj@8": ("thinking", "maj@8"),
+    "pass@8": ("thinking", "pass@8"),
+}
+CONTROLS = ("SFT", "more SFT", "RFT")
+BEST = dict.fromkeys((*CONTROLS, "GRPO"), "greedy") | {"SFT": "think first"}
+"""Each arm's best way, as if development problems had chosen it."""
+GAINS = {
+    "SFT": 0.0,
+    "more SFT": 0.02,
+    "RFT": 0.14,
+    "GRPO": 0.36,
+    "R1-Lite": 0.16,
+    "R1-Lite by logits": 0.15,
+    "student alone": 0.07,
+    "R1-Lite bf16": 0.16,
+    "R1-Lite INT8": 0.155,
+}
+MODES = {"sampled": 0.0, "thinking": 0.12, "greedy": 0.12}
+"""How many of the wrong answers a mode mends."""
+SHARPENED, RARE = "GRPO", 0.12
+"""The arm that gains where it was right now and then, and loses what it solved more rarely."""
+HARDNESS = {IN_DISTRIBUTION: (2.2, 1.9, 96), HARDER: (0.7, 1.5, 96), UNTRAINED: (0.25, 6.0, 64)}
+PATHS = {
+    "SFT": ("pretrain", "sft"),
+    "more SFT": ("pretrain", "sft", "more-sft"),
+    "RFT": ("pretrain", "sft", "rft"),
+    "GRPO": ("pretrain", "sft", "grpo"),
+    "R1-Lite": ("pretrain", "sft", "grpo", "traces", "r1-lite"),
+    "R1-Lite by logits": ("pretrain", "sft", "grpo", "traces", "r1-lite-logits"),
+    "student alone": ("r1-lite-alone",),
+    "R1-Lite bf16": ("pretrain", "sft", "grpo", "traces", "r1-lite"),
+    "R1-Lite INT8": ("pretrain", "sft", "grpo", "traces", "r1-lite", "r1-lite-int8"),
+}
+WORDS = {
+    "SFT": "fine-tuned on the demonstrations",
+    "more SFT": "fine-tuned on, for the FLOPs of GRPO",
+    "RFT": "fine-tuned on its own right answers, for the FLOPs of GRPO",
+    "GRPO": "trained with verified rewards",
+    "R1-Lite": "dense student, taught verified answers of GRPO",
+    "R1-Lite by logits": "the same student, taught the probabilities of GRPO",
+    "student alone": "the same student, taught by the demonstrator",
+    "R1-Lite bf16": "R1-Lite in bfloat16",
+    "R1-Lite INT8": "R1-Lite with INT8 weights and activations",
+}
 
 
-def example_report(*, transcripts: tuple[Transcript, ...] | None = None) -> Report:
-    """Make a report with every section."""
-    arms, differences, taught = _compared()
+def example_report(
+    *,
+    transcripts: tuple[Transcript, ...] | None = None,
+    swapped: tuple[str, str] | None = None,
+) -> Report:
+    """Make a report with every section.
+
+    Args:
+        transcripts: instead of the example's.
+        swapped: two arms, each of which is given what was measured of the other.
+    """
+    arms, asked, differences, taught = _compared(swapped)
     return Report(
         title="A reasoning model from real text in a quarter of an hour",
         purpose=(
@@ -45,6 +106,8 @@ def example_report(*, transcripts: tuple[Transcript, ...] | None = None) -> Repo
             "form, all made and measured by one command on two CPU cores."
         ),
         arms=arms,
+        asked=asked,
+        baselines=_baselines(),
         differences=differences,
         losses=_losses(),
         learning=_learning(),
@@ -54,104 +117,188 @@ def example_report(*, transcripts: tuple[Transcript, ...] | None = None) -> Repo
         costs=_costs(),
         machine=_machine(),
         notes=(
-            "The demonstrations are of mixed quality on purpose, as real data are: 30 % worked "
-            "step by step and right, 70 % answered at once, a third of those wrong.",
+            "Demonstrations are of the easier level alone. GRPO and RFT practise both levels with "
+            "the same problems and the same verifier; rewards are correctness alone.",
         ),
         is_example=True,
     )
 
 
 @functools.cache
-def _compared() -> tuple[tuple[Arm, ...], tuple[Difference, ...], tuple[Taught, ...]]:
-    """Measure all arms and compare them, which takes the bootstrap a second."""
-    measured = {name: _measurement(gain) for name, gain in GAINS.items()}
-    arms = tuple(_arm(name, found) for name, found in measured.items())
-    return arms, _differences(measured), _taught(measured)
+def _compared(
+    swapped: tuple[str, str] | None,
+) -> tuple[tuple[Arm, ...], tuple[AskedRow, ...], tuple[Difference, ...], tuple[Taught, ...]]:
+    """Measure all arms and compare them, which takes the bootstrap some seconds."""
+    source = dict(zip(GAINS, GAINS, strict=True))
+    if swapped is not None:
+        one, other = swapped
+        source |= {one: other, other: one}
+    arms = tuple(_arm(name, _slices(source[name])) for name in GAINS)
+    return arms, _asked(source), _differences(source), _taught(source)
 
 
-def _measurement(gain: float) -> Measurement:
+@functools.cache
+def _measurement(arm: str, mode: str) -> Measurement:
     """Draw answers to the same problems for every arm, some harder than others."""
     generator = np.random.default_rng(11)
-    luck = np.random.default_rng(int(1000 * gain))
+    luck = np.random.default_rng([list(GAINS).index(arm), list(MODES).index(mode)])
+    samples = 1 if mode == "greedy" else SAMPLES
     found = []
     for name, (right, wrong, count) in HARDNESS.items():
         chances = generator.beta(right, wrong, size=count)
-        share = 0.0 if name == UNTRAINED else gain
-        for place, chance in enumerate(chances + share * (1 - chances)):
-            correct = int(luck.binomial(SAMPLES, chance))
-            lengths = luck.normal(14 + 40 * share + 6 * (name == HARDER), 3, SAMPLES).round()
+        share = 0.0 if name == UNTRAINED else GAINS[arm] + MODES[mode]
+        gained = chances + share * (1 - chances)
+        if arm == SHARPENED:
+            gained = np.where(chances < RARE, 0.6 * chances, gained)
+        for place, chance in enumerate(gained):
+            if mode == "greedy":  # the likeliest answer is right more often than a drawn one
+                chance = chance**2 / (chance**2 + (1 - chance) ** 2)
+            correct = int(luck.binomial(samples, chance))
+            lengths = luck.normal(14 + 40 * share + 6 * (name == HARDER), 3, samples).round()
             found.append(
                 Answers(
                     name,
                     "sums",
+                    2 if name == HARDER else 1,
                     f"{name}-{place}",
-                    correct=tuple(sample < correct for sample in range(SAMPLES)),
+                    answers=tuple(
+                        "7" if sample < correct else f"{luck.integers(3)}"
+                        for sample in range(samples)
+                    ),
+                    correct=tuple(sample < correct for sample in range(samples)),
                     tokens=tuple(int(length) for length in lengths.clip(4)),
-                    corrections=tuple(luck.poisson(0.1 + share, SAMPLES).tolist()),
-                    truncated=tuple((luck.random(SAMPLES) < 0.02).tolist()),
+                    corrections=(0,) * samples,
+                    truncated=tuple((luck.random(samples) < 0.02).tolist()),
                 )
             )
-    return Measurement(tuple(found), seconds=9.0 - 20 * gain)
+    return Measurement(tuple(found), seconds=9.0 - 20 * GAINS[arm] / 3, arm=arm, mode=mode)
 
 
-def _slices(found: Measurement) -> tuple[Summary, ...]:
+@functools.cache
+def _slices(arm: str) -> tuple[Summary, ...]:
+    found = _measurement(arm, "thinking")
     mixed = summarize(found, k=SAMPLES, name=MIXED, slices=TRAINED)
     return (mixed, *summarize_slices(found, k=SAMPLES))
 
 
-def _arm(name: str, found: Measurement) -> Arm:
-    is_student = name.startswith("R1")
-    is_int8 = name.endswith("INT8")
-    words = {
-        "SFT": "fine-tuned on demonstrations",
-        "control": "SFT given GRPO's compute as well",
-        "GRPO": "SFT, then verified rewards",
-        "R1-Lite": "dense student of GRPO's right traces",
-        "R1-Lite INT8": "8-bit weights and activations",
-    }
+@functools.cache
+def _share(arm: str, way: str, part: str) -> Estimate:
+    mode, figure = WAYS[way]
+    return figure_over_seeds([_measurement(arm, mode)], figure, slices=SLICES[part])
+
+
+@functools.cache
+def _gap(ours: tuple[str, str], theirs: tuple[str, str], figure: Figure, part: str) -> Estimate:
+    left, right = _measurement(*ours), _measurement(*theirs)
+    return paired_difference_over_seeds([left], [right], figure, slices=SLICES[part])
+
+
+def _arm(name: str, slices: tuple[Summary, ...]) -> Arm:
+    is_student = name.startswith("R1") or name == "student alone"
+    is_int8, is_bf16 = name.endswith("INT8"), name.endswith("bf16")
+    costs = {cost.stage: cost for cost in _costs()}
     return Arm(
         name,
-        words[name],
-        _slices(found),
+        WORDS[name],
+        slices,
+        way="think first",
         parameters=472_000 if is_student else 1_512_000,
         active_parameters=472_000 if is_student else 790_000,
+        flops_per_token=1_020_000.0 if is_student else 1_690_000.0,
+        dtype="int8" if is_int8 else "bfloat16" if is_bf16 else "float32",
         tokens_per_s=4_310.0 if is_int8 else 3_920.0 if is_student else 1_180.0,
         cache_bytes_per_token=1_536 if is_student else 448,
         size_bytes=520_000 if is_int8 else 1_890_000 if is_student else 6_050_000,
-        training_flops=None if is_int8 else 6.1e13 if name == "SFT" else 9.7e13,
-        training_s=None if is_int8 else 250.0 if name == "SFT" else 391.0,
+        training_flops=sum(costs[stage].flops or 0.0 for stage in PATHS[name]),
+        training_s=sum(costs[stage].seconds for stage in PATHS[name]),
+        start="SFT" if name in ("more SFT", "RFT", "GRPO") else "",
+        stages=PATHS[name],
     )
 
 
-def _differences(measured: Mapping[str, Measurement]) -> tuple[Difference, ...]:
-    found = []
-    for ours, theirs in (("GRPO", "control"), ("control", "SFT")):
-        slices: dict[str, Sequence[str]] = {MIXED: TRAINED}
-        slices |= {name: (name,) for name in HARDNESS}
-        for name, chosen in slices.items():
-            estimate = paired_difference(measured[ours], measured[theirs], slices=chosen)
-            is_goal = ours == "GRPO" and name == MIXED
-            found.append(Difference(name, ours, theirs, estimate, is_goal))
+def _asked(source: dict[str, str]) -> tuple[AskedRow, ...]:
+    return tuple(
+        AskedRow(
+            name,
+            way,
+            {part: _share(source[name], way, part) for part in SLICES},
+            is_best=BEST.get(name) == way,
+        )
+        for name in GAINS
+        for way in WAYS
+    )
+
+
+def _differences(source: dict[str, str]) -> tuple[Difference, ...]:
+    pairs = [("GRPO", control) for control in CONTROLS]
+    found = [
+        _difference(source, ours, theirs, part, way)
+        for ours, theirs in pairs
+        for part in SLICES
+        for way in (BEST_WAY, *WAYS)
+    ]
+    found += [
+        _difference(source, "R1-Lite", theirs, part, way)
+        for theirs in ("student alone", "R1-Lite by logits")
+        for part in SLICES
+        for way in WAYS
+    ]
     return tuple(found)
 
 
-def _taught(measured: Mapping[str, Measurement]) -> tuple[Taught, ...]:
-    student, teacher, small = (measured[name] for name in ("R1-Lite", "GRPO", "R1-Lite INT8"))
+def _difference(source: dict[str, str], ours: str, theirs: str, part: str, way: str) -> Difference:
+    ways = (BEST[ours], BEST[theirs]) if way == BEST_WAY else (way, way)
+    modes = [WAYS[one][0] for one in ways]
+    figure: Figure = "pass@1" if way == BEST_WAY else WAYS[way][1]
+    is_control = theirs == "RFT"
+    is_student_goal = theirs == "student alone" and way == "think first"
+    return Difference(
+        part,
+        ours,
+        theirs,
+        _gap((source[ours], modes[0]), (source[theirs], modes[1]), figure, part),
+        way=way,
+        ways=ways,
+        is_goal=part == MIXED and ((is_control and way == BEST_WAY) or is_student_goal),
+        is_best_control=is_control,
+    )
+
+
+def _taught(source: dict[str, str]) -> tuple[Taught, ...]:
+    def measured(arm: str) -> list[Measurement]:
+        return [_measurement(source[arm], "thinking")]
+
+    where = {"slice": MIXED, "way": "think first"}
+    coarse = (source["R1-Lite INT8"], "thinking")
     return (
         Taught(
             "R1-Lite",
             "GRPO",
-            kept=paired_share(student, teacher, slices=TRAINED),
+            **where,
+            kept=share_over_seeds(measured("R1-Lite"), measured("GRPO"), "pass@1", slices=TRAINED),
             least_kept=0.85,
             most_parameters=1 / 3,
             least_speed=3.0,
         ),
-        Taught(
-            "R1-Lite INT8",
-            "R1-Lite",
-            lost=paired_difference(small, student, slices=TRAINED),
-            most_lost=0.02,
+        *(
+            Taught(
+                "R1-Lite INT8",
+                fine,
+                **where,
+                lost=_gap(coarse, (source[fine], "thinking"), "pass@1", MIXED),
+                most_lost=0.02,
+            )
+            for fine in ("R1-Lite bf16", "R1-Lite")
         ),
+    )
+
+
+def _baselines() -> tuple[Baseline, ...]:
+    return (
+        Baseline("subset_sum", 1, "3 5", 0.021),
+        Baseline("grid_path", 1, "down down right", 0.104),
+        Baseline("subset_sum", 2, "2 4 9", 0.0),
+        Baseline("grid_path", 2, "down right down right", 0.033),
     )
 
 
@@ -160,18 +307,18 @@ def _losses() -> tuple[LossCurve, ...]:
     curves = []
     for stage, count, first, last in (
         ("pretrain", 420, 6.9, 3.05),
-        ("SFT", 260, 2.6, 0.71),
-        ("control", 120, 0.70, 0.68),
-        ("R1-Lite", 240, 5.1, 0.52),
+        ("sft", 260, 2.6, 0.71),
+        ("more-sft", 120, 0.70, 0.68),
+        ("r1-lite", 240, 5.1, 0.52),
     ):
         steps = np.arange(1, count + 1)
         decay = np.exp(-5 * steps / count)
         losses = last + (first - last) * decay + generator.normal(0, 0.035 * last, count)
         held_out = steps[:: count // 6]
         validation = last * 1.03 + (first - last) * np.exp(-5 * held_out / count)
-        floors = {"uniform": 6.93, "unigram": 5.38, "bigram": 3.71} if stage == "pretrain" else {}
-        if stage in ("SFT", "control"):
-            floors = {"unigram": 1.93, "bigram": 1.02}
+        baselines = {"uniform": 6.93, "unigram": 5.38, "bigram": 3.71}
+        if stage != "pretrain":
+            baselines = {"unigram": 1.93, "bigram": 1.02} if "sft" in stage else {}
         curves.append(
             LossCurve(
                 stage,
@@ -179,7 +326,7 @@ def _losses() -> tuple[LossCurve, ...]:
                 losses.tolist(),
                 held_out.tolist(),
                 validation.tolist(),
-                floors,
+                baselines,
             )
         )
     return tuple(curves)
@@ -193,7 +340,9 @@ def _learning() -> Learning:
         steps.tolist(),
         reward=(0.58 + 0.22 * rise + generator.normal(0, 0.03, 90)).tolist(),
         tokens=(9.1 + 5.2 * rise + generator.normal(0, 0.4, 90)).tolist(),
-        dead_groups=np.clip(0.22 + 0.2 * rise + generator.normal(0, 0.04, 90), 0, 1).tolist(),
+        frac_reward_zero_std=np.clip(
+            0.22 + 0.2 * rise + generator.normal(0, 0.04, 90), 0, 1
+        ).tolist(),
         kl=(0.021 * rise + generator.uniform(0, 0.003, 90)).tolist(),
         logprob_difference=(10 ** generator.normal(-6.2, 0.15, 90)).tolist(),
     )
@@ -225,7 +374,8 @@ def _transcripts() -> tuple[Transcript, ...]:
         "13",
         (
             replies(3, worked, hasty, "SFT"),
-            replies(4, worked, hasty, "control"),
+            replies(4, worked, hasty, "more SFT"),
+            replies(6, worked, slipped, "RFT"),
             replies(7, worked, slipped, "GRPO"),
             replies(8, worked, None, "R1-Lite"),
             replies(6, worked, slipped, "R1-Lite INT8"),
@@ -242,14 +392,17 @@ def _transcripts() -> tuple[Transcript, ...]:
 
 def _costs() -> tuple[StageCost, ...]:
     return (
-        StageCost("tokenizer", 1.4, note="1,024 tokens, a prefix of DeepSeek's"),
         StageCost("pretrain", 181.0, 3.1e13, 3_440_640, 1_200_000_000),
-        StageCost("SFT", 69.0, 3.0e13, 2_129_920, 1_250_000_000),
-        StageCost("control", 141.0, 3.6e13, 2_600_000, 1_250_000_000),
-        StageCost("GRPO", 141.0, 3.6e13, 1_105_920, 1_600_000_000, "of these 58 s of sampling"),
-        StageCost("R1-Lite", 74.0, 1.2e13, 3_000_000, 900_000_000),
-        StageCost("INT8", 2.1),
-        StageCost("measuring", 66.0, None, 311_000, 800_000_000),
+        StageCost("sft", 69.0, 3.0e13, 2_129_920, 1_250_000_000),
+        StageCost("grpo", 141.0, 3.6e13, 1_105_920, 1_600_000_000, "of these 58 s of sampling"),
+        StageCost("more-sft", 128.0, 3.78e13, 2_600_000, 1_250_000_000),
+        StageCost("rft", 149.0, 3.69e13, 1_210_000, 1_300_000_000, "3 rounds"),
+        StageCost("traces", 11.0, 0.2e13, 180_000, 1_300_000_000, "2,811 verified answers"),
+        StageCost("r1-lite", 74.0, 1.2e13, 3_000_000, 900_000_000),
+        StageCost("r1-lite-logits", 81.0, 1.2e13, 1_900_000, 1_100_000_000),
+        StageCost("r1-lite-alone", 83.0, 1.4e13, 3_400_000, 900_000_000),
+        StageCost("r1-lite-int8", 2.1),
+        StageCost("measuring", 166.0, None, 811_000, 800_000_000),
     )
 
 

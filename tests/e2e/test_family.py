@@ -17,10 +17,12 @@ from ziphius.models.weights import save
 from ziphius.recipes.arms import ARMS
 from ziphius.recipes.family import STAGES, FamilyRun, run_family
 from ziphius.recipes.family_report import document, report_family
-from ziphius.recipes.family_settings import VOCABULARY, FamilySettings
+from ziphius.recipes.family_settings import VOCABULARY, FamilySettings, StageSettings
+from ziphius.recipes.lengths import StageLengths
 from ziphius.recipes.smollm import smollm_settings
 from ziphius.rl.settings import TaskChoice
 from ziphius.tasks import TASKS, Problem, Split
+from ziphius.tasks.demonstrations import DemonstrationConfig
 from ziphius.text.vocabulary import deepseek_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,14 @@ class Digit(Echo):
     def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
         first = {"train": 0, "validation": 4_000, "test": 8_000}[split]
         return [
-            Problem(self.name, level, f"{self.name} {level} {first + n}", "7", {})
+            Problem(
+                task=self.name,
+                level=level,
+                question=f"{self.name} {level} {first + n}",
+                answer="7",
+                content=f"{self.name} {first + n}",
+                facts={},
+            )
             for n in range(count)
         ]
 
@@ -44,6 +53,11 @@ class Letter(Digit):
     """The same under another name, which nothing is trained on."""
 
     name = "letter"
+
+
+LENGTHS = StageLengths(pretrain=20, sft=120, grpo=4, student=60, traced=100, measured=8)
+MIXED = DemonstrationConfig(cot=0.5, noise=0.5)
+"""Right in three of four: room for reinforcement learning after a few seconds."""
 
 
 def tiny_shape() -> ModelConfig:
@@ -61,14 +75,16 @@ def settings_in(folder: Path) -> FamilySettings:
     text = folder / "text.txt"
     text.write_text("".join(f"The whale dives {n} metres deep.\n" for n in range(4_000)))
     return FamilySettings(
-        budget="25s",
+        lengths=LENGTHS,
         shape=tiny_shape(),
         context=128,
         data=DataConfig(own=(str(text),), processes=0),
+        longest_answer=16,
         trained=(TaskChoice(name="digit", level=1),),
         untrained=(TaskChoice(name="letter", level=1),),
+        demonstrations=MIXED,
+        stages=StageSettings(answers=64),
         problems=400,
-        measured=8,
     )
 
 
@@ -124,10 +140,10 @@ def test_a_published_model_takes_the_place_of_pretraining(
     model = Model(shape)
     model.initialize(seed=0)
     save(model, tmp_path / "published", deepseek_tokenizer(VOCABULARY))
-    monkeypatch.setattr("ziphius.recipes.family.fetch", lambda name: tmp_path / "published")
+    monkeypatch.setattr("ziphius.recipes.teacher.fetch", lambda name: tmp_path / "published")
     monkeypatch.setitem(TASKS, "digit", Digit())
     monkeypatch.setitem(TASKS, "letter", Letter())
-    smollm = smollm_settings("8s", seed=0)
+    smollm = smollm_settings(LENGTHS, seed=0)
     settings = smollm.model_copy(
         update={
             "shape": shape,
@@ -136,7 +152,7 @@ def test_a_published_model_takes_the_place_of_pretraining(
             "trained": (TaskChoice(name="digit", level=1),),
             "untrained": (TaskChoice(name="letter", level=1),),
             "problems": 400,
-            "measured": 4,
+            "longest_answer": 16,
         }
     )
     run = run_family(settings, tmp_path / "run", Console(quiet=True))

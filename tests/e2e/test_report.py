@@ -11,7 +11,7 @@ from ziphius.recipes.report.page import SECTIONS, write_report
 from ziphius.recipes.report.sections import Report
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
-DESK, PHONE = (1280, 900), (390, 844)
+DESK, PHONE = (1280, 900), (400, 844)
 
 
 @pytest.fixture(scope="module")

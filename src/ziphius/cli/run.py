@@ -19,6 +19,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.train.budget import BudgetText
 
 if TYPE_CHECKING:
+    from ziphius.recipes.family_settings import FamilySettings
     from ziphius.recipes.report.sections import Arm
 
 BUDGETS = {"family": "15m", "smollm": "2h"}
@@ -33,7 +34,10 @@ class RunConfig(Config):
     checked and made to generate, in seconds."""
     budget: BudgetText | None = None
     """Time for the whole of it: for family 2m to try it out, 15m (the default) for a result, 2h for
-    a better one; for smollm 2h by default."""
+    a better one; for smollm 2h by default. It becomes steps before the first stage, from the speed
+    of this machine, and the run keeps them in lengths.json."""
+    lengths: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """lengths.json of another run, instead of a budget: the same steps, on any machine."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides weights, data, problems and samples."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -53,9 +57,11 @@ class RunConfig(Config):
     def _check(self) -> Self:
         if self.recipe == "tour":
             fields = type(self).model_fields
-            for name in ("budget", "seed", "dry_run"):
+            for name in ("budget", "lengths", "seed", "dry_run"):
                 if getattr(self, name) != fields[name].default:
                     raise ConfigError(f"{name} has no effect on the tour: nothing is trained.")
+        if self.budget is not None and self.lengths is not None:
+            raise ConfigError("budget has no effect with lengths, which say how long all is.")
         return self
 
 
@@ -68,6 +74,7 @@ def run(config: RunConfig) -> None:
         ziphius run
         ziphius run --budget 2m --out runs/short
         ziphius run --dry-run
+        ziphius run --lengths runs/family/lengths.json --seed 1 --out runs/again
         ziphius run smollm --budget 4h
         ziphius run tour --out tour
     """
@@ -83,14 +90,11 @@ def _path(config: RunConfig) -> None:
     from ziphius.recipes.family import run_family
     from ziphius.recipes.family_plan import plan
     from ziphius.recipes.family_report import document, report_family
-    from ziphius.recipes.family_settings import FamilySettings
-    from ziphius.recipes.smollm import smollm_settings
+    from ziphius.recipes.lengths import LENGTHS_FILE
     from ziphius.recipes.stages import StoppedError, claimed
 
-    if config.recipe == "smollm":
-        settings = smollm_settings(config.time, config.seed)
-    else:
-        settings = FamilySettings(budget=config.time, seed=config.seed)
+    folder = config.out or Path("runs") / config.recipe
+    settings = _settings(config, folder)
     console = Console(stderr=True)
     if config.dry_run:
         rows = plan(settings)
@@ -102,8 +106,7 @@ def _path(config: RunConfig) -> None:
                 table.add_row(row.stage, *row.cells.values())
             Console().print(table)
         return
-    folder = config.out or Path("runs") / config.recipe
-    with claimed(folder, settings.model_dump(mode="json")):
+    with claimed(folder, settings.model_dump(mode="json"), besides=(LENGTHS_FILE,)):
         try:
             finished = run_family(settings, folder, console)
         except StoppedError as stopped:
@@ -123,10 +126,32 @@ def _path(config: RunConfig) -> None:
     console.print(f"The report: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _settings(config: RunConfig, folder: Path) -> "FamilySettings":
+    from ziphius.recipes import family_settings, smollm
+    from ziphius.recipes.lengths import read_lengths, settle
+
+    is_family = config.recipe == "family"
+    if config.lengths is not None:
+        lengths = read_lengths(config.lengths)
+    else:
+        reference = family_settings.REFERENCE if is_family else smollm.REFERENCE
+        shape = family_settings.FamilySettings().shape
+        if not is_family:
+            shape = smollm.smollm_settings(reference.lengths, config.seed).shape
+        lengths = settle(folder, config.time, reference, shape, keep=not config.dry_run)
+    if is_family:
+        return family_settings.FamilySettings(lengths=lengths, seed=config.seed)
+    return smollm.smollm_settings(lengths, config.seed)
+
+
 def command_line(config: RunConfig) -> str:
     """Spell the command of a run."""
     words = ["ziphius", "run", *([config.recipe] if config.recipe != "family" else [])]
-    words += ["--budget", config.time, "--seed", str(config.seed)]
+    if config.lengths is None:
+        words += ["--budget", config.time]
+    else:
+        words += ["--lengths", str(config.lengths)]
+    words += ["--seed", str(config.seed)]
     if config.out is not None:
         words += ["--out", str(config.out)]
     return shlex.join(words)

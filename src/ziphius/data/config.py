@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
-from ziphius.data.mixes import Mix, get_mix
+from ziphius.data.mathematics import remaining
+from ziphius.data.mixes import MATHEMATICS, Mix, get_mix
 
 OverLong = Literal["skip", "cut", "refuse"]
 """What happens to a conversation that no row holds."""
@@ -26,6 +27,9 @@ class DataConfig(Config):
     """Column of the text in .jsonl, .parquet and data sets of the hub."""
     domain_megabytes: Annotated[float, Field(gt=0.0)] = 64.0
     """Most text that is taken from one domain; a sample where there is more."""
+    mathematics_without: tuple[str, ...] = ()
+    """Exercises that the made mathematics leaves out, such as greatest_divisor: what a model is to
+    meet for the first time later."""
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Share of the code documents that are filled in the middle; the mix's own when not given."""
     fim_spm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -40,9 +44,18 @@ class DataConfig(Config):
             raise ValueError("own_share: there is no own text. Name it with own.")
         if not self.own and self.column != "text":
             raise ValueError("column: there is no own text. Name it with own.")
+        remaining(self.mathematics_without)
+        if self.mathematics_without and MATHEMATICS not in self.resolved_mix.shares:
+            raise ValueError(
+                "mathematics_without: the mix has no mathematics. Take the mix r1, or leave it out."
+            )
         if self.fim_spm_share > 0.0 and self.resolved_fim_rate == 0.0:
             raise ValueError("fim_spm_share: nothing is filled in the middle. Set fim_rate too.")
         return self
+
+    def left_out(self, domain: str) -> tuple[str, ...]:
+        """Give the exercises that a domain leaves out, each once."""
+        return tuple(sorted(set(self.mathematics_without))) if domain == MATHEMATICS else ()
 
     @property
     def resolved_mix(self) -> Mix:

@@ -1,13 +1,14 @@
 """Exercises with worked solutions, in English and Chinese, without end and without a network.
 
-Each document is a pure function of (seed, number): a handful of exercises of one language. Every
-step is a line that holds by itself (`17 + 25 = 42`), so that a model can learn the steps and a test
-can check them.
+Each document is a pure function of (seed, number) and of the exercises that are left out: a handful
+of exercises of one language. Every step is a line that holds by itself (`17 + 25 = 42`), so that a
+model can learn the steps and a test can check them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 
+from ziphius.core.errors import ConfigError
 from ziphius.data import arithmetic, word_problems
 from ziphius.data.arithmetic import Exercise
 from ziphius.data.document import Document
@@ -16,24 +17,39 @@ EXERCISES_PER_DOCUMENT = 6
 CHINESE_SHARE = 0.4
 
 
-def mathematics(seed: int = 0) -> Iterator[Document]:
-    """Yield documents without end."""
+def mathematics(seed: int = 0, without: Collection[str] = ()) -> Iterator[Document]:
+    """Yield documents without end, and without the exercises of these names."""
     number = 0
     while True:
-        yield exercises(seed, number)
+        yield exercises(seed, number, without)
         number += 1
 
 
-def exercises(seed: int, number: int) -> Document:
-    """Write one document of exercises."""
+def exercises(seed: int, number: int, without: Collection[str] = ()) -> Document:
+    """Write one document of exercises, of all but those left out."""
     random = Random(f"{seed} {number}")
     language = int(random.random() < CHINESE_SHARE)
-    names = sorted(EXERCISES)
+    names = remaining(without)
     texts = [
         render(EXERCISES[random.choice(names)](random), language, random.randrange(3))
         for _ in range(EXERCISES_PER_DOCUMENT)
     ]
     return Document(f"mathematics/{seed}/{number}", "\n\n".join(texts) + "\n")
+
+
+def remaining(without: Collection[str]) -> list[str]:
+    """Return the names of the exercises that are not left out, sorted.
+
+    Raises:
+        ConfigError: there is no exercise of a name, or none remains.
+    """
+    if unknown := sorted(set(without) - set(EXERCISES)):
+        known = ", ".join(sorted(EXERCISES))
+        raise ConfigError(f"There is no exercise {', '.join(unknown)}. Known: {known}.")
+    names = sorted(set(EXERCISES) - set(without))
+    if not names:
+        raise ConfigError("No exercise remains. Leave out fewer, or choose a mix without them.")
+    return names
 
 
 def render(exercise: Exercise, language: int, style: int) -> str:

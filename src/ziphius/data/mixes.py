@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 
-DOMAINS = ("general", "chinese", "books", "code", "mathematics")
+MATHEMATICS = "mathematics"
+"""Domain of exercises that are made as they are read."""
+DOMAINS = ("general", "chinese", "books", "code", MATHEMATICS)
 OWN = "own"
 """Domain of a user's own data."""
 

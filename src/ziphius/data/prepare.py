@@ -21,11 +21,12 @@ from ziphius.core.assets import cache_folder, fetch
 from ziphius.core.errors import OutputError
 from ziphius.core.files import new_folder
 from ziphius.data.config import DataConfig
-from ziphius.data.corpora import CORPORA, documents
+from ziphius.data.corpora import CORPORA, Corpus, documents
 from ziphius.data.document import Document
 from ziphius.data.encode import EncodingPool, id_type
 from ziphius.data.errors import DataError
 from ziphius.data.fim import Fim
+from ziphius.data.mathematics import mathematics
 from ziphius.data.mixes import OWN
 from ziphius.data.readers import HUB, own_files, read_own
 from ziphius.data.selection import choose, with_tails
@@ -145,7 +146,7 @@ def _size(tokenizer: Tokenizer, token_id: int) -> int:
 def _sources(domain: str, config: DataConfig) -> dict[str, Source]:
     if domain != OWN:
         return {
-            name: Source(corpus.version, partial(documents, corpus), corpus.assets, corpus.endless)
+            name: _source(corpus, config.left_out(domain))
             for name, corpus in CORPORA.items()
             if corpus.domain == domain
         }
@@ -153,6 +154,13 @@ def _sources(domain: str, config: DataConfig) -> dict[str, Source]:
         name: Source(_own_version(name, config.column), partial(read_own, name, config.column))
         for name in config.own
     }
+
+
+def _source(corpus: Corpus, left_out: tuple[str, ...]) -> Source:
+    if not left_out:
+        return Source(corpus.version, partial(documents, corpus), corpus.assets, corpus.endless)
+    version = f"{corpus.version} without {' '.join(left_out)}"
+    return Source(version, lambda skipped: mathematics(without=left_out), is_endless=True)
 
 
 def _own_version(name: str, column: str) -> str:

@@ -2,7 +2,7 @@
 
 A problem is drawn with all its samples, so an interval covers both that other problems would have
 been asked and that other samples would have been drawn. It does not cover what another seed of
-the training would have made of the model: for that, train again.
+the training would have made of the model: for that, train again, and see `evals/hierarchical.py`.
 
 Where all problems have one and the same value a bootstrap is blind: 64 of 64 correct would read
 "1.00, from 1.00 to 1.00". For values with known bounds the interval then reaches as far as such
@@ -31,11 +31,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems with its 95 % interval."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
     high: float
+    seeds: int = 1
+    """Runs it was taken from; with one, the interval leaves out what another seed would make."""
 
     def covers(self, value: float) -> bool:
         """Tell whether the interval includes a value, its ends too."""
@@ -60,9 +62,7 @@ def mean_interval(
     values = _values(values_N)
     value = float(values.mean())
     if values.min() == values.max():
-        low, high = (value, value) if bounds is None else bounds
-        share = 1.0 - ((1.0 - CONFIDENCE) / 2.0) ** (1.0 / len(values))
-        return Estimate(value, value - share * (value - low), value + share * (high - value))
+        return Estimate(value, *luck(value, bounds or (value, value), len(values)))
     means_R = _resampled_means(values[None], seed, resamples)[0]
     low, high = np.quantile(means_R, _tails())
     return Estimate(value, float(low), float(high))
@@ -83,6 +83,12 @@ def ratio_interval(
         return None
     low, high = np.quantile(means_2R[0] / means_2R[1], _tails())
     return Estimate(float(both[0].mean() / both[1].mean()), float(low), float(high))
+
+
+def luck(value: float, bounds: tuple[float, float], problems: int) -> tuple[float, float]:
+    """Return how far the mean may be off if all problems have one value, within its bounds."""
+    share = 1.0 - _tails()[0] ** (1.0 / problems)
+    return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
 
 
 def _values(values_N: ArrayLike) -> Floats:

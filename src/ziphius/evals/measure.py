@@ -34,8 +34,11 @@ class Answers:
 
     slice: str
     task: str
+    level: int
     key: str
     """`Problem.key`."""
+    answers: tuple[str | None, ...]
+    """What each sample answered; None if it was cut off or says nothing."""
     correct: tuple[bool, ...]
     tokens: tuple[int, ...]
     """Length of each completion, its end token included."""
@@ -46,9 +49,8 @@ class Answers:
 
     def __post_init__(self) -> None:
         """Refuse entries that do not match."""
-        lengths = {
-            len(kept) for kept in (self.correct, self.tokens, self.corrections, self.truncated)
-        }
+        kept = (self.answers, self.correct, self.tokens, self.corrections, self.truncated)
+        lengths = set(map(len, kept))
         if len(lengths) != 1 or 0 in lengths:
             raise EvalError(f"Problem {self.key} has no samples, or not one entry for each.")
 
@@ -60,6 +62,10 @@ class Measurement:
     problems: tuple[Answers, ...]
     seconds: float
     """Spent on sampling them all."""
+    arm: str
+    """Name of the model whose weights answered."""
+    mode: str
+    """How it was asked, such as sampled, thinking or greedy."""
 
     def __post_init__(self) -> None:
         """Refuse to count a problem twice."""
@@ -96,6 +102,8 @@ def measure(
     config: RolloutConfig,
     *,
     seed: int,
+    arm: str,
+    mode: str,
 ) -> Measurement:
     """Sample answers to the problems of every slice, and keep what they come to.
 
@@ -108,16 +116,19 @@ def measure(
         problems: of each slice; no problem twice.
         config: `group_size` samples of every problem.
         seed: of the draws.
+        arm: name of the model.
+        mode: name of the way it is asked, which `config` is.
     """
-    return measure_by(
-        functools.partial(sample_groups, model, tokenizer, config=config, seed=seed), problems
-    )
+    sample = functools.partial(sample_groups, model, tokenizer, config=config, seed=seed)
+    return measure_by(sample, problems, arm=arm, mode=mode)
 
 
 def measure_by(
     sample: Callable[[Sequence[Problem]], Sequence[Sequence[Rollout]]],
     problems: Mapping[str, Sequence[Problem]],
     *,
+    arm: str,
+    mode: str,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
     """Measure whatever `sample` asks; it returns the answers to each problem, in their order."""
@@ -125,20 +136,19 @@ def measure_by(
     started = clock()
     groups = sample([problem for _, problem in asked])
     seconds = clock() - started
-    return Measurement(
-        tuple(
-            _answers(name, problem, group)
-            for (name, problem), group in zip(asked, groups, strict=True)
-        ),
-        seconds,
+    answered = tuple(
+        _answers(name, problem, group) for (name, problem), group in zip(asked, groups, strict=True)
     )
+    return Measurement(answered, seconds, arm, mode)
 
 
 def _answers(slice_name: str, problem: Problem, group: Sequence[Rollout]) -> Answers:
     return Answers(
         slice_name,
         problem.task,
+        problem.level,
         problem.key,
+        answers=tuple(rollout.answer for rollout in group),
         correct=tuple(rollout.is_correct for rollout in group),
         tokens=tuple(len(rollout.token_ids) for rollout in group),
         corrections=tuple(self_corrections(rollout.reasoning) for rollout in group),

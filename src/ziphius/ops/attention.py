@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.precision import own_float32_products
 
 
 def attend(
@@ -58,14 +59,15 @@ def attend(
     # path that keeps all scores in memory and is 4-5 times slower at 2,048 tokens.
     if padding:
         value_BNSV = F.pad(value_BNSV, (0, padding))
-    out_BNTH = F.scaled_dot_product_attention(
-        query_BNTH,
-        key_BNSH,
-        value_BNSV,
-        attn_mask=None if mask_BTS is None else mask_BTS[:, None],
-        is_causal=is_causal,
-        scale=scale,
-    )
+    with own_float32_products():
+        out_BNTH = F.scaled_dot_product_attention(
+            query_BNTH,
+            key_BNSH,
+            value_BNSV,
+            attn_mask=None if mask_BTS is None else mask_BTS[:, None],
+            is_causal=is_causal,
+            scale=scale,
+        )
     return out_BNTH[..., :value_width]
 
 

@@ -1,20 +1,18 @@
-"""What the main job would do, estimated before it does anything."""
+"""What the main job would do, worked out before it does anything."""
 
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ziphius.distill.student import dense_student
 from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
 from ziphius.recipes.family import stages_of
 from ziphius.recipes.family_settings import FamilySettings
-from ziphius.train.peak import matrix_peak
 
-LIKELY_SHARE_OF_PEAK = 0.1
-"""Of small models on a CPU, seen on the machines of docs/lab; an estimate, no promise."""
 ROWS = 16
+"""Rows in memory that a stage is accounted with."""
+LIKELY_LENGTH = 0.6
+"""Of the longest answer: what sampled answers are likely to have."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +20,17 @@ class PlannedStage:
     """One line of the plan."""
 
     stage: str
-    seconds: float | None
-    """None where it is not a share of the budget."""
+    length: str
+    """In steps, or in what it follows from."""
     memory_bytes: int
     flops: float | None
+    """None where it is not known before; of sampling, an estimate."""
 
     @property
     def cells(self) -> dict[str, str]:
         """Return the line in words, by title."""
         return {
-            "time": "-" if self.seconds is None else f"{self.seconds:.0f} s",
+            "length": self.length,
             "memory of the model": f"{self.memory_bytes / 2**20:.0f} MiB",
             "FLOPs": "-" if self.flops is None else f"{self.flops:.1e}",
         }
@@ -41,29 +40,59 @@ class PlannedStage:
         """Return the line, JSON-serialisable."""
         return {
             "stage": self.stage,
-            "seconds": self.seconds,
+            "length": self.length,
             "memory_bytes": self.memory_bytes,
             "flops": self.flops,
         }
 
 
 def plan(settings: FamilySettings) -> list[PlannedStage]:
-    """Estimate every stage, and what is left for sampling and measuring."""
-    teacher = settings.shape
-    student = dense_student(teacher)
-    peak = matrix_peak(torch.device("cpu"), torch.float32)
-    rows = [
-        _stage(settings, name, student if "lite" in name else teacher, peak)
-        for name in stages_of(settings)
-    ]
-    left = settings.seconds * (1.0 - sum(settings.stages.shares.values()))
-    measuring = account(teacher, batch=ROWS, context=settings.context).memory.serve
-    return [*rows, PlannedStage("sampling and measuring", left, measuring, None)]
+    """Work out every stage, in their order."""
+    return [_stage(settings, name) for name in stages_of(settings)]
 
 
-def _stage(settings: FamilySettings, name: str, shape: ModelConfig, peak: float) -> PlannedStage:
-    memory = account(shape, batch=ROWS, context=settings.context).memory
-    if name not in settings.stages.shares:
-        return PlannedStage(name, None, memory.serve, None)
-    seconds = settings.stages.shares[name] * settings.seconds
-    return PlannedStage(name, seconds, memory.train, seconds * peak * LIKELY_SHARE_OF_PEAK)
+def _stage(settings: FamilySettings, name: str) -> PlannedStage:
+    teacher, student = settings.shape, dense_student(settings.shape)
+    shape = student if "lite" in name else teacher
+    lengths = settings.lengths
+    practised = _practised_flops(settings)
+    text = {"pretrain": lengths.pretrain, "sft": lengths.sft}
+    if name in text:
+        flops = _supervised_flops(settings, shape, text[name])
+        return PlannedStage(name, f"{text[name]:,} steps", _memory(settings, shape), flops)
+    if name == "grpo":
+        length = f"{lengths.grpo:,} steps of {settings.stages.answers} answers"
+        return PlannedStage(name, length, _memory(settings, shape), practised)
+    if name in ("more-sft", "rft"):
+        return PlannedStage(name, "the FLOPs of grpo", _memory(settings, shape), practised)
+    if name == "traces":
+        count = lengths.traced * len((*settings.trained, *settings.harder))
+        memory = account(shape, batch=ROWS, context=settings.context).memory.serve
+        sampled = count * LIKELY_LENGTH * settings.longest_answer
+        decode = account(shape, context=settings.context).flops.decode
+        return PlannedStage(name, f"{count:,} answers", memory, sampled * decode)
+    if name in ("r1-lite", "r1-lite-logits", "r1-lite-alone"):
+        flops = _supervised_flops(settings, student, lengths.student)
+        length = f"{lengths.student:,} steps"
+        if name != "r1-lite":
+            length = "the FLOPs of r1-lite"
+        return PlannedStage(name, length, _memory(settings, student), flops)
+    memory = account(shape, batch=ROWS, context=settings.context).memory.serve
+    return PlannedStage(name, "-", memory, None)
+
+
+def _memory(settings: FamilySettings, shape: ModelConfig) -> int:
+    return account(shape, batch=ROWS, context=settings.context).memory.train
+
+
+def _supervised_flops(settings: FamilySettings, shape: ModelConfig, steps: int) -> float:
+    flops = account(shape, context=settings.context).flops
+    tokens = steps * settings.stages.rows * settings.context
+    return float(tokens * (flops.training + flops.training_mtp))
+
+
+def _practised_flops(settings: FamilySettings) -> float:
+    flops = account(settings.shape, context=settings.context).flops
+    answers = settings.lengths.grpo * settings.stages.answers
+    tokens = answers * LIKELY_LENGTH * settings.longest_answer
+    return float(tokens * (flops.decode + flops.training))

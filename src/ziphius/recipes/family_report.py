@@ -12,14 +12,17 @@ import torch
 import ziphius
 from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.files import write_file
-from ziphius.recipes.arms import (
+from ziphius.recipes.arms import DEVELOPMENT_SHARE, measure_arms
+from ziphius.recipes.family import FamilyRun
+from ziphius.recipes.figures import (
     build_arms,
+    build_asked,
+    build_baselines,
     build_differences,
     build_taught,
     build_transcripts,
-    measure_arms,
+    refuse_unequal_controls,
 )
-from ziphius.recipes.family import FamilyRun
 from ziphius.recipes.report.page import write_report
 from ziphius.recipes.report.sections import (
     Arm,
@@ -38,11 +41,20 @@ LOADS_SHOWN = 60
 
 
 def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
-    """Measure what is not measured yet, and write report.html and result.json."""
-    measured = measure_arms(run)
-    arms = build_arms(run, measured)
-    measuring = StageCost("measuring", sum(one.seconds for one in measured.values()))
-    demonstrations, base = run.settings.demonstrations, run.settings.base
+    """Measure what is not measured yet, and write report.html and result.json.
+
+    Raises:
+        UnequalComputeError: a control had less compute than it is said to have.
+    """
+    refuse_unequal_controls(run)
+    asked = measure_arms(run)
+    measured_s = sum(
+        one.seconds
+        for arm in asked.values()
+        for split in (arm.test, arm.development)
+        for one in split.values()
+    )
+    base, demonstrations = run.settings.base, run.settings.demonstrations
     made = (
         "A mixture-of-experts model of DeepSeek-V3's make, pretrained on real text"
         if base is None
@@ -51,24 +63,31 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
     report = Report(
         title=f"From {'real text' if base is None else base} to a reasoning model",
         purpose=(
-            f"{made}, fine-tuned to reason, trained with verified rewards, distilled into a dense "
-            "student and quantized to INT8, by one command."
+            f"{made}, fine-tuned on worked demonstrations, trained with verified rewards, "
+            "distilled into a dense student and quantized to INT8, by one command."
         ),
-        arms=arms,
-        differences=build_differences(measured),
+        arms=build_arms(run, asked),
+        asked=build_asked(asked),
+        baselines=build_baselines(run),
+        differences=build_differences(asked),
         losses=tuple(_losses(run)),
         learning=_learning(run),
         experts=_experts(run),
         transcripts=build_transcripts(run),
-        taught=build_taught(measured, run.teacher),
-        costs=(*_costs(run), measuring),
+        taught=build_taught(asked, run.teacher),
+        costs=(*_costs(run), StageCost("measuring", measured_s)),
         machine=tuple(machine(command)),
         notes=(
-            f"Demonstrations are of mixed quality on purpose, as real data are: "
-            f"{100 * demonstrations.worked:.0f} % show their steps, and "
-            f"{100 * demonstrations.slip:.0f} % of the others, which answer at once, are wrong.",
-            "The control is fine-tuning that goes on for as long as GRPO trained, on the same "
-            "demonstrations. GRPO sees problems one step harder too, but no answers to them.",
+            "Demonstrations are of the easier level alone: the traces of a search in random "
+            "order, as a demonstrator makes them who can take every step and does not know "
+            f"which comes first; {100 * demonstrations.cot:.0f} % show their steps.",
+            "GRPO and RFT practise both levels with the same problems and the same verifier; "
+            "rewards are correctness alone. Each control began where GRPO began and spent at "
+            "least its FLOPs.",
+            f"The best mode of an arm, and the best control, are chosen on "
+            f"{DEVELOPMENT_SHARE:.0%} as many other problems, on which no figure here is made.",
+            "Problems of the splits differ in what has to be found, not only in wording; "
+            "intervals of one run leave out what another seed would have made.",
         ),
         failures=tuple(stage.note for stage in run.stages.values() if not stage.is_usable),
     )
@@ -100,9 +119,28 @@ def document(run: FamilyRun, report: Report) -> dict[str, Any]:
                 "slice": one.slice,
                 "ours": one.ours,
                 "theirs": one.theirs,
-                "pass_at_1": [one.estimate.value, one.estimate.low, one.estimate.high],
+                "way": one.way,
+                "ways": list(one.ways),
+                "is_best_control": one.is_best_control,
+                "difference": [one.estimate.value, one.estimate.low, one.estimate.high],
             }
             for one in report.differences
+        ],
+        "asked": [
+            {
+                "arm": row.arm,
+                "way": row.way,
+                "is_best": row.is_best,
+                "accuracy": {
+                    name: [found.value, found.low, found.high]
+                    for name, found in row.figures.items()
+                },
+            }
+            for row in report.asked
+        ],
+        "baselines": [
+            {"task": b.task, "level": b.level, "answer": b.answer, "accuracy": b.accuracy}
+            for b in report.baselines
         ],
         "taught": [
             {
@@ -149,6 +187,8 @@ def _arm(arm: Arm) -> dict[str, Any]:
         },
         "parameters": arm.parameters,
         "active_parameters": arm.active_parameters,
+        "flops_per_token": arm.flops_per_token,
+        "dtype": arm.dtype,
         "tokens_per_s": arm.tokens_per_s,
         "cache_bytes_per_token": arm.cache_bytes_per_token,
         "size_bytes": arm.size_bytes,
@@ -158,7 +198,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
 
 
 def _losses(run: FamilyRun) -> Iterable[LossCurve]:
-    for name in ("pretrain", "sft", "control", "r1-lite", "r1-lite-logits"):
+    for name in ("pretrain", "sft", "more-sft", "r1-lite", "r1-lite-logits", "r1-lite-alone"):
         if name not in run.stages:
             continue
         folder = run.stages[name].folder
@@ -186,7 +226,7 @@ def _learning(run: FamilyRun) -> Learning | None:
         [entry["step"] for entry in steps],
         reward=[entry["terms"]["reward"] for entry in steps],
         tokens=[entry["terms"]["completion_tokens"] for entry in steps],
-        dead_groups=[entry["terms"]["dead_groups"] for entry in steps],
+        frac_reward_zero_std=[entry["terms"]["frac_reward_zero_std"] for entry in steps],
         logprob_difference=[entry["terms"]["logprob_gap_max"] for entry in steps],
         logprob_bound=1e-5 if dtype == torch.float32 else 0.1,
     )

@@ -1,11 +1,10 @@
-"""What the main job is made of: its shapes, problems, and how its time is shared out.
+"""What the main job is made of: its shapes, its problems, how its stages train and how long.
 
 The model is of V3's make (latent attention, experts with the auxiliary-loss-free gate, one further
 token), small enough for two cores. Its vocabulary is DeepSeek's cut to 429 tokens, the largest cut
-in which every digit is a token of its own: sums are then learned column by column.
+in which every digit is a token of its own.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -15,22 +14,18 @@ from ziphius.core.errors import ConfigError
 from ziphius.data.config import DataConfig
 from ziphius.models.config import ModelConfig
 from ziphius.models.presets import derive, get_preset
+from ziphius.recipes.lengths import Reference, StageLengths
 from ziphius.rl.settings import TaskChoice
 from ziphius.tasks.demonstrations import DemonstrationConfig
-from ziphius.train.budget import BudgetText, parse_budget
 from ziphius.train.config import Dtype
 from ziphius.train.optimizer_config import OptimizerConfig
 
 VOCABULARY = 429
-SHARES: Mapping[str, float] = {
-    "pretrain": 0.13,
-    "sft": 0.25,
-    "grpo": 0.155,
-    "control": 0.155,
-    "r1-lite": 0.12,
-    "r1-lite-logits": 0.04,
-}
-"""Of the budget, for the stages that train; the rest is for sampling, measuring and set-up."""
+WITHOUT = ("equation", "greatest_divisor", "least_multiple", "simplification")
+"""Exercises that the text leaves out: they would work what is called never trained on."""
+
+REFERENCE = Reference(StageLengths(), seconds=900.0, training_tokens_per_s=8_500.0)
+"""What 15 minutes are on two cores of an AMD EPYC (docs/lab)."""
 
 
 def family_shape() -> ModelConfig:
@@ -53,32 +48,38 @@ class StageSettings(Config):
     """How the stages train."""
 
     optimizer: OptimizerConfig = OptimizerConfig(name="muon")
-    """Of all stages but GRPO, which has AdamW."""
+    """Of the supervised stages."""
     dtype: Dtype = "auto"
     """Numbers that products are taken in."""
     sft_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Highest learning rate of fine-tuning."""
-    control_rate: Annotated[float, Field(gt=0)] = 1.5e-3
-    """Highest learning rate of the control, which goes on where fine-tuning ended."""
-    grpo_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Learning rate of reinforcement learning."""
+    more_sft_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    """Highest learning rate of the control that goes on where fine-tuning ended."""
+    rft_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    """Highest learning rate of a round of rejection-sampled fine-tuning."""
+    rft_rounds: Annotated[int, Field(ge=1)] = 3
+    """Rounds of it."""
+    grpo_optimizer: OptimizerConfig = OptimizerConfig(
+        name="natural", momentum=0.9, weight_decay=0.0
+    )
+    """Of reinforcement learning."""
+    grpo_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Highest learning rate of reinforcement learning; it falls along a cosine to a tenth."""
     student_rate: Annotated[float, Field(gt=0)] = 5e-3
-    """Highest learning rate of the student."""
+    """Highest learning rate of the students."""
     rows: Annotated[int, Field(ge=1)] = 8
     """Rows of a step of the supervised stages."""
-    answers: Annotated[int, Field(ge=16)] = 512
-    """Answers of a step of reinforcement learning, 16 to a problem."""
-    answers_at_once: Annotated[int, Field(ge=16)] | None = None
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """Answers to a problem, of reinforcement learning and of its control."""
+    answers: Annotated[int, Field(ge=2)] = 512
+    """Answers of a step of reinforcement learning."""
+    answers_at_once: Annotated[int, Field(ge=2)] | None = None
     """Of those, in memory at a time; by default all."""
-    shares: Mapping[str, Annotated[float, Field(gt=0)]] = SHARES
-    """Of the budget, by stage."""
 
 
 class FamilySettings(Config):
     """What the main job needs to know."""
 
-    budget: BudgetText = "15m"
-    """Time for everything: 2m to try it out, 15m for a result, 2h for a better one."""
     recipe: str = "family"
     """Name of the recipe, for the result."""
     base: str | None = None
@@ -88,55 +89,50 @@ class FamilySettings(Config):
     """Of the model that is trained."""
     chat_format: str = "deepseek-r1"
     """That the model learns to speak; one in which it decides itself whether to think."""
+    lengths: StageLengths = StageLengths()
+    """Steps and problems of the stages."""
     stages: StageSettings = StageSettings()
-    """How the stages train."""
+    """How they train."""
     context: Annotated[int, Field(ge=64)] = 256
     """Tokens of a row, of text and of conversations."""
-    data: DataConfig = DataConfig(mix="r1", domain_megabytes=4.0)
+    longest_answer: Annotated[int, Field(ge=8)] = 64
+    """Tokens of a completion; a longer one is cut off, and wrong."""
+    data: DataConfig = DataConfig(mix="r1", domain_megabytes=4.0, mathematics_without=WITHOUT)
     """Text of the base model."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides weights, data, problems and samples."""
+    """Decides weights, data, problems, demonstrations and samples."""
     trained: tuple[TaskChoice, ...] = (
-        TaskChoice(name="letter_counting", level=1),
-        TaskChoice(name="spell_backward", level=1),
-        TaskChoice(name="chain_sum", level=1),
+        TaskChoice(name="subset_sum", level=1),
+        TaskChoice(name="coin_change", level=1),
     )
-    """Problems that fine-tuning shows; reinforcement learning adds the next level of each."""
+    """Problems that demonstrations show; the next level of each has none, and is practised by the
+    arms that have a verifier."""
     untrained: tuple[TaskChoice, ...] = (
+        TaskChoice(name="countdown", level=1),
         TaskChoice(name="gcd", level=1),
-        TaskChoice(name="simple_equations", level=1),
     )
     """Families that nothing is trained on."""
     demonstrations: DemonstrationConfig = DemonstrationConfig()
-    """How careful the demonstrations are."""
-    problems: Annotated[int, Field(ge=8)] = 4_000
-    """Different problems of each task and level to learn from, or as many as there are."""
-    measured: Annotated[int, Field(ge=4)] = 40
-    """Problems of each task and level that every model is measured on."""
+    """What the demonstrations show."""
+    problems: Annotated[int, Field(ge=8)] = 3_000
+    """Different problems of each task and level to learn from."""
     samples: Annotated[int, Field(ge=8)] = 8
-    """Answers to each of them."""
+    """Answers to each measured problem at temperature 1."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if parse_budget(self.budget).unit != "seconds":
-            raise ConfigError(f"budget = {self.budget}: give a time, such as 2m, 15m or 2h.")
         if both := {c.name for c in self.trained} & {c.name for c in self.untrained}:
             raise ConfigError(f"untrained: {', '.join(sorted(both))} is trained on.")
+        if self.stages.answers % self.stages.group_size:
+            raise ConfigError(
+                f"stages.answers = {self.stages.answers}: must be a multiple of "
+                f"stages.group_size = {self.stages.group_size}."
+            )
         return self
 
     @property
-    def seconds(self) -> float:
-        """Return the budget in seconds."""
-        return parse_budget(self.budget).amount
-
-    def budget_of(self, stage: str) -> str:
-        """Return the share of a stage that trains, as a budget."""
-        return f"{self.stages.shares[stage] * self.seconds:.1f}s"
-
-    @property
     def harder(self) -> tuple[TaskChoice, ...]:
-        """Return the next level of what fine-tuning shows, asked half as often."""
+        """Return the next level of what demonstrations show."""
         return tuple(
-            choice.model_copy(update={"level": choice.level + 1, "share": choice.share / 2})
-            for choice in self.trained
+            choice.model_copy(update={"level": choice.level + 1}) for choice in self.trained
         )

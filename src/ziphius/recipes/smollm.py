@@ -6,36 +6,39 @@ and the chat format: the model's own, with a think block that it learns to open.
 
 from ziphius.models.presets import get_preset
 from ziphius.recipes.family_settings import FamilySettings, StageSettings
+from ziphius.recipes.lengths import Reference, StageLengths
 from ziphius.train.optimizer_config import OptimizerConfig
 
+REFERENCE = Reference(
+    StageLengths(pretrain=1, sft=100, grpo=20, student=120, traced=150, measured=20),
+    seconds=7_200.0,
+    training_tokens_per_s=200.0,
+)
+"""Two hours on two cores, by estimate: no whole run was made."""
 
-def smollm_settings(budget: str, seed: int) -> FamilySettings:
+
+def smollm_settings(lengths: StageLengths, seed: int) -> FamilySettings:
     """Return the settings of the same path for a real model, SmolLM2-135M-Instruct.
 
     It knows English and numbers, so all stages are fine-tuning; its rates are those of its size.
     """
     return FamilySettings(
         recipe="smollm",
-        budget=budget,
+        lengths=lengths,
         seed=seed,
         base="smollm2-135m-instruct",
         shape=get_preset("smollm2-135m"),
         chat_format="chatml-think",
         stages=StageSettings(
             optimizer=OptimizerConfig(),
+            grpo_optimizer=OptimizerConfig(),
             dtype="bfloat16",
             sft_rate=2e-4,
-            control_rate=5e-5,
+            more_sft_rate=5e-5,
+            rft_rate=5e-5,
             grpo_rate=5e-6,
             student_rate=1e-3,
             answers=128,
             answers_at_once=16,
-            shares={
-                "sft": 0.15,
-                "grpo": 0.25,
-                "control": 0.25,
-                "r1-lite": 0.12,
-                "r1-lite-logits": 0.06,
-            },
         ),
     )

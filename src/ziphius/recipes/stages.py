@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -102,8 +102,15 @@ def sum_of(folder: Path, pattern: str) -> str:
 
 
 @contextmanager
-def claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+def claimed(
+    folder: Path, settings: Mapping[str, Any], besides: Sequence[str] = ()
+) -> Iterator[None]:
     """Keep a run's folder to one process and one set of settings, for the length of a block.
+
+    Args:
+        folder: of the run.
+        settings: all of them, JSON-serialisable.
+        besides: names of files that a new run's folder may have already.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
@@ -111,7 +118,7 @@ def claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         TrainingError: another process uses it.
     """
     path = folder / CONFIG_FILE
-    if not path.exists() and any(True for _ in folder.glob("*")):
+    if not path.exists() and any(one.name not in besides for one in folder.glob("*")):
         refuse_occupied(folder)
     with locked(folder):
         wanted = json.loads(json.dumps(settings))

@@ -8,6 +8,8 @@ the arithmetic, with what it takes from later papers, is in `rl/objective.py`. W
    agree: the largest difference of a log-probability is a metric of every step, and in float32 a
    few millionths.
 2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by.
+   Where asked for, their prompts are replaced by others first, as DAPO does (arXiv 2503.14476,
+   section 3.2), up to a stated number of times. A step without any other group moves nothing.
 3. Nothing else moves: no balance loss, router biases stand still. MTP layers are left out: a
    sampled answer is no text to imitate, and layers that are not trained cannot leak a gradient
    into the head they share.
@@ -16,7 +18,7 @@ Shapes: G groups, A answers of a group, X sampled tokens.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +27,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import resolve_dtype
-from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE, World
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import head_logprobs
 from ziphius.rl.batch import GrpoBatch, build_batch
 from ziphius.rl.objective import clipped_losses, k3_penalties
-from ziphius.rl.round import ANSWERS, FIGURES, GROUPS, SAMPLED, Round, digest, from_json, to_json
+from ziphius.rl.problems import ProblemStream
+from ziphius.rl.round import (
+    ANSWERS,
+    ASKED,
+    FIGURES,
+    FORMAT,
+    GROUPS,
+    SAMPLED,
+    STEPS,
+    Round,
+    from_json,
+    sample_round,
+    to_json,
+)
 from ziphius.rl.settings import GrpoConfig
 from ziphius.rollout.sample import sample_groups
 from ziphius.rollout.weights import rounded_weights
@@ -54,7 +68,7 @@ class GrpoStage(Stage):
         model: the module that will be trained: it samples too. Its present weights are the
             reference, if one is kept.
         tokenizer: with the chat format that the model speaks.
-        problems: returns the problems of a round of sampling, the same ones for the same number.
+        problems: says what each round of sampling asks.
         config: how answers become a gradient.
         train: rows, seed and numbers of the run.
         validation: held-out problems, one answer each.
@@ -68,7 +82,7 @@ class GrpoStage(Stage):
         self,
         model: Model,
         tokenizer: Tokenizer,
-        problems: Callable[[int], Sequence[Problem]],
+        problems: ProblemStream,
         config: GrpoConfig,
         train: TrainConfig,
         *,
@@ -99,7 +113,8 @@ class GrpoStage(Stage):
     def weights(self, batch: Batch) -> dict[str, float]:
         """Count the tokens of groups that teach something, and what was sampled."""
         assert isinstance(batch, GrpoBatch)
-        counts = {key: batch.counts.get(key, 0.0) for key in (SAMPLED, ANSWERS, GROUPS)}
+        keys = (SAMPLED, ANSWERS, ASKED, GROUPS, STEPS)
+        counts = {key: batch.counts.get(key, 0.0) for key in keys}
         return {KEPT: float(len(batch.targets_X)), **counts}
 
     def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
@@ -118,7 +133,8 @@ class GrpoStage(Stage):
         if batch.reference_X is not None:
             penalties_X = k3_penalties(logprobs_X, batch.reference_X)
             terms["kl"] = Term(penalties_X.sum(), KEPT, config.kl_coef)
-        for name, key in FIGURES.items():
+        figures = FIGURES | ({FORMAT: ASKED} if config.format_bonus else {})
+        for name, key in figures.items():
             total = torch.tensor(batch.figures.get(name, 0.0), device=logprobs_X.device)
             terms[name] = Term(total, key, 0.0)
         gap_X = (logprobs_X.detach() - batch.sampled_X).abs()
@@ -167,26 +183,17 @@ class GrpoStage(Stage):
             self._held, self._steps_done = from_json(state["held"]), state["steps_done"]
 
     def _sample(self, number: int) -> Round:
-        """Sample this rank's share of a round."""
-        problems = self.problems(number)
-        share, left = divmod(len(problems), self.world.size)
-        if left:
-            raise ConfigError(
-                f"{len(problems)} problems a step cannot be shared by {self.world.size} processes."
-            )
-        first = self.world.rank * share
-        size = self.config.rollout.group_size
+        """Sample this rank's share of a round, in the numbers of the training."""
         with rounded_weights(self.model, self.dtype), self._autocast():
-            groups = sample_groups(
+            return sample_round(
                 self.model,
                 self.tokenizer,
-                problems[first : first + share],
-                self.config.rollout,
+                self.problems,
+                self.config,
+                number=number,
                 seed=self.train.seed,
-                first_sequence_id=(number * len(problems) + first) * size,
-                record_routes=self.config.replay_routes,
+                world=self.world,
             )
-        return digest(number, groups, self.config)
 
     def _micro_batches(self, found: Round, *, is_fresh: bool) -> Sequence[GrpoBatch]:
         rows = self.train.rows_at_once(self.world.size)
@@ -196,7 +203,10 @@ class GrpoStage(Stage):
             replace(self._with_reference(build_batch(groups[i : i + at_once])), is_fresh=is_fresh)
             for i in range(0, len(groups), at_once)
         ]
-        batches[0] = replace(batches[0], figures=found.figures, counts=found.counts)
+        # Counts are of the step that sampled; a number of the whole step stands on one rank only.
+        none = {} if is_fresh else {name: 0.0 for name, key in FIGURES.items() if key == STEPS}
+        counts = found.counts | {STEPS: float(self.world.is_first)}
+        batches[0] = replace(batches[0], figures=found.figures | none, counts=counts)
         return batches
 
     def _with_reference(self, batch: GrpoBatch) -> GrpoBatch:

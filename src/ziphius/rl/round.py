@@ -1,28 +1,51 @@
-"""What is sampled for one round of GRPO: rewards, the groups that teach something, the figures."""
+"""What is sampled for one round of GRPO: rewards, the groups that teach something, the figures.
+
+Shapes: G groups, A answers of a group.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ziphius.core.errors import ConfigError
+from ziphius.dist.world import World
+from ziphius.models.model import Model
 from ziphius.rl.batch import Answer, Group
 from ziphius.rl.objective import group_advantages
+from ziphius.rl.problems import ProblemStream
 from ziphius.rl.settings import GrpoConfig
-from ziphius.rollout.sample import Rollout
+from ziphius.rollout.sample import Rollout, sample_groups
+from ziphius.tasks import Problem
+from ziphius.text.tokenizer import Tokenizer
 
-SAMPLED, ANSWERS, GROUPS = "sampled tokens", "answers", "groups"
+Groups = Sequence[Sequence[Rollout]]
+"""Answers by prompt."""
+REFILL_FIRST_ID = 2**40
+"""Sequences of the first refill begin here, of the second at twice this, and so on."""
+SAMPLED, ANSWERS, STEPS = "sampled tokens", "answers", "steps"
+ASKED, GROUPS = "answers to the first prompts", "first prompts"
 """What the figures of a round are divided by."""
 FIGURES = {
-    "reward": ANSWERS,
-    "correct": ANSWERS,
+    "reward": ASKED,
+    "correct": ASKED,
+    "frac_reward_zero_std": GROUPS,
     "cut_off": ANSWERS,
     "completion_tokens": ANSWERS,
     "entropy": SAMPLED,
-    "dead_groups": GROUPS,
+    "sampled_answers": STEPS,
+    "refilled_groups": STEPS,
 }
-"""Means that are reported of every step, by what they are divided by. `entropy` is the mean of
--log p of the sampled tokens, which is an unbiased estimate."""
+"""Means that are reported of every step, by what they are divided by.
+
+Rewards, and the share of groups in which they are all equal, are of the prompts that the step asked
+first: what replaces others is no fair sample. `completion_tokens` is of all answers, and with
+`sampled_answers` counts all tokens. `refilled_groups` are prompts that were replaced by one that
+teaches. `entropy` is the mean of -log p of the sampled tokens, which is an unbiased estimate."""
+FORMAT = "reward/format"
+"""What the bonus for the format adds to `reward`; reported where there is one."""
 
 
 @dataclass
@@ -39,23 +62,129 @@ class Round:
     counts: dict[str, float]
 
 
+def sample_round(
+    model: Model,
+    tokenizer: Tokenizer,
+    problems: ProblemStream,
+    config: GrpoConfig,
+    *,
+    number: int,
+    seed: int,
+    world: World,
+) -> Round:
+    """Answer this rank's share of a step's problems, and others in place of those that are equal.
+
+    What is drawn hangs on the seed, the round, the refill and the place of a problem in the step;
+    no rank waits for another.
+
+    Args:
+        model: in the numbers that answers are to be sampled in.
+        tokenizer: with the chat format that the model speaks.
+        problems: what to ask.
+        config: of the run.
+        number: of the round.
+        seed: of the run.
+        world: the ranks that share the problems.
+    """
+    everything = problems(number)
+    first_id = number * len(everything) * config.rollout.group_size
+    assert first_id < REFILL_FIRST_ID // 2, "rounds would draw what refills draw"
+    asked = _share(everything, world)
+
+    def answers(refill: int) -> Groups:
+        return sample_groups(
+            model,
+            tokenizer,
+            list(asked.values()),
+            config.rollout,
+            seed=seed,
+            first_sequence_id=first_id + refill * REFILL_FIRST_ID,
+            numbers=list(asked),
+            record_routes=config.replay_routes,
+        )
+
+    sampled = [answers(0)]
+    for refill in range(1, config.refill_rounds + 1):
+        places = list(asked)
+        equal = [places[each] for each in equal_groups(sampled[-1], config)]
+        if not equal:
+            break
+        others = _share(problems(number, refill), world)
+        asked = {place: others[place] for place in equal}
+        sampled.append(answers(refill))
+    return digest(number, sampled[0], config, sampled[1:])
+
+
+def _share(problems: Sequence[Problem], world: World) -> dict[int, Problem]:
+    """Return the problems of a rank, by their place in the step."""
+    share, left = divmod(len(problems), world.size)
+    if left:
+        raise ConfigError(
+            f"{len(problems)} problems a step cannot be shared by {world.size} processes."
+        )
+    first = world.rank * share
+    return {place: problems[place] for place in range(first, first + share)}
+
+
 def reward(rollout: Rollout, format_bonus: float) -> float:
     """Return 1 for a correct answer, with a bonus if it also follows the format; 0 for others.
 
     Looks alone pay nothing: a bonus for the format of wrong answers is what models learn first.
     """
-    if not rollout.is_correct:
-        return 0.0
-    return 1.0 + format_bonus * rollout.follows_format
+    return float(rollout.is_correct) + format_part(rollout, format_bonus)
 
 
-def digest(number: int, groups: Sequence[Sequence[Rollout]], config: GrpoConfig) -> Round:
-    """Reward a round, keep the groups that teach something, and sum up what was sampled."""
-    rewards_GA = torch.tensor(
-        [[reward(rollout, config.format_bonus) for rollout in group] for group in groups]
-    )
-    advantages_GA, differs_G = group_advantages(rewards_GA, config.advantage)
-    kept = [
+def format_part(rollout: Rollout, format_bonus: float) -> float:
+    """Return what an answer gets for its format."""
+    return format_bonus * (rollout.is_correct and rollout.follows_format)
+
+
+def equal_groups(groups: Groups, config: GrpoConfig) -> list[int]:
+    """Return the places of groups whose answers all got the same reward: they teach nothing."""
+    _, differs_G = group_advantages(_rewards(groups, config), config.advantage)
+    return [place for place, differs in enumerate(differs_G.tolist()) if not differs]
+
+
+def digest(
+    number: int, groups: Groups, config: GrpoConfig, refills: Sequence[Groups] = ()
+) -> Round:
+    """Reward a round, keep the groups that teach something, and sum up what was sampled.
+
+    Args:
+        number: of the round.
+        groups: answers to the prompts that the step asked first.
+        config: of the run.
+        refills: further rounds of sampling, each in place of the equal groups of the one before.
+    """
+    kept = [_teaching(each, config) for each in (groups, *refills)]
+    asked = [rollout for group in groups for rollout in group]
+    answers = asked + [rollout for each in refills for group in each for rollout in group]
+    tokens = sum(len(rollout.token_ids) for rollout in answers)
+    figures = {
+        "reward": float(_rewards(groups, config).sum()),
+        "correct": float(sum(rollout.is_correct for rollout in asked)),
+        "frac_reward_zero_std": float(len(groups) - len(kept[0])),
+        "cut_off": float(sum(rollout.finish_reason == "length" for rollout in answers)),
+        "completion_tokens": float(tokens),
+        "entropy": -sum(sum(rollout.logprobs) for rollout in answers),
+        "sampled_answers": float(len(answers)),
+        "refilled_groups": float(sum(map(len, kept[1:]))),
+        FORMAT: sum(format_part(rollout, config.format_bonus) for rollout in asked),
+    }
+    counts = {
+        SAMPLED: float(tokens),
+        ANSWERS: float(len(answers)),
+        ASKED: float(len(asked)),
+        GROUPS: float(len(groups)),
+    }
+    spare = Group(groups[0][0].prompt_ids, ())
+    return Round(number, [group for each in kept for group in each], spare, figures, counts)
+
+
+def _teaching(groups: Groups, config: GrpoConfig) -> list[Group]:
+    """Keep the groups whose rewards differ, with the advantages of their answers."""
+    advantages_GA, differs_G = group_advantages(_rewards(groups, config), config.advantage)
+    return [
         Group(
             group[0].prompt_ids,
             [
@@ -68,19 +197,13 @@ def digest(number: int, groups: Sequence[Sequence[Rollout]], config: GrpoConfig)
         )
         if differs
     ]
-    answers = [rollout for group in groups for rollout in group]
-    tokens = sum(len(rollout.token_ids) for rollout in answers)
-    figures = {
-        "reward": float(rewards_GA.sum()),
-        "correct": float(sum(rollout.is_correct for rollout in answers)),
-        "cut_off": float(sum(rollout.finish_reason == "length" for rollout in answers)),
-        "completion_tokens": float(tokens),
-        "entropy": -sum(sum(rollout.logprobs) for rollout in answers),
-        "dead_groups": float(len(groups) - len(kept)),
-    }
-    counts = {SAMPLED: float(tokens), ANSWERS: float(len(answers)), GROUPS: float(len(groups))}
-    spare = Group(groups[0][0].prompt_ids, ())
-    return Round(number, kept, spare, figures, counts)
+
+
+def _rewards(groups: Groups, config: GrpoConfig) -> Tensor:
+    """Return the rewards [G, A] of groups of equal size."""
+    return torch.tensor(
+        [[reward(rollout, config.format_bonus) for rollout in group] for group in groups]
+    )
 
 
 def to_json(found: Round) -> dict[str, Any]:

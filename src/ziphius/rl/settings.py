@@ -41,9 +41,15 @@ class GrpoConfig(Config):
     """How far above 1 the ratio of a good token may rise before it stops counting."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the penalty against the model of the start; 0 keeps no copy of it."""
-    format_bonus: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    format_bonus: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Added to the reward of 1 of a correct answer that also has a think block; a wrong answer gets
-    nothing for its looks."""
+    nothing for its looks. 0 rewards correctness alone. It needs advantage = mean: divided by the
+    standard deviation, 1.1 against 1.0 in a group that is all correct would weigh as much as right
+    against wrong."""
+    refill_rounds: Annotated[int, Field(ge=0, le=100)] = 0
+    """How often the prompts of a step whose answers all got the same reward are replaced by others
+    (dynamic sampling of DAPO, section 3.2): at most so many further rounds of sampling; 0 for
+    none."""
     updates: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps on the same answers, before new ones are sampled."""
     replay_routes: bool = True
@@ -58,6 +64,12 @@ class GrpoConfig(Config):
             raise ConfigError(
                 f"{', '.join(sorted(rollout.sampling.filters))}: answers to learn from are drawn "
                 "from the whole distribution, or probability ratios would be wrong. Leave it out."
+            )
+        if self.format_bonus and self.advantage == "std":
+            raise ConfigError(
+                f"format_bonus = {self.format_bonus}: with advantage = std a group that is all "
+                "correct would be pulled towards the format as hard as others towards being "
+                "correct, however small the bonus. Set advantage to mean, or format_bonus to 0."
             )
         return self
 

@@ -58,12 +58,14 @@ def sample_groups(
     *,
     seed: int,
     first_sequence_id: int = 0,
+    numbers: Sequence[int] | None = None,
     record_routes: bool = False,
 ) -> list[list[Rollout]]:
     """Sample a group of answers to every problem, in the order of the problems.
 
-    Answer i of problem p is sequence `first_sequence_id + p * group_size + i` under the seed. Its
-    draws hang on that and the weights alone, not on the other problems or `sequences_at_once`.
+    Answer i of problem number n is sequence `first_sequence_id + n * group_size + i` under the
+    seed. Its draws hang on that and the weights alone, not on the other problems or
+    `sequences_at_once`.
 
     Args:
         model: in any mode, which it keeps; not trained meanwhile.
@@ -72,11 +74,13 @@ def sample_groups(
         config: how.
         seed: of the run.
         first_sequence_id: another one for other draws, such as those of the next step.
+        numbers: of the problems, all different; by default their places in the list.
         record_routes: keep the experts that each token was sent to.
     """
     chat_format = spoken_format(tokenizer)
     prompts = [problem_prompt(problem, tokenizer, chat_format, config) for problem in problems]
     sampling = config.sampling.model_copy(update={"seed": seed})
+    numbered = range(len(problems)) if numbers is None else numbers
     groups: list[list[Rollout]] = []
     at_once = max(1, config.sequences_at_once // config.group_size)
     for first in range(0, len(problems), at_once):
@@ -85,7 +89,7 @@ def sample_groups(
             Request(
                 prompts[place].ids,
                 config.max_new_tokens,
-                first_sequence_id + place * config.group_size + sample,
+                first_sequence_id + numbered[place] * config.group_size + sample,
                 sampling,
                 prompts[place].stop_ids,
             )

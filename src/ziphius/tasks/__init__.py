@@ -6,7 +6,7 @@
 
 GSM8K comes from a folder of files: `get_task("gsm8k", folder)`.
 
-To add one: a file with a subclass of `GymTask` or `Task`, and a line in the table.
+To add one: a file with a subclass of `GymTask`, `SearchTask` or `Task`, and a line in the table.
 """
 
 from pathlib import Path
@@ -15,10 +15,13 @@ from ziphius.tasks.ab import AB
 from ziphius.tasks.base_conversion import BaseConversion
 from ziphius.tasks.basic_arithmetic import BasicArithmetic
 from ziphius.tasks.chain_sum import ChainSum, DecimalChainSum
+from ziphius.tasks.coin_change import CoinChange
 from ziphius.tasks.count_bits import CountBits
+from ziphius.tasks.countdown import Countdown
 from ziphius.tasks.errors import TaskError
 from ziphius.tasks.fraction_simplification import FractionSimplification
 from ziphius.tasks.gcd import Gcd, Lcm
+from ziphius.tasks.grid_path import GridPath
 from ziphius.tasks.gsm8k import Gsm8k
 from ziphius.tasks.leg_counting import LegCounting
 from ziphius.tasks.letter_counting import LetterCounting
@@ -28,6 +31,7 @@ from ziphius.tasks.refused import REFUSED
 from ziphius.tasks.simple_equations import SimpleEquations
 from ziphius.tasks.simple_geometry import SimpleGeometry
 from ziphius.tasks.spell_backward import SpellBackward
+from ziphius.tasks.subset_sum import SubsetSum
 from ziphius.tasks.task import SPLITS, Problem, Split, Task
 
 TASKS: dict[str, Task] = {
@@ -35,11 +39,14 @@ TASKS: dict[str, Task] = {
     "base_conversion": BaseConversion(),
     "basic_arithmetic": BasicArithmetic(),
     "chain_sum": ChainSum(),
+    "coin_change": CoinChange(),
     "count_bits": CountBits(),
+    "countdown": Countdown(),
     "decimal_chain_sum": DecimalChainSum(),
     "fraction_simplification": FractionSimplification(),
     "gcd": Gcd(),
     "lcm": Lcm(),
+    "grid_path": GridPath(),
     "leg_counting": LegCounting(),
     "letter_counting": LetterCounting(),
     "prime_factorization": PrimeFactorization(),
@@ -47,6 +54,7 @@ TASKS: dict[str, Task] = {
     "simple_equations": SimpleEquations(),
     "simple_geometry": SimpleGeometry(),
     "spell_backward": SpellBackward(),
+    "subset_sum": SubsetSum(),
 }
 
 

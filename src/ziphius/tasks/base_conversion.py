@@ -25,6 +25,10 @@ class BaseConversion(GymTask):
         """Show the number and both bases."""
         return f"{facts['source_repr']} base {facts['source_base']} to {facts['target_base']}"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the number in base ten."""
+        return str(int(facts["source_repr"], facts["source_base"]))
+
     def solve(self, problem: Problem) -> str:
         """Read digit by digit (Horner), then divide with remainder; digits come last first."""
         source, target = problem.facts["source_base"], problem.facts["target_base"]

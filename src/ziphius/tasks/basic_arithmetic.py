@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ziphius.tasks.canonical import canonical
 from ziphius.tasks.gym import GymTask
 from ziphius.tasks.task import Problem
 
@@ -34,6 +35,10 @@ class BasicArithmetic(GymTask):
     def ask(self, facts: Mapping[str, Any]) -> str:
         """Show the expression."""
         return f"{facts['expression']}=?"
+
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the expression in canonical form."""
+        return canonical(facts["expression"])
 
     def solve(self, problem: Problem) -> str:
         """Compute brackets first, then products, then sums, a line for each operation."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ziphius.tasks.canonical import canonical
 from ziphius.tasks.gym import DECIMAL, GymTask
 from ziphius.tasks.steps import add_up
 from ziphius.tasks.task import Problem
@@ -24,6 +25,10 @@ class ChainSum(GymTask):
     def ask(self, facts: Mapping[str, Any]) -> str:
         """Show the sum."""
         return str(facts["expression"]).replace(" ", "") + "=?"
+
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the signed terms, sorted."""
+        return canonical(facts["expression"])
 
     def solve(self, problem: Problem) -> str:
         """Take one term at a time: `4-1=3`, `+7=10`."""

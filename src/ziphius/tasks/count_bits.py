@@ -21,6 +21,10 @@ class CountBits(GymTask):
         """Show the number."""
         return f"1-bits of {facts['number']}"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the number."""
+        return str(facts["number"])
+
     def solve(self, problem: Problem) -> str:
         """Halve downwards; behind each number stands how many odd ones there were."""
         number, count, lines = problem.facts["number"], 0, []

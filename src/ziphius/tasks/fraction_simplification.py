@@ -24,6 +24,10 @@ class FractionSimplification(GymTask):
         """Show the fraction."""
         return f"reduce {facts['numerator']}/{facts['denominator']}"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return both numbers, the smaller one first."""
+        return ",".join(map(str, sorted((facts["numerator"], facts["denominator"]))))
+
     def solve(self, problem: Problem) -> str:
         """Find the greatest common divisor, then divide both numbers by it."""
         a, b = problem.facts["numerator"], problem.facts["denominator"]

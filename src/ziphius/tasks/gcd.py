@@ -23,6 +23,10 @@ class Gcd(GymTask):
         """Show the numbers, the larger one first."""
         return f"{self.name}({','.join(map(str, _falling(facts)))})=?"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the numbers, the smallest one first."""
+        return ",".join(map(str, sorted(facts["numbers"])))
+
     def solve(self, problem: Problem) -> str:
         """Divide with remainder until none is left, one number after the other."""
         divisor, *rest = _falling(problem.facts)

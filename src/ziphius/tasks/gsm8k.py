@@ -2,8 +2,9 @@
 
 The folder holds gsm8k_train.jsonl and gsm8k_test.jsonl, a problem a line with `question` and
 `answer`; the answer is a text that ends in `#### 72`. Test problems are the test file's. Of the
-train file a tenth is held out for validation by a hash of the question, and what also stands in the
-test file is left out. A problem's level is the length of its published solution.
+train file a tenth is held out for validation by a hash of the content, the question without regard
+to case and blanks, and what also stands in the test file is left out. A problem's level is the
+length of its published solution.
 """
 
 import hashlib
@@ -64,11 +65,11 @@ class Gsm8k(Task):
                 f"Task {self.name} needs the folder of gsm8k_train.jsonl and gsm8k_test.jsonl."
             )
         test = list(_read(self.folder / "gsm8k_test.jsonl"))
-        tested = {problem.key for problem in test}
+        tested = {problem.content for problem in test}
         splits: dict[Split, list[Problem]] = {"train": [], "validation": [], "test": test}
         for problem in _read(self.folder / "gsm8k_train.jsonl"):
-            if problem.key not in tested:
-                held_out = split_of(problem.question) == "validation"
+            if problem.content not in tested:
+                held_out = split_of(problem.content) == "validation"
                 splits["validation" if held_out else "train"].append(problem)
         return splits
 
@@ -100,12 +101,12 @@ def _read(path: Path) -> Iterator[Problem]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror or error}.") from error
-    keys: set[str] = set()
+    contents: set[str] = set()
     for number, line in enumerate(lines, 1):
         if line.strip():
             problem = _problem(line, f"{path}, line {number}")
-            if problem.key not in keys:
-                keys.add(problem.key)
+            if problem.content not in contents:
+                contents.add(problem.content)
                 yield problem
 
 
@@ -125,7 +126,14 @@ def _problem(line: bytes, where: str) -> Problem:
     steps = len(_CALCULATION.findall(solution))
     facts = {"solution": _CALCULATION.sub("", solution).strip()}
     level = 1 if steps <= 2 else 2 if steps <= 4 else 3
-    return Problem(Gsm8k.name, level, question.strip(), f"{number:f}", facts)
+    return Problem(
+        task=Gsm8k.name,
+        level=level,
+        question=question.strip(),
+        answer=f"{number:f}",
+        content=" ".join(question.lower().split()),
+        facts=facts,
+    )
 
 
 def _place(seed: int, key: str) -> bytes:

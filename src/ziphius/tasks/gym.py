@@ -51,10 +51,13 @@ class GymTask(Task):
 
     @abstractmethod
     def ask(self, facts: Mapping[str, Any]) -> str:
-        """State the problem in a few words.
+        """State the problem in a few words, things whose order says nothing in a fixed one."""
 
-        Where the order of things says nothing, as for gcd, they are asked in a fixed order: the
-        split is a hash of these words, and must not part twins.
+    @abstractmethod
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Say what has to be known or computed, in one form for all twins and levels.
+
+        What two families share should read alike in both: a word, a number, a list of numbers.
         """
 
     def answer(self, entry: Entry) -> str:
@@ -73,14 +76,22 @@ class GymTask(Task):
         """Say whether a drawn problem is one to ask."""
         return True
 
+    def is_in(self, split: Split, problem: Problem) -> bool:
+        """Say whether a problem belongs to a split."""
+        return split_of(problem.content) == split
+
+    def family(self, level: int, seed: int, split: Split) -> Family:
+        """Make the generator to draw from, which may already be held to what the split has."""
+        return self._family(level, seed)
+
     def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
         """Draw from the family and keep what falls into the split."""
-        family = self._family(level, seed)
+        family = self.family(level, seed, split)
         found: dict[str, Problem] = {}
         index = last = 0
         while len(found) < count:
             problem = self._problem(family[index], level)
-            if problem and split_of(problem.question) == split and problem.question not in found:
+            if problem and problem.question not in found and self.is_in(split, problem):
                 found[problem.question] = problem
                 last = index
             index += 1
@@ -106,7 +117,14 @@ class GymTask(Task):
         facts = self.facts(entry)
         if not self.is_wanted(facts):
             return None
-        return Problem(self.name, level, self.ask(facts), self.answer(entry), facts)
+        return Problem(
+            task=self.name,
+            level=level,
+            question=self.ask(facts),
+            answer=self.answer(entry),
+            content=self.content(facts),
+            facts=facts,
+        )
 
     def _family(self, level: int, seed: int) -> Family:
         """Make the family's generator for a level and a seed.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ziphius.tasks.canonical import canonical
 from ziphius.tasks.gym import GymTask
 from ziphius.tasks.steps import add_up
 from ziphius.tasks.task import Problem
@@ -36,6 +37,11 @@ class LegCounting(GymTask):
         """Show the animals."""
         listed = (f"{count} {animal}" for animal, count in sorted(facts["animals"].items()))
         return f"legs: {', '.join(listed)}"
+
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return what is multiplied and added up, whatever animals have so many legs."""
+        terms = (f"{count}*{_LEGS[animal]}" for animal, count in facts["animals"].items())
+        return canonical("+".join(terms))
 
     def solve(self, problem: Problem) -> str:
         """Count the legs of each kind, then add them up."""

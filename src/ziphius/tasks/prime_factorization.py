@@ -31,6 +31,10 @@ class PrimeFactorization(GymTask):
         """Show the number."""
         return f"factor {facts['number']}"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the number."""
+        return str(facts["number"])
+
     def answer(self, entry: Entry) -> str:
         """Write the factors with a sign that keyboards have."""
         return "*".join(map(str, entry["metadata"]["factors"]))

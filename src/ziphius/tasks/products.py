@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ziphius.tasks.canonical import canonical
 from ziphius.tasks.gym import DECIMAL, GymTask
 from ziphius.tasks.steps import multiply
 from ziphius.tasks.task import Problem
@@ -26,6 +27,10 @@ class Products(GymTask):
     def ask(self, facts: Mapping[str, Any]) -> str:
         """Show the factors."""
         return "*".join(map(str, _falling(facts))) + "=?"
+
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the factors, sorted."""
+        return canonical(facts["expression"])
 
     def solve(self, problem: Problem) -> str:
         """Take one factor after the other, and of each one digit at a time."""

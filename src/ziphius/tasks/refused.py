@@ -9,7 +9,6 @@ _NO_ANSWER = "its problems come without an answer, so there is nothing to learn 
 
 REFUSED: dict[str, str] = {
     "binary_matrix": _RUNS_CODE,
-    "countdown": _RUNS_CODE,
     "intermediate_integration": _RUNS_CODE,
     "n_queens": _RUNS_CODE,
     "polynomial_multiplication": _RUNS_CODE,

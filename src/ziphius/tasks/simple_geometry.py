@@ -26,6 +26,10 @@ class SimpleGeometry(GymTask):
         """Show the angles, in degrees."""
         return f"angles {','.join(map(str, _falling(facts)))},?"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the angles, the smallest one first."""
+        return ",".join(map(str, reversed(_falling(facts))))
+
     def solve(self, problem: Problem) -> str:
         """Subtract from (n - 2) * 180 one angle after the other."""
         times = problem.facts["n_sides"] - 2

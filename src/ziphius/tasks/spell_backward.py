@@ -23,6 +23,10 @@ class SpellBackward(GymTask):
         """Show the letters."""
         return f"reverse {'-'.join(facts['word'].lower())}"
 
+    def content(self, facts: Mapping[str, Any]) -> str:
+        """Return the word in lower case."""
+        return str(facts["word"]).lower()
+
     def answer(self, entry: Entry) -> str:
         """Write the word backwards in lower case, which the scorer does not mind."""
         return str(entry["answer"]).lower()

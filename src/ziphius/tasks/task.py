@@ -1,8 +1,8 @@
 """A task: its problems, what counts as correct, and how to get there step by step.
 
 Training, reinforcement learning and evaluation ask the same object, so they cannot disagree on what
-is correct. Which split a problem belongs to is a hash of its question: no seed, level or count can
-move a problem from one split into another.
+is correct. Which split a problem belongs to is a hash of its content, of what has to be known or
+computed: no wording, seed, level or count can move it from one split into another.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ LONGEST_ANSWER = 1_000
 """Characters; a longer text is no final answer, and is wrong without being read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """A question with its answer, and what its task needs to verify and solve it."""
 
@@ -29,6 +29,9 @@ class Problem:
     level: int
     question: str
     answer: str
+    content: str
+    """What has to be known or computed, in one canonical form: twins such as 3+4 and 4+3 have the
+    same. The split hangs on it."""
     facts: Mapping[str, Any] = field(repr=False, hash=False)
     """Plain values such as the numbers of a sum; only the problem's own task reads them."""
 
@@ -49,7 +52,7 @@ class Task(ABC):
     def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
         """Return `count` different problems of a split, always the same ones for a seed.
 
-        A larger count begins with the problems of a smaller one. Splits share no question,
+        A larger count begins with the problems of a smaller one. Splits share no content,
         whatever the seeds and levels.
 
         Raises:
@@ -75,9 +78,9 @@ class Task(ABC):
         return level
 
 
-def split_of(question: str) -> Split:
-    """Say which split a question belongs to, by its text alone."""
-    draw = int.from_bytes(_digest("split", question)[:7]) / 2**56
+def split_of(content: str) -> Split:
+    """Say which split a content belongs to, by its text alone: the same in every task."""
+    draw = int.from_bytes(_digest("split", content)[:7]) / 2**56
     if draw < TEST_SHARE:
         return "test"
     return "validation" if draw < TEST_SHARE + VALIDATION_SHARE else "train"

@@ -30,12 +30,14 @@ class GuardConfig(Config):
 
 
 class Guard:
-    """The losses of the last steps, and the jumps there were."""
+    """The losses of the last steps, the jumps there were, and the steps without a loss."""
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
         self.window: deque[float] = deque(maxlen=config.spike_window)
         self.spikes: list[dict[str, float]] = []
+        self.skipped_steps = 0
+        """Steps that had nothing to learn; their loss of 0 is no loss to compare others with."""
 
     def observe(self, step: int, loss: float) -> float | None:
         """Take in a finite loss; return by how many standard deviations it jumped, if it did."""
@@ -48,12 +50,17 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, JSON-serialisable."""
-        return {"window": list(self.window), "spikes": self.spikes}
+        return {
+            "window": list(self.window),
+            "spikes": self.spikes,
+            "skipped_steps": self.skipped_steps,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` returned."""
         self.window = deque(state["window"], maxlen=self.config.spike_window)
         self.spikes = list(state["spikes"])
+        self.skipped_steps = state.get("skipped_steps", 0)  # older checkpoints counted none
 
     def _jump(self, loss: float) -> float | None:
         if len(self.window) < self.config.spike_window // 2:

@@ -233,6 +233,7 @@ class _Run:
             validation=state.validation,
             floors=state.stage.floors(),
             spikes=state.guard.spikes,
+            skipped_steps=state.guard.skipped_steps,
             stopped_by=self.request.signal,
         )
 
@@ -291,6 +292,7 @@ class _Run:
                 progress=progress(self.config.rows, state.step, self.total_steps),
                 eta_s=self.pace.eta_s(state.step, self.total_steps, state.seconds),
                 bytes_count=outcome.bytes_count,
+                is_skipped=outcome.is_skipped,
             )
         )
 

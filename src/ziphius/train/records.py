@@ -88,6 +88,7 @@ def step_line(record: StepRecord, speed: Speed) -> dict[str, Any]:
         "max_vio": {layer: max_vio(counts) for layer, counts in record.counts_by_layer.items()},
         "expert_counts": record.counts_by_layer,
         "gate_entropy": record.gate_entropy_by_layer,
+        "skipped": record.is_skipped,
         "progress": record.progress,
         "seconds": record.seconds,
         "tokens_per_s": speed.tokens_per_s,

@@ -24,6 +24,8 @@ class TrainResult:
     """The last figures on held-out text."""
     floors: dict[str, float] = field(default_factory=dict)
     spikes: list[dict[str, float]] = field(default_factory=list)
+    skipped_steps: int = 0
+    """Steps in which there was nothing to learn, so that nothing moved."""
     stopped_by: int | None = None
     """Number of the signal that ended the run early."""
 

@@ -54,6 +54,8 @@ class StepRecord:
     """Share of the run done, this step included; 0 while its length is not known."""
     eta_s: float
     bytes_count: int
+    is_skipped: bool = False
+    """There was nothing to learn, so nothing moved."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ class Term:
 class LossOutput:
     """The losses of one micro-batch.
 
-    The first term is the one that curves and guards look at.
+    The first term is the one that curves and guards look at, and what a step is for: where its
+    global weight is 0 there is nothing to learn, and the step moves nothing (`train/step.py`).
     """
 
     terms: dict[str, Term]

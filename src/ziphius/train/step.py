@@ -4,6 +4,9 @@ The order: count what the losses are divided by, over all micro-batches and rank
 each micro-batch with its sums divided by those global counts; add the gradients of all ranks up;
 look at loss and gradient; clip; step; average the weights; move the router biases. Any split of the
 rows into micro-batches and ranks therefore gives the same step, up to rounding.
+
+A step in which nothing counts for the stage's first term, on no rank, has no target. It moves
+nothing: momentum and weight decay would move the weights without a reason to.
 """
 
 import math
@@ -51,6 +54,8 @@ class StepOutcome:
     """Mean entropy of a token's affinities, in nats."""
     jump: float | None
     """By how many standard deviations the loss jumped, if it did."""
+    is_skipped: bool
+    """The step had no target: weights, optimizer, averages and router biases are as before."""
 
     @property
     def is_finite(self) -> bool:
@@ -84,7 +89,7 @@ class Stepper:
         self.parts = parts(model)
 
     def run(self, step: int, *, progress: float, learning_rate: float) -> StepOutcome:
-        """Do one step.
+        """Do one step, or count it as skipped where there is nothing to learn.
 
         Raises:
             DivergenceError: the loss or the gradient is not finite, or the loss jumped and that is
@@ -97,7 +102,12 @@ class Stepper:
         self._reduce_gradients()
         outcome = self._outcome(step, weights, sums)
         self._refuse_divergence(step, batches, sums, outcome)
-        self._update(step, outcome, progress=progress, learning_rate=learning_rate)
+        if outcome.is_skipped:
+            self.guard.skipped_steps += 1
+        else:
+            self._update(step, outcome, progress=progress, learning_rate=learning_rate)
+        # Gone before a checkpoint copies the state, so that one is not the peak of a run's memory.
+        self.optimizer.zero_grad(set_to_none=True)
         return outcome
 
     def autocast(self) -> torch.autocast:
@@ -144,7 +154,9 @@ class Stepper:
             name: float(loss_sum) / _divisor(weights[sums.weight_keys[name]])
             for name, loss_sum in sums.terms.items()
         }
-        loss = next(iter(terms.values()))
+        first, loss = next(iter(terms.items()))
+        is_skipped = weights[sums.weight_keys[first]] == 0
+        is_observed = math.isfinite(loss) and not is_skipped
         by_part = self._norms()
         return StepOutcome(
             loss=loss,
@@ -162,7 +174,8 @@ class Stepper:
                 layer: float(entropy / sums.counts[layer][-1])
                 for layer, entropy in sums.entropies.items()
             },
-            jump=self.guard.observe(step, loss) if math.isfinite(loss) else None,
+            jump=self.guard.observe(step, loss) if is_observed else None,
+            is_skipped=is_skipped,
         )
 
     def _norms(self) -> dict[str, float]:
@@ -209,8 +222,6 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        # Gone before a checkpoint copies the state, so that one is not the peak of a run's memory.
-        self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, step)
         if self.config.bias_rate and progress < self.config.bias_until:

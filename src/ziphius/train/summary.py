@@ -63,6 +63,7 @@ def result_document(result: TrainResult, figures: Figures) -> dict[str, Any]:
         "max_vio_by_layer": figures.max_vio_by_layer,
         "max_vio_over_steps": figures.steps_of_load,
         "spikes": result.spikes,
+        "skipped_steps": result.skipped_steps,
         "exact_resume": figures.exact,
         "warnings": figures.warnings,
     }
@@ -122,5 +123,7 @@ def _rows(result: TrainResult, figures: Figures) -> list[tuple[str, str]]:
         )
     if result.spikes:
         rows.append(("jumps of the loss", f"{len(result.spikes)}"))
+    if result.skipped_steps:
+        rows.append(("steps with nothing to learn", f"{result.skipped_steps:,}"))
     rows.append(("model", str(result.checkpoint)))
     return rows

@@ -1,4 +1,5 @@
 import os
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -30,10 +31,12 @@ def test_processes_follow_the_machine() -> None:
         ({"own_share": 0.5}, "own_share: there is no own text"),
         ({"column": "body"}, "column: there is no own text"),
         ({"fim_rate": 0.0, "fim_spm_share": 0.5}, "fim_spm_share: nothing is filled"),
+        ({"mathematics_without": ("equation",)}, "mathematics_without: the mix has no mathematics"),
+        ({"mix": "r1", "mathematics_without": ("gcd",)}, "no exercise gcd. Known: addition, "),
         ({"domain_megabytes": 0.0}, "greater than 0"),
     ],
 )
-def test_settings_without_effect_are_errors(settings: dict[str, float], message: str) -> None:
+def test_settings_without_effect_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DataConfig(**settings)
 

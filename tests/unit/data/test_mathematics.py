@@ -1,4 +1,5 @@
 import ast
+import hashlib
 import operator
 import re
 from fractions import Fraction
@@ -7,6 +8,7 @@ from random import Random
 
 import pytest
 
+from ziphius.core.errors import ConfigError
 from ziphius.data.mathematics import EXERCISES, exercises, mathematics, render
 
 OPERATORS = {
@@ -147,3 +149,31 @@ def test_both_languages_occur_and_are_not_mixed() -> None:
     chinese = [text for text in texts if re.search("[\u4e00-\u9fff]", text)]
     assert 80 < len(chinese) < 160
     assert not any(re.search("[A-Za-z]{3}", text.replace("gcd", "")) for text in chinese)
+
+
+def test_with_nothing_left_out_the_text_never_changes() -> None:
+    # Figures of models that were trained on it rely on it.
+    text = "".join(document.text for document in islice(mathematics(), 300))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "c5b9b7d6c0f6f60b"
+
+
+def test_exercises_that_are_left_out_do_not_occur() -> None:
+    names = ("greatest_divisor", "least_multiple", "simplification", "equation")
+    texts = [document.text for document in islice(mathematics(0, names), 300)]
+    assert len(set(texts)) == 300
+    signs = r"gcd|common divisor|common multiple|Simplify|\dx|\u516c\u56e0\u6570|\u65b9\u7a0b"
+    assert not [text for text in texts if re.search(signs, text)]
+    assert [text for text in map(str, islice(mathematics(), 300)) if re.search(signs, text)]
+    assert any("into primes" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("gcd", "addition", "sums"), "no exercise gcd, sums. Known: addition, binary, .*travel"),
+        (tuple(EXERCISES), "No exercise remains"),
+    ],
+)
+def test_what_cannot_be_left_out_is_named(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        exercises(0, 0, names)

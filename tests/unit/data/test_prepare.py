@@ -17,6 +17,7 @@ from ziphius.data.corpora import CORPORA
 from ziphius.data.document import Document, is_held_out
 from ziphius.data.errors import DataError
 from ziphius.data.loader import MixLoader
+from ziphius.data.mathematics import EXERCISES
 from ziphius.data.prepare import PreparedData, prepare, token_bytes
 from ziphius.text.special import EOS, FIM_BEGIN
 from ziphius.text.tokenizer import Tokenizer
@@ -136,6 +137,25 @@ def test_mathematics_is_made_as_the_mix_needs_it(
     share = sizes["mathematics"] / sum(sizes.values())
     assert 0.3 <= share < 0.33
     assert list(data.shares) == ["general", "chinese", "books", "code", "mathematics"]
+
+
+def test_mathematics_that_leaves_exercises_out_is_other_text(
+    cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = use_corpora(monkeypatch, {d: [f"{d} {n} " * 20 for n in range(300)] for d in DOMAINS})
+    monkeypatch.setitem(module.CORPORA, "mathematics", CORPORA["mathematics"])
+    monkeypatch.setattr(module, "MEGABYTE", 10_000)
+    names = sorted(set(EXERCISES) - {"equation"})
+    orders = ((), ("equation", "mean"), ("mean", "equation", "mean"), tuple(names))
+    whole, some, same, only = (
+        prepare(config(mix="r1", mathematics_without=names), tokenizer) for names in orders
+    )
+    assert len({data.fingerprint for data in (whole, some, only)}) == 3
+    assert some.fingerprint == same.fingerprint
+    assert sorted(reads) == sorted(DOMAINS)
+    texts = documents_of(only, tokenizer, "mathematics", "train")
+    assert all("x = " in text for text in texts)
+    assert not [t for t in documents_of(some, tokenizer, "mathematics", "train") if "x = " in t]
 
 
 def test_code_is_filled_in_the_middle_and_nothing_else(

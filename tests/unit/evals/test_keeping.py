@@ -1,10 +1,12 @@
 """What was measured once is not measured again."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.measurements import measurement
+from tests.unit.evals.measurements import measurement
 from ziphius.evals.errors import EvalError
 from ziphius.evals.keeping import kept_measurement, read_measurement
 from ziphius.evals.measure import Measurement
@@ -40,14 +42,28 @@ def test_a_measurement_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert kept_measurement(path, {"model": "abc"}, never) == FOUND
 
 
+def test_a_file_that_lacks_what_is_kept_today_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "grpo.json"
+    kept_measurement(path, {}, lambda: FOUND)
+    whole = json.loads(path.read_bytes())
+    for place, name in (("measurement", "arm"), ("problem", "answers"), ("problem", "level")):
+        kept = copy.deepcopy(whole)
+        measured = kept["measurement"]
+        del (measured if place == "measurement" else measured["problems"][0])[name]
+        path.write_text(json.dumps(kept))
+        with pytest.raises(EvalError, match=rf"no measurement.*{name}.* Remove it"):
+            kept_measurement(path, {}, never)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
         b"[]",
-        b'{"identity":{},"measurement":{"problems":[],"seconds":"NaN?"}}',
-        b'{"identity":{},"measurement":{"problems":[{"slice":"a","task":"b","key":"c",'
-        b'"correct":[true],"tokens":[],"corrections":[0],"truncated":[false]}],"seconds":1}}',
+        b'{"identity":{},"measurement":{"problems":[],"seconds":"NaN?","arm":"a","mode":"b"}}',
+        b'{"identity":{},"measurement":{"problems":[{"slice":"a","task":"b","level":1,"key":"c",'
+        b'"answers":["7"],"correct":[true],"tokens":[],"corrections":[0],"truncated":[false]}],'
+        b'"seconds":1,"arm":"a","mode":"b"}}',
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:

@@ -1,10 +1,11 @@
 """A measurement holds what a model answered, and is honest about what it was not asked."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
 
-from tests.measurements import answers, measurement
+from tests.unit.evals.measurements import answers, measurement
 from ziphius.evals.errors import EvalError
 from ziphius.evals.measure import Measurement, measure, measure_by
 from ziphius.models.model import Model
@@ -15,14 +16,17 @@ from ziphius.text.vocabulary import deepseek_tokenizer
 
 
 def problem(question: str) -> Problem:
-    return Problem("chain_sum", 1, question, "3", {})
+    return Problem(
+        task="chain_sum", level=1, question=question, answer="3", content=question, facts={}
+    )
 
 
 def rollout(asked: Problem, *, is_correct: bool, tokens: int, is_cut: bool = False) -> Rollout:
     reasoning = None if is_cut else "wait, no, 1+2=3"
     reason = "length" if is_cut else "stop"
     ids = tuple(range(tokens))
-    return Rollout(asked, (1, 2), ids, (0.0,) * tokens, reason, reasoning, "3", is_correct)
+    answer = None if is_cut else "3"
+    return Rollout(asked, (1, 2), ids, (0.0,) * tokens, reason, reasoning, answer, is_correct)
 
 
 def test_every_answer_is_kept_under_its_slice() -> None:
@@ -40,14 +44,17 @@ def test_every_answer_is_kept_under_its_slice() -> None:
 
     times = iter([10.0, 12.0])
     slices = {"easy": [problem("1+2"), problem("2+1")], "hard": [problem("0+3")]}
-    found = measure_by(sample, slices, clock=lambda: next(times))
+    found = measure_by(sample, slices, arm="SFT", mode="sampled", clock=lambda: next(times))
 
     assert [one.question for one in asked] == ["1+2", "2+1", "0+3"]
+    assert (found.arm, found.mode) == ("SFT", "sampled")
     assert found.slices == ("easy", "hard")
     assert found.seconds == 2.0
     assert found.tokens_per_s == 3 * 14 / 2.0
     last = found.problems[2]
-    assert (last.slice, last.task, last.key) == ("hard", "chain_sum", problem("0+3").key)
+    assert (last.slice, last.task, last.level) == ("hard", "chain_sum", 1)
+    assert last.key == problem("0+3").key
+    assert last.answers == ("3", None)
     assert last.correct == (True, False)
     assert last.tokens == (5, 9)
     assert last.corrections == (2, 0)
@@ -60,11 +67,16 @@ def test_a_model_is_sampled_as_for_training() -> None:
     model.initialize(seed=0)
     config = RolloutConfig(group_size=2, max_new_tokens=5)
     asked = get_task("chain_sum").problems("test", level=1, count=3)
-    found = measure(model, tokenizer, {"easy": asked[:1], "hard": asked[1:]}, config, seed=7)
+    slices = {"easy": asked[:1], "hard": asked[1:]}
+    found = measure(model, tokenizer, slices, config, seed=7, arm="SFT", mode="sampled")
     groups = sample_groups(model, tokenizer, asked, config, seed=7)
     assert found.slices == ("easy", "hard")
     assert found.seconds > 0.0
+    assert (found.arm, found.mode) == ("SFT", "sampled")
     assert [one.key for one in found.problems] == [one.key for one in asked]
+    assert [one.answers for one in found.problems] == [
+        tuple(rollout.answer for rollout in group) for group in groups
+    ]
     assert [one.tokens for one in found.problems] == [
         tuple(len(rollout.token_ids) for rollout in group) for group in groups
     ]
@@ -84,7 +96,7 @@ def test_slices_are_chosen_by_name() -> None:
 def test_a_problem_counts_once() -> None:
     one = answers("easy", "a", 1, 2)
     with pytest.raises(EvalError, match="twice"):
-        Measurement((one, one), 1.0)
+        Measurement((one, one), 1.0, "SFT", "sampled")
 
 
 def test_a_problem_without_samples_is_refused() -> None:
@@ -92,5 +104,10 @@ def test_a_problem_without_samples_is_refused() -> None:
         answers("easy", "a", 0, 0)
 
 
+def test_every_sample_has_its_answer() -> None:
+    with pytest.raises(EvalError, match="not one entry for each"):
+        dataclasses.replace(answers("easy", "a", 1, 2), answers=("7",))
+
+
 def test_no_time_is_no_speed() -> None:
-    assert Measurement((), 0.0).tokens_per_s == 0.0
+    assert Measurement((), 0.0, "SFT", "sampled").tokens_per_s == 0.0

@@ -28,10 +28,12 @@ from ziphius.dist.world import World
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import token_logprobs
+from ziphius.rl import round as rounds
 from ziphius.rl.batch import Group
 from ziphius.rl.grpo import KEPT, GrpoStage
 from ziphius.rl.settings import GrpoConfig, GrpoTraining
 from ziphius.rollout.config import RolloutConfig
+from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.tasks import Problem, Task
 from ziphius.train.loop import train
 from ziphius.train.seams import StepRecord
@@ -234,7 +236,10 @@ def test_biases_and_mtp_stand_still_and_rewards_rise(tmp_path: Path) -> None:
     assert sum(rewards[-5:]) / 5 > 0.3 + sum(rewards[:5]) / 5
     for record in steps:
         assert record.terms["logprob_gap_max"] <= 1e-5
-        assert {"clip_share", "dead_groups", "completion_tokens", "entropy"} <= record.terms.keys()
+        assert {"clip_share", "frac_reward_zero_std", "entropy"} <= record.terms.keys()
+        assert record.terms["sampled_answers"] == 24
+        assert record.terms["refilled_groups"] == 0
+        assert "reward/format" not in record.terms
 
 
 def test_the_reference_is_the_model_of_the_start(tmp_path: Path) -> None:
@@ -260,8 +265,11 @@ class JsonStore(MemoryStore):
 
 @pytest.mark.parametrize("updates", [1, 3])
 @pytest.mark.parametrize("kl_coef", [0.0, 0.1])
-def test_a_resumed_run_is_bit_exact(updates: int, kl_coef: float, tmp_path: Path) -> None:
-    config = grpo_config(updates=updates, kl_coef=kl_coef)
+def test_a_resumed_run_is_bit_exact(
+    updates: int, kl_coef: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pay_first_ids(monkeypatch, but_for="xxxxx yyyyy")
+    config = grpo_config(updates=updates, kl_coef=kl_coef, refill_rounds=2)
     whole = model_of("v3-tiny")
     expected = run(tmp_path, whole, config)
     store, model = JsonStore(), model_of("v3-tiny")
@@ -292,15 +300,144 @@ def test_a_step_without_a_difference_moves_nothing(
     monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 1.0)
     model = model_of("v3-tiny")
     before = copied(model)
-    config = training(budget="2-steps", optimizer={"weight_decay": 0.0})
-    steps = run(tmp_path, model, grpo_config(kl_coef=0.1), config)
-    assert [record.terms["dead_groups"] for record in steps] == [1.0, 1.0]
+    steps = run(tmp_path, model, grpo_config(kl_coef=0.1), training(budget="2-steps"))
+    assert [record.terms["frac_reward_zero_std"] for record in steps] == [1.0, 1.0]
     assert [record.loss for record in steps] == [0.0, 0.0]
+    assert [record.is_skipped for record in steps] == [True, True]
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
 
 
-def test_dead_groups_are_not_in_the_divisor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_does_not_outlive_what_there_was_to_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, model = MemoryStore(), model_of("v3-tiny")
+    often = {"save_every": "1-steps"}
+    run(tmp_path, model, train_config=training(budget="3-steps", **often), store=store)
+    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 1.0)
+    longer = JsonStore()
+    longer.saved = [store.saved[-1] | {"stage": "{}"}]
+    [record, _] = run(
+        tmp_path, model, train_config=training(budget="5-steps", **often), store=longer
+    )
+    assert record.is_skipped
+    before, after = store.saved[-1], longer.saved[-1]
+    assert after["step"] == 5
+    for name, tensor in before["model"].items():
+        assert torch.equal(tensor, after["model"][name]), name
+    for number, state in before["optimizer"]["state"].items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, after["optimizer"]["state"][number][name])
+
+
+def test_the_bonus_is_a_figure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ziphius.rl.round.format_part", lambda rollout, bonus: bonus / 4)
+    config = grpo_config(format_bonus=0.2, advantage="mean")
+    [record] = run(tmp_path, model_of("v3-tiny"), config, training(budget="1-steps"))
+    assert record.terms["reward/format"] == pytest.approx(0.05)
+
+
+def pay_first_ids(monkeypatch: pytest.MonkeyPatch, but_for: str) -> None:
+    """Reward the first id of an answer, and all answers to some words alike."""
+
+    def paid(rollout: Rollout, bonus: float) -> float:
+        word = rollout.problem.answer
+        return 0.5 if word.rstrip("0123456789") in but_for.split() else float(rollout.token_ids[0])
+
+    monkeypatch.setattr("ziphius.rl.round.reward", paid)
+
+
+def prompts(found: GrpoStage) -> list[str]:
+    assert found._held is not None
+    return [TOKENIZER.decode(list(group.prompt_ids)) for group in found._held.groups]
+
+
+def test_equal_groups_are_replaced_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    pay_first_ids(monkeypatch, but_for="xxxxx yyyyy")
+    found = stage(model_of("v3-tiny"), grpo_config(refill_rounds=3))
+    [batch] = found.batches(0)
+    assert [text.split("Say ")[1].split("0")[0] for text in prompts(found)] == [
+        "xx",
+        "xxxxxxxx",
+        "zzzzz",
+    ]
+    assert batch.figures["refilled_groups"] == 1
+    assert batch.figures["frac_reward_zero_std"] == 1
+    assert batch.figures["sampled_answers"] == 5 * GROUP_SIZE
+
+
+@pytest.mark.parametrize(("rounds", "sampled"), [(0, 3), (1, 6), (2, 9)])
+def test_there_are_no_more_refills_than_allowed(
+    rounds: int, sampled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 0.0)
+    found = stage(model_of("v3-tiny"), grpo_config(refill_rounds=rounds))
+    [batch] = found.batches(0)
+    assert batch.figures["sampled_answers"] == sampled * GROUP_SIZE
+    assert batch.figures["refilled_groups"] == 0
+    assert found.weights(batch)[KEPT] == 0
+
+
+def draws(monkeypatch: pytest.MonkeyPatch, ranks: int = 1, steps: int = 1) -> dict[int, Any]:
+    """What is asked and answered with two refills, by the number of a group's first sequence."""
+    drawn: dict[int, Any] = {}
+
+    def noted(*args: Any, first_sequence_id: int, numbers: list[int], **options: Any) -> Any:
+        groups = sample_groups(
+            *args, first_sequence_id=first_sequence_id, numbers=numbers, **options
+        )
+        for number, group in zip(numbers, groups, strict=True):
+            key = first_sequence_id + number * GROUP_SIZE
+            assert key not in drawn, "these sequences were drawn before"
+            drawn[key] = [(answer.problem.question, answer.token_ids) for answer in group]
+        return groups
+
+    monkeypatch.setattr(rounds, "sample_groups", noted)
+    model = model_of("v3-tiny")
+    for rank in range(ranks):
+        found = stage(model, grpo_config(refill_rounds=2), world=World(rank, ranks))
+        for step in range(steps):
+            found.batches(step)
+    return drawn
+
+
+def test_what_is_drawn_hangs_on_step_refill_and_place_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 0.0)
+    whole = draws(monkeypatch, steps=2)
+    assert len(whole) == 2 * 3 * 3  # steps, rounds of sampling, problems
+    assert draws(monkeypatch, ranks=3, steps=2) == whole
+    assert len({repr(group) for group in whole.values()}) == len(whole)
+    # A refill that only one place needs draws there what it draws when all places need it.
+    pay_first_ids(monkeypatch, but_for="xxxxx")
+    some = draws(monkeypatch)
+    assert len(some) == 4
+    assert some.items() <= whole.items()
+
+
+def test_the_counts_of_a_step_are_of_all_ranks_and_of_sampling_alone(tmp_path: Path) -> None:
+    model = model_of("v3-tiny")
+    totals = {}
+    for rank in range(3):
+        found = stage(model, grpo_config(updates=2), world=World(rank, 3))
+        for step in range(2):
+            [batch] = found.batches(step)
+            output, weights = found.loss(model, batch, 0.0), found.weights(batch)
+            for name in ("sampled_answers", "reward"):
+                term = output.terms[name]
+                total, weight = totals.get((name, step), (0.0, 0.0))
+                totals[name, step] = (
+                    total + float(term.loss_sum),
+                    weight + weights[term.weight_key],
+                )
+    assert totals["sampled_answers", 0] == (12, 1)
+    assert totals["sampled_answers", 1] == (0, 1)
+    assert totals["reward", 0] == totals["reward", 1]
+    assert totals["reward", 0][1] == 12
+
+
+def test_groups_that_are_equal_are_not_in_the_divisor(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [problem.question for problem in questions(0)]
     monkeypatch.setattr(
         "ziphius.rl.round.reward",

@@ -1,6 +1,7 @@
 """`rl/problems.py`: shares, repetition and what a step asks."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ class Other(Echo):
 
     def problems(self, split: Split, level: int, count: int, seed: int = 0) -> list[Problem]:
         found = super().problems(split, level, count, seed)
-        return [Problem("other", level, each.question + "!", each.answer, {}) for each in found]
+        return [replace(each, task="other", question=each.question + "!") for each in found]
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,26 @@ def test_a_step_is_always_the_same_and_others_are_not() -> None:
     assert steps[1] == [problem.key for problem in mix()(1)]
     assert steps[0] != steps[1] != steps[2]
     assert steps[1] != [problem.key for problem in mix(seed=1)(1)]
+
+
+def test_refills_ask_the_same_tasks_at_the_same_places_and_nothing_twice() -> None:
+    for shares in ((3.0, 1.0), (1.0, 1.3)):
+        problems = mix(shares)
+        rounds = [problems(4, refill) for refill in range(4)]
+        assert rounds[0] == problems(4)
+        assert len({tuple(problem.task for problem in each) for each in rounds}) == 1
+        assert len({problem.key for each in rounds for problem in each}) == 4 * 8
+        assert rounds[2] == mix(shares)(4, 2)
+        assert rounds[2] != problems(5, 2)
+        assert {each.key for each in rounds[2]} != {each.key for each in mix(shares, seed=1)(4, 2)}
+
+
+def test_a_pool_that_refills_used_up_is_asked_again() -> None:
+    problems = mix((1.0, 1.0), per_step=80)  # 40 of 50 each
+    first, second = problems(0), problems(0, 1)
+    assert len({problem.key for problem in second}) == 80
+    assert len({problem.key for problem in first + second}) == 100
+    assert len(mix((1.0, 1.0), per_step=120)(0, 3)) == 120  # more than there are
 
 
 def test_the_fingerprint_names_what_steps_hang_on() -> None:

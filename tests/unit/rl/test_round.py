@@ -9,7 +9,17 @@ import torch
 from tests.unit.rl.toys import grpo_config
 from tests.unit.rollout.tasks import echo
 from ziphius.rl.batch import build_batch
-from ziphius.rl.round import ANSWERS, GROUPS, SAMPLED, digest, from_json, reward, to_json
+from ziphius.rl.round import (
+    ANSWERS,
+    ASKED,
+    FORMAT,
+    GROUPS,
+    SAMPLED,
+    digest,
+    from_json,
+    reward,
+    to_json,
+)
 from ziphius.rollout.sample import Rollout
 
 
@@ -34,25 +44,53 @@ def test_the_bonus_is_for_correct_answers_in_the_format_alone() -> None:
 
 def test_groups_without_a_difference_are_dropped() -> None:
     groups = [[GOOD, BAD, BAD, GOOD], [GOOD] * 4, [BAD, CUT, BAD, BAD]]
-    found = digest(7, groups, grpo_config(format_bonus=0.0))
+    found = digest(7, groups, grpo_config())
     assert found.number == 7
     assert [[a.advantage for a in group.answers] for group in found.groups] == [[1, -1, -1, 1]]
-    assert found.counts == {SAMPLED: 36, ANSWERS: 12, GROUPS: 3}
+    assert found.counts == {SAMPLED: 36, ANSWERS: 12, ASKED: 12, GROUPS: 3}
     assert found.figures == {
         "reward": 6,
         "correct": 6,
+        "frac_reward_zero_std": 2,
         "cut_off": 1,
         "completion_tokens": 36,
         "entropy": 42,
-        "dead_groups": 2,
+        "sampled_answers": 12,
+        "refilled_groups": 0,
+        FORMAT: 0,
     }
 
 
-def test_the_bonus_makes_correct_answers_differ() -> None:
+def test_what_replaces_equal_groups_is_learned_and_counted_but_no_measure_of_the_model() -> None:
+    groups = [[GOOD, GOOD], [GOOD, BAD], [BAD, CUT]]
+    refills = [[[BAD, GOOD], [BAD, BAD]], [[CUT, BAD]]]
+    found = digest(0, groups, grpo_config(), refills)
+    assert [[a.advantage for a in group.answers] for group in found.groups] == [[1, -1], [-1, 1]]
+    assert found.counts == {SAMPLED: 36, ANSWERS: 12, ASKED: 6, GROUPS: 3}
+    first = digest(0, groups, grpo_config()).figures
+    for name in ("reward", "correct", "frac_reward_zero_std"):
+        assert found.figures[name] == first[name] > 0
+    assert found.figures["completion_tokens"] == 36
+    assert found.figures["cut_off"] == 2
+    assert found.figures["entropy"] == 42
+    assert found.figures["sampled_answers"] == 12
+    assert found.figures["refilled_groups"] == 1
+
+
+def test_correctness_alone_is_rewarded_unless_a_bonus_is_asked_for() -> None:
     plain = rollout(True, reasoning=None)
-    assert digest(0, [[GOOD, plain]], grpo_config(format_bonus=0.0)).groups == []
-    [group] = digest(0, [[GOOD, plain]], grpo_config(format_bonus=0.2)).groups
-    assert [answer.advantage for answer in group.answers] == pytest.approx([1, -1], abs=1e-5)
+    found = digest(0, [[GOOD, plain]], grpo_config())
+    assert found.groups == []
+    assert found.figures["reward"] == 2
+    paid = digest(0, [[GOOD, plain, BAD]], grpo_config(format_bonus=0.2, advantage="mean"))
+    [group] = paid.groups
+    mean = 2.2 / 3
+    assert [answer.advantage for answer in group.answers] == pytest.approx(
+        [1.2 - mean, 1 - mean, -mean]
+    )
+    assert paid.figures["reward"] == pytest.approx(2.2)
+    assert paid.figures["correct"] == 2
+    assert paid.figures[FORMAT] == pytest.approx(0.2)
 
 
 def test_where_all_groups_are_dropped_a_prompt_is_left_to_feed() -> None:

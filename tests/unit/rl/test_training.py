@@ -129,6 +129,7 @@ def test_what_a_run_needs_is_asked_for(folder: Path, tmp_path: Path) -> None:
         ({"lora": {"rank": 4}}, "adapters are not trained"),
         ({"grpo": {"rollout": {"group_size": 1}}}, "at least 2"),
         ({"grpo": {"rollout": {"sampling": {"top_p": 0.9}}}}, "top_p: answers to learn from"),
+        ({"grpo": {"format_bonus": 0.1}}, "Set advantage to mean, or format_bonus to 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -50,9 +50,10 @@ def training(**changes: Any) -> GrpoTraining:
     return GrpoTraining(**(fields | changes))
 
 
-def questions(number: int) -> list[Problem]:
-    """Three problems of a round, prompts of different lengths."""
-    return [echo("x" * (2 + 3 * place) + str(number)) for place in range(3)]
+def questions(number: int, refill_round: int = 0) -> list[Problem]:
+    """Three problems of a round, prompts of different lengths; others for each refill."""
+    letter = "xyzuvw"[refill_round]
+    return [echo(letter * (2 + 3 * place) + str(number)) for place in range(3)]
 
 
 def stage(

@@ -23,7 +23,8 @@ class Echo(Task):
 
 def echo(word: str) -> Problem:
     """Ask for a word."""
-    return Problem("echo", 1, f"Say {word}", word, {})
+    question = f"Say {word}"
+    return Problem(task="echo", level=1, question=question, answer=word, content=question, facts={})
 
 
 def add_echo(monkeypatch: pytest.MonkeyPatch) -> None:

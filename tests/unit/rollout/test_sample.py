@@ -80,6 +80,14 @@ def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.Mon
     assert fed[1] == (6, 1)
 
 
+def test_numbered_problems_are_answered_as_part_of_the_whole_list(model: Model) -> None:
+    whole = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=4)
+    part = sample_groups(model, TOKENIZER, PROBLEMS[::2], config(), seed=4, numbers=[0, 2])
+    assert [[each.token_ids for each in group] for group in part] == [
+        [each.token_ids for each in group] for group in whole[::2]
+    ]
+
+
 @torch.no_grad()
 def test_recorded_routes_are_those_of_a_whole_forward_pass(model: Model) -> None:
     groups = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=2, record_routes=True)

@@ -18,7 +18,7 @@ def line(question: str, answer: str) -> str:
 def folder(tmp_path: Path) -> Path:
     solution = "He has 2*3 = <<2*3=6>>6 boxes.\nHe pays 6*200 = $<<6*200=1200>>1,200.\n#### 1,200"
     train = [line(f"Tom fills {i} boxes?", solution) for i in range(40)]
-    train += [line("Tom fills 0 boxes?", solution), line("Is it 5?", "It is.\n#### 5"), "\n"]
+    train += [line("TOM  fills 0 boxes? ", solution), line("Is it 5?", "It is.\n#### 5"), "\n"]
     (tmp_path / "gsm8k_train.jsonl").write_text("".join(train))
     (tmp_path / "gsm8k_test.jsonl").write_text(line("Is it 5?", "It is.\n#### $5"))
     return tmp_path
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_problem_of_the_train_file_is_in_one_split(folder: Path) -> None:
     task = get_task("gsm8k", folder)
     held_out = [f"Tom fills {i} boxes?" for i in range(40)]
-    held_out = [question for question in held_out if split_of(question) == "validation"]
+    held_out = [question for question in held_out if split_of(question.lower()) == "validation"]
     assert len(held_out) > 1
     validation = task.problems("validation", 1, len(held_out))
     assert sorted(problem.question for problem in validation) == sorted(held_out)
@@ -99,7 +99,8 @@ def test_the_final_number(text: str, number: str | None) -> None:
     ],
 )
 def test_what_is_correct(answer: str | None, is_correct: bool) -> None:
-    assert Gsm8k().verify(Problem("gsm8k", 1, "", "72", {}), answer) is is_correct
+    problem = Problem(task="gsm8k", level=1, question="", answer="72", content="", facts={})
+    assert Gsm8k().verify(problem, answer) is is_correct
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_folder_is_needed_for_problems_and_for_nothing_else(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("split", "counts"),
-    [("train", (2_427, 3_210, 1_108)), ("validation", (247, 351, 130)), ("test", (440, 654, 225))],
+    [("train", (2_432, 3_236, 1_097)), ("validation", (242, 325, 141)), ("test", (440, 654, 225))],
 )
 def test_the_real_files(data_folder: Path, split: Split, counts: tuple[int, ...]) -> None:
     task = get_task("gsm8k", data_folder)

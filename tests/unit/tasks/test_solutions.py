@@ -3,9 +3,12 @@
 import pytest
 
 from ziphius.tasks import TASKS, Problem, Task, get_task
+from ziphius.tasks.search import SearchTask
 
 COUNT = 200
 LEVELS = [(name, level) for name, task in TASKS.items() for level in task.levels]
+COMPUTED = [(name, level) for name, level in LEVELS if not isinstance(TASKS[name], SearchTask)]
+"""With one answer, in which the steps end; of a search see `test_search.py`."""
 WRONG = [
     None,
     "",
@@ -39,7 +42,7 @@ def result(task: Task, problem: Problem) -> str:
     return task.solve(problem).splitlines()[-1].rpartition("=")[2]
 
 
-@pytest.mark.parametrize(("name", "level"), LEVELS)
+@pytest.mark.parametrize(("name", "level"), COMPUTED)
 def test_steps_end_in_an_answer_that_is_correct(name: str, level: int) -> None:
     task = get_task(name)
     for problem in task.problems("train", level, COUNT, seed=1):
@@ -55,8 +58,9 @@ def test_wrong_answers_are_wrong(name: str, level: int) -> None:
     task = get_task(name)
     problems = task.problems("train", level, 30)
     for problem in problems:
-        others = {other.answer for other in problems} - {problem.answer}
-        assert [text for text in others if task.verify(problem, text)] == []
+        if (name, level) in COMPUTED:
+            others = {other.answer for other in problems} - {problem.answer}
+            assert [text for text in others if task.verify(problem, text)] == []
         # Longer by a character, cut short, turned round, or with a word around it.
         for text in (problem.answer + "1", f"answer {problem.answer}", f"{problem.answer}."):
             assert not task.verify(problem, text), (problem, text)
@@ -101,4 +105,5 @@ def test_wrong_answers_are_wrong(name: str, level: int) -> None:
     ],
 )
 def test_steps_by_hand(name: str, facts: dict[str, object], steps: str) -> None:
-    assert get_task(name).solve(Problem(name, 1, "", "", facts)) == steps
+    problem = Problem(task=name, level=1, question="", answer="", content="", facts=facts)
+    assert get_task(name).solve(problem) == steps

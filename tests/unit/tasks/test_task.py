@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ziphius.tasks import SPLITS, TASKS, Problem, get_task
@@ -17,22 +19,25 @@ def test_a_task_is_known_by_its_name(name: str) -> None:
 
 
 def test_a_problem_is_known_by_task_and_question() -> None:
-    problem = Problem("gcd", 1, "gcd(6,4)=?", "2", {"numbers": [4, 6]})
-    assert problem.key == Problem("gcd", 2, "gcd(6,4)=?", "", {}).key
-    assert problem.key != Problem("lcm", 1, "gcd(6,4)=?", "2", {}).key
-    assert len({problem, Problem("gcd", 1, "gcd(6,4)=?", "2", {"numbers": [4, 6]})}) == 1
+    facts = {"numbers": [4, 6]}
+    problem = Problem(
+        task="gcd", level=1, question="gcd(6,4)=?", answer="2", content="4,6", facts=facts
+    )
+    assert problem.key == replace(problem, level=2, answer="", content="", facts={}).key
+    assert problem.key != replace(problem, task="lcm").key
+    assert len({problem, replace(problem, facts={"numbers": [4, 6]})}) == 1
 
 
-def test_splits_take_their_shares_of_questions() -> None:
-    splits = [split_of(f"{i}+{i}=?") for i in range(20_000)]
+def test_splits_take_their_shares_of_contents() -> None:
+    splits = [split_of(f"+{i}+{i}") for i in range(20_000)]
     shares = {split: splits.count(split) / len(splits) for split in SPLITS}
     assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.01)
 
 
-def test_the_split_of_a_question_never_changes() -> None:
+def test_the_split_of_a_content_never_changes() -> None:
     # Stored figures and training files rely on it.
-    splits = [split_of(f"gcd({i},2)=?") for i in range(8)]
-    assert splits == [*["train"] * 3, "validation", "train", "test", "train", "train"]
+    splits = [split_of(f"2,{i}") for i in range(4, 12)]
+    assert splits == [*["train"] * 2, "validation", *["train"] * 4, "test"]
 
 
 @pytest.mark.parametrize(

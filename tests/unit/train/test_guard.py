@@ -50,8 +50,10 @@ def test_a_guard_goes_on_from_its_state() -> None:
     guard, other = Guard(CONFIG), Guard(CONFIG)
     for step in range(15):
         guard.observe(step, math.sin(step) / 3 + (30.0 if step == 12 else 0.0))
+    guard.skipped_steps = 3
     other.restore(json.loads(json.dumps(guard.state())))
     assert other.spikes == guard.spikes != []
+    assert other.skipped_steps == 3
     assert other.window == guard.window
     assert other.observe(15, 99.0) == guard.observe(15, 99.0)
     assert len(other.window) == 16

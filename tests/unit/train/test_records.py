@@ -47,6 +47,7 @@ def test_a_step_is_written_at_once_with_its_exact_loss(tmp_path: Path) -> None:
     assert float.fromhex(line["loss_hex"]) == 1.0 / 3.0 + 1
     assert float.fromhex(line["grad_norm_hex"]) == 0.1
     assert line["terms"] == {"next_token": 2.0, "mtp1": 3.0}
+    assert line["skipped"] is False
     assert line["expert_counts"] == {"1": [3, 1, 0, 0]}
     assert line["max_vio"] == {"1": 2.0}
     assert (line["tokens_per_s"], line["peak_share"]) == (256.0, 0.4)

@@ -5,11 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training import RandomRows, Run, moe_config, train_config
+from tests.training import MemoryStore, RandomRows, Run, moe_config, train_config
 from ziphius.data.batch import Batch
+from ziphius.dist.world import World
 from ziphius.train.errors import DivergenceError
 from ziphius.train.guard import GuardConfig
 from ziphius.train.stage import LossOutput, Term
+from ziphius.train.stages.language import NEXT
 from ziphius.train.stages.pretrain import Pretrain
 
 
@@ -129,20 +131,122 @@ def test_metrics_are_added_up_or_the_largest_is_kept(tmp_path: Path) -> None:
     assert terms["top_max"] == max(int(b.ids_BT[0, 0]) for b in run.stage.batches(0))
 
 
-class NothingCounts(Pretrain):
-    """No token is to be learned."""
+class Gaps(Pretrain):
+    """In the steps counted as 3 and 4 no token is to be learned; in the others some are."""
+
+    empty = (2, 3)
+    micros_left = 0
+    """Micro-batches of an empty step that do teach."""
 
     def batches(self, step: int) -> list[Batch]:
         batches = super().batches(step)
-        return [
+        kept = self.micros_left if step in self.empty else len(batches)
+        nothing = [
             Batch(b.ids_BT, b.documents_BT, torch.zeros_like(b.ids_BT, dtype=torch.bool))
-            for b in batches
+            for b in batches[kept:]
         ]
+        return batches[:kept] + nothing
 
 
-def test_a_step_in_which_nothing_counts_has_the_loss_0(tmp_path: Path) -> None:
-    run = run_of(tmp_path, NothingCounts, budget="1-steps")
-    assert run.go().loss == 0.0
+def moving(saved: dict) -> dict[str, torch.Tensor]:
+    """Every tensor that a step may move: weights, router biases, optimizer, averages."""
+    found = {f"model {name}": tensor for name, tensor in saved["model"].items()}
+    for number, state in saved["optimizer"]["state"].items():
+        found |= {f"optimizer {number} {name}": tensor for name, tensor in state.items()}
+    return found | {f"ema {name}": tensor for name, tensor in saved["ema"].items()}
+
+
+def still(before: dict, after: dict) -> list[bool]:
+    first, second = moving(before), moving(after)
+    assert first.keys() == second.keys()
+    return [torch.equal(tensor, second[name]) for name, tensor in first.items()]
+
+
+GAPS = {
+    "budget": "6-steps",
+    "save_every": "1-steps",
+    "ema_decay": 0.9,
+    "warmup_steps": 0,
+    "schedule": "constant",
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_in_which_nothing_counts_moves_nothing(tmp_path: Path, optimizer: str) -> None:
+    run = run_of(tmp_path, Gaps, optimizer={"name": optimizer}, **GAPS)
+    result = run.go()
+    assert [record.is_skipped for record in run.recorder.steps] == [False, False, True, True] + [
+        False
+    ] * 2
+    assert result.skipped_steps == 2
+    _, second, third, fourth, fifth, _ = run.store.saved
+    assert all(still(second, third))
+    assert all(still(third, fourth))
+    # Balance loss, momentum and decay would have moved nearly all of it.
+    assert sum(still(fourth, fifth)) < 0.1 * len(moving(fifth))
+    assert run.recorder.losses[2:4] == [0.0, 0.0]
+    assert 0.0 not in fifth["guard"]["window"]
+
+
+@pytest.mark.parametrize("micros_left", [1, 0])
+def test_one_micro_batch_that_teaches_makes_a_step(tmp_path: Path, micros_left: int) -> None:
+    run = run_of(tmp_path, Gaps, micro_rows=4, **GAPS)
+    run.stage.micros_left = micros_left
+    run.go()
+    assert [record.is_skipped for record in run.recorder.steps[2:4]] == [micros_left == 0] * 2
+    assert all(still(run.store.saved[1], run.store.saved[2])) is (micros_left == 0)
+
+
+class OtherRank(World):
+    """A world in which another rank has so many tokens to learn from, and no gradient."""
+
+    elsewhere = 0.0
+
+    def sum_numbers(self, values, device) -> dict[str, float]:
+        found = dict(values)
+        return found | {name: found[name] + self.elsewhere for name in found if name == NEXT}
+
+    def sum_flat_(self, tensors) -> None: ...
+
+    def of_first(self, value, device) -> float:
+        return value
+
+
+@pytest.mark.parametrize("elsewhere", [7.0, 0.0])
+def test_one_rank_that_teaches_makes_a_step(
+    tmp_path: Path, elsewhere: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OtherRank, "elsewhere", elsewhere)
+    run = run_of(tmp_path, Gaps, **GAPS)
+    run.world = OtherRank(size=2)
+    run.stage.empty = tuple(range(6))
+    assert run.go().skipped_steps == (0 if elsewhere else 6)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped_at_a_skipped_step(tmp_path: Path) -> None:
+    whole = run_of(tmp_path, Gaps, **GAPS)
+    expected = whole.go()
+    store = MemoryStore()
+    for budget in ("3-steps", "6-steps"):
+        part = run_of(tmp_path, Gaps, **GAPS | {"budget": budget})
+        part.store = store
+        result = part.go()
+    assert result.skipped_steps == expected.skipped_steps == 2
+    assert part.recorder.losses == whole.recorder.losses[3:]
+    assert all(still(store.saved[-1], whole.store.saved[-1]))
+
+
+def test_what_is_not_finite_stops_the_run_in_a_skipped_step_too(tmp_path: Path) -> None:
+    class BrokenGaps(Gaps):
+        def loss(self, model, batch, progress) -> LossOutput:
+            output = super().loss(model, batch, progress)
+            output.terms["balance"].loss_sum = output.terms["balance"].loss_sum * float("nan")
+            return output
+
+    run = run_of(tmp_path, BrokenGaps, **GAPS)
+    run.stage.empty = (0,)
+    with pytest.raises(DivergenceError, match=r"Step 1: the loss is not finite \(balance\)"):
+        run.go()
 
 
 def test_bfloat16_computes_beside_float32_weights(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_verdict_says_what_was_not_measured() -> None:
 
 def test_the_table_shows_losses_beside_floors() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(summary_table(result(spikes=[{"step": 3}]), FIGURES))
+    console.print(summary_table(result(spikes=[{"step": 3}], skipped_steps=2), FIGURES))
     text = console.file.getvalue()
     assert "pretrain: 10 of 20 steps, 20,480 tokens, 1:01" in text
     rows = dict(_cells(line) for line in text.splitlines() if line.startswith("\u2502"))
@@ -66,6 +66,7 @@ def test_the_table_shows_losses_beside_floors() -> None:
         "tokens/s": "1,234",
         "share of the measured matrix peak": "31.0 %",
         "jumps of the loss": "1",
+        "steps with nothing to learn": "2",
         "model": "run/checkpoints/step-10",
     }
 
@@ -85,7 +86,7 @@ def test_a_start_without_steps_tells_of_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("loss", "beats"), [(3.5, True), (4.5, False), (None, None)])
 def test_programs_get_the_same(tmp_path: Path, loss: float | None, beats: bool | None) -> None:
     validation = {} if loss is None else {"loss": loss}
-    path = write_result(result(tmp_path, validation=validation), FIGURES)
+    path = write_result(result(tmp_path, validation=validation, skipped_steps=2), FIGURES)
     document = json.loads(path.read_text())
     assert path == tmp_path / "result.json"
     assert document["beats_bigram"] is beats
@@ -93,3 +94,4 @@ def test_programs_get_the_same(tmp_path: Path, loss: float | None, beats: bool |
     assert document["max_vio_by_layer"] == {"1": 0.12, "2": 0.34}
     assert (document["tokens_per_s"], document["peak_share"]) == (1_234.0, 0.31)
     assert document["is_complete"] is False
+    assert document["skipped_steps"] == 2

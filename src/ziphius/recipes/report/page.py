@@ -13,36 +13,31 @@ from markupsafe import Markup
 
 from ziphius.core.files import write_file
 from ziphius.recipes.report import text
-from ziphius.recipes.report.curves import Curve, Panel, curve_figure
+from ziphius.recipes.report.claims import claims
 from ziphius.recipes.report.figure import Figure
 from ziphius.recipes.report.heat import heat_figures, heat_keys
-from ziphius.recipes.report.sections import (
-    ExpertLoad,
-    Learning,
-    LossCurve,
-    Report,
-    Series,
-)
-from ziphius.recipes.report.students import taught_table
-from ziphius.recipes.report.verdicts import failures, findings, headlines
-from ziphius.recipes.report.whiskers import difference_figure, pass_figure
-from ziphius.train.records import max_vio
+from ziphius.recipes.report.progress import balance_figures, learning_figures, loss_figures
+from ziphius.recipes.report.sections import Difference, Report
+from ziphius.recipes.report.students import size_table, spending_table, taught_table
+from ziphius.recipes.report.tables import asked_table, difference_tables, in_order
+from ziphius.recipes.report.taught import student_differences
+from ziphius.recipes.report.verdicts import failures, further_findings, headlines
+from ziphius.recipes.report.whiskers import COLOURS, difference_figure, pass_figure
 
 SECTIONS: dict[str, str] = {
     "arms": "The arms",
-    "differences": "What it gained",
+    "asked": "Asked in every way",
+    "differences": "Against every control",
     "failures": "What did not work",
     "transcripts": "In their own words",
-    "taught": "Student and teacher",
+    "taught": "The students",
     "learning": "Reinforcement learning",
-    "losses": "Losses and their floors",
+    "losses": "Losses and their baselines",
     "experts": "The experts",
     "costs": "What it cost",
     "machine": "Machine and versions",
 }
 """Titles of the sections by the names of their fields, in the order of the page."""
-FEWEST_STEPS = 2
-"""Of a curve; a single point is no curve."""
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -59,24 +54,32 @@ def render(report: Report) -> str:
         if name not in present
     }
     slices = report.arms[0].slices if report.arms else ()
+    against, students = _differences(report)
     context: dict[str, Any] = {
         "report": report,
         "sections": present,
         "missing": missing,
         "headlines": headlines(report),
-        "findings": findings(report),
+        "claims": claims(report),
+        "findings": further_findings(report),
         "failures": failures(report),
+        "place_of_arm": {arm.name: place for place, arm in enumerate(report.arms)},
+        "has_corrections": any(one.corrections.value for arm in report.arms for one in arm.slices),
         "pass_figures": [
             pass_figure(f"pass-{place}", place, report.arms) for place in range(len(slices))
         ],
-        "difference_figures": _difference_figures(report),
-        "loss_figures": [
-            _loss_figure(place, curve) for place, curve in enumerate(_curves_of(report))
-        ],
-        "learning_figures": _learning_figures(report.learning) if report.learning else [],
+        "asked": asked_table(report.asked),
+        "difference_tables": difference_tables(against),
+        "difference_figures": _difference_figures("difference", against),
+        "has_seeds": any(one.estimate.seeds > 1 for one in report.differences),
+        "loss_figures": loss_figures(report),
+        "learning_figures": learning_figures(report.learning),
         "heat_figures": heat_figures(report.experts) if report.experts else [],
         "heat_keys": heat_keys(),
-        "balance_figures": _balance_figures(report.experts) if report.experts else [],
+        "balance_figures": balance_figures(report.experts),
+        "student_tables": [size_table(report), spending_table(report)],
+        "student_differences": difference_tables(students),
+        "student_figures": _difference_figures("student-difference", students),
         "taught": [taught_table(one, report.arms) for one in report.taught],
         "total": _total(report),
     }
@@ -86,13 +89,23 @@ def render(report: Report) -> str:
 def _is_there(report: Report, name: str) -> bool:
     if name == "failures":
         return bool(report.arms or report.losses or report.failures)
+    if name == "asked":
+        return bool(report.asked or report.baselines)
+    if name == "differences":
+        return bool(_differences(report)[0])
     if name == "learning":
-        return report.learning is not None and bool(_learning_figures(report.learning))
+        return bool(learning_figures(report.learning))
     if name == "experts":
         return report.experts is not None and bool(heat_figures(report.experts))
     if name == "losses":
-        return bool(_curves_of(report))
+        return bool(loss_figures(report))
     return bool(getattr(report, name))
+
+
+def _differences(report: Report) -> tuple[list[Difference], list[Difference]]:
+    """Return the differences by section: to the controls, and of students to theirs."""
+    students = student_differences(report)
+    return [one for one in report.differences if one not in students], students
 
 
 @functools.cache
@@ -107,6 +120,7 @@ def _environment() -> Environment:
     )
     # As filters, and for macros that are told which one to use.
     environment.globals["words"] = text
+    environment.globals["colours"] = COLOURS
     for function in (
         text.clipped,
         text.duration,
@@ -125,94 +139,18 @@ def _finalized(value: Any) -> Any:
     return text.shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _difference_figures(report: Report) -> list[Figure]:
-    """Draw one panel for each pair of arms."""
-    pairs = dict.fromkeys((one.ours, one.theirs) for one in report.differences)
+def _difference_figures(name: str, differences: list[Difference]) -> list[Figure]:
+    """Draw one panel for each pair of arms, those of one arm on one scale."""
+    ordered = in_order(differences)
+    pairs = dict.fromkeys((one.ours, one.theirs) for one in ordered)
     return [
         difference_figure(
-            f"difference-{place}",
-            [one for one in report.differences if (one.ours, one.theirs) == pair],
+            f"{name}-{place}",
+            [one for one in ordered if (one.ours, one.theirs) == pair],
+            among=[one for one in ordered if one.ours == pair[0]],
         )
         for place, pair in enumerate(pairs)
     ]
-
-
-def _curves_of(report: Report) -> list[LossCurve]:
-    return [curve for curve in report.losses if len(curve.steps) >= FEWEST_STEPS]
-
-
-def _loss_figure(place: int, curve: LossCurve) -> Figure:
-    curves = [Curve("training", curve.steps, curve.losses)]
-    if curve.validation_losses:
-        curves.append(
-            Curve("held-out text", curve.validation_steps, curve.validation_losses, "s1", True)
-        )
-    caption = (
-        "nats a token; dashed: what guessing by counts reaches" if curve.floors else "nats a token"
-    )
-    return curve_figure(
-        Panel(f"loss-{place}", curve.stage, caption, tuple(curves), levels=curve.floors)
-    )
-
-
-def _learning_figures(learning: Learning) -> list[Figure]:
-    if len(learning.steps) < FEWEST_STEPS:
-        return []
-    panels: tuple[tuple[str, str, str, Series, dict[str, Any]], ...] = (
-        ("reward", "Reward", "mean of a step's completions", learning.reward, {}),
-        ("tokens", "Length", "tokens of a completion, mean", learning.tokens, {}),
-        (
-            "dead",
-            "Dead groups",
-            "share of groups all right or all wrong: they teach nothing",
-            learning.dead_groups,
-            {"from_zero": True, "is_percent": True},
-        ),
-        (
-            "kl",
-            "KL to the reference",
-            "k3 estimate, nats a token",
-            learning.kl,
-            {"from_zero": True},
-        ),
-        (
-            "logprobs",
-            "Rollout against trainer",
-            "largest difference of a log-probability in a step",
-            [max(value, LOWEST_SHOWN) for value in learning.logprob_difference],
-            {"is_log": True, "levels": {"bound": learning.logprob_bound}},
-        ),
-    )
-    return [
-        curve_figure(
-            Panel(
-                f"learning-{name}",
-                title,
-                caption,
-                (Curve(title.lower(), learning.steps, values),),
-                **options,
-            )
-        )
-        for name, title, caption, values, options in panels
-        if values
-    ]
-
-
-LOWEST_SHOWN = 1e-9
-"""On the logarithmic scale of differences, where 0 has no place."""
-
-
-def _balance_figures(load: ExpertLoad) -> list[Figure]:
-    """Draw how uneven the load of every layer was, if there are steps enough for curves."""
-    if len(load.steps) < FEWEST_STEPS:
-        return []
-    curves = tuple(
-        Curve(f"layer {layer}", load.steps, [max_vio(row) for row in counts], f"s{place % 5}")
-        for place, (layer, counts) in enumerate(load.counts_by_layer.items())
-        if len(counts)
-    )
-    caption = "how far the busiest expert is above an even share; 0 is balanced"
-    return [curve_figure(Panel("max-vio", "MaxVio", caption, curves, from_zero=True))]
 
 
 def _total(report: Report) -> dict[str, float]:

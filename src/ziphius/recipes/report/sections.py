@@ -12,6 +12,8 @@ from ziphius.evals.summary import Summary
 
 Series = Sequence[float]
 """One value a step."""
+BEST_WAY = "best mode"
+"""The way of a difference whose arms are each asked in their own best way."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,15 @@ class Arm:
     """What was done to get it, in a few words."""
     slices: tuple[Summary, ...]
     """The same slices, in the same order, for every arm."""
+    way: str = ""
+    """How it was asked for these; a name as in `AskedRow.way`."""
     parameters: int | None = None
     active_parameters: int | None = None
     """Of these, what one token uses."""
+    flops_per_token: float | None = None
+    """Of decoding."""
+    dtype: str = ""
+    """Numbers that it answers in."""
     tokens_per_s: float | None = None
     cache_bytes_per_token: int | None = None
     size_bytes: int | None = None
@@ -33,6 +41,11 @@ class Arm:
     training_flops: float | None = None
     """Of all stages that led to it."""
     training_s: float | None = None
+    """Of the same stages."""
+    start: str = ""
+    """Name of the arm whose weights it began with, if that is one."""
+    stages: tuple[str, ...] = ()
+    """Names of the stages that led to it, as in `StageCost.stage`."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,8 @@ class LossCurve:
     validation_steps: Series = ()
     validation_losses: Series = ()
     """On held-out text."""
-    floors: Mapping[str, float] = field(default_factory=dict)
-    """Losses of guessing by name: uniform, unigram, bigram."""
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """Losses of guessing by counts, by name: uniform, unigram, bigram."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,8 @@ class Learning:
     """Mean of a step's completions."""
     tokens: Series = ()
     """Mean length of a completion."""
-    dead_groups: Series = ()
-    """Share of groups whose completions were all right or all wrong, and taught nothing."""
+    frac_reward_zero_std: Series = ()
+    """Share of groups whose rewards were all equal, which teach nothing."""
     kl: Series = ()
     """To the reference model, k3, in nats a token."""
     logprob_difference: Series = ()
@@ -78,15 +91,47 @@ class ExpertLoad:
 
 
 @dataclass(frozen=True)
+class AskedRow:
+    """One arm asked in one way."""
+
+    arm: str
+    way: str
+    """Such as `as trained`, `think first`, `greedy`, `maj@8`, `pass@8`."""
+    figures: Mapping[str, Estimate]
+    """Share of correct answers by slice."""
+    is_best: bool = False
+    """Whether it is the arm's best way of one answer, chosen on development problems."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The most frequent answer of a task's training problems, given to everything."""
+
+    task: str
+    level: int
+    answer: str
+    accuracy: float
+    """On the measured problems."""
+
+
+@dataclass(frozen=True)
 class Difference:
-    """pass@1 of one arm less that of another, over the same problems."""
+    """A figure of one arm less that of another, over the same problems."""
 
     slice: str
     ours: str
     theirs: str
     estimate: Estimate
+    way: str = BEST_WAY
+    """How both were asked; `BEST_WAY`: each in its own."""
+    ways: tuple[str, str] = ("", "")
+    """How each was asked; empty where it is not known."""
+    by_seed: tuple[float, ...] = ()
+    """The difference of every seed, where there are several."""
     is_goal: bool = False
     """Whether the run was made to show that this is above 0."""
+    is_best_control: bool = False
+    """Whether theirs is the best of the controls, chosen on development problems."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +174,11 @@ class Taught:
     student: str
     """Name of an arm."""
     teacher: str
+    """Name of the arm that it was made from."""
+    slice: str = ""
+    """Where both were asked."""
+    way: str = ""
+    """How both were asked; a name as in `AskedRow.way`."""
     kept: Estimate | None = None
     """pass@1 as a share of the teacher's."""
     lost: Estimate | None = None
@@ -163,6 +213,8 @@ class Report:
     purpose: str
     """What was run, on what, in a sentence or two; findings are added from the figures."""
     arms: tuple[Arm, ...] = ()
+    asked: tuple[AskedRow, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     differences: tuple[Difference, ...] = ()
     losses: tuple[LossCurve, ...] = ()
     learning: Learning | None = None

@@ -7,6 +7,7 @@ turns the direction of writing become visible signs.
 
 import math
 import re
+from collections.abc import Sequence
 
 from ziphius.evals.intervals import Estimate
 
@@ -43,6 +44,22 @@ def clipped(text: str, longest: int = LONGEST_TEXT) -> str:
 def spaced(text: str) -> str:
     """Keep a number and its percent sign on one line."""
     return text.replace(" %", "\u00a0%")
+
+
+def quoted(text: str) -> str:
+    """Set a name apart from the sentence it stands in."""
+    return f"\u201c{text}\u201d"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join parts as a sentence does."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def counted(count: int, word: str, plural: str = "") -> str:
+    """Write how many there are of a thing."""
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"
 
 
 def _sign(match: re.Match[str]) -> str:
@@ -86,6 +103,18 @@ def share(estimate: Estimate) -> tuple[str, str]:
 def gap(estimate: Estimate) -> tuple[str, str]:
     """Write a difference in points and its interval."""
     return points(estimate.value), f"{points(estimate.low)} to {points(estimate.high)}"
+
+
+def standing(estimate: Estimate) -> str:
+    """Name the side of 0 that an interval is on, as the page's style does; its ends are within."""
+    if estimate.covers(0.0):
+        return "unsure"
+    return "better" if estimate.value > 0.0 else "worse"
+
+
+def times(ours: float, theirs: float) -> str:
+    """Write a ratio."""
+    return f"{plain(ours / theirs)}{TIMES}"
 
 
 def plain(value: float) -> str:

@@ -8,9 +8,9 @@ from markupsafe import Markup
 from ziphius.evals.intervals import Estimate
 from ziphius.recipes.report import svg
 from ziphius.recipes.report.figure import Figure, Key, Table
-from ziphius.recipes.report.sections import Arm, Difference
-from ziphius.recipes.report.text import MINUS, gap, percent, points, share
-from ziphius.recipes.report.verdicts import standing
+from ziphius.recipes.report.sections import BEST_WAY, Arm, Difference
+from ziphius.recipes.report.tables import way_name
+from ziphius.recipes.report.text import MINUS, gap, percent, points, share, standing
 
 VALUES = 54
 """Room for the numbers at the right."""
@@ -18,6 +18,8 @@ LETTER = 7.1
 """Room for a letter of a name at the left, in a wide font."""
 LONGEST_NAME = 18
 LINE = 16
+COLOURS = 9
+"""Of arms, in the page's style; with five shapes, 45 arms can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class _Mark:
     shape: int
     word: str
     hover: str
+    by_seed: tuple[float, ...] = ()
 
 
 _Row = tuple[str, Sequence[_Mark]]
-"""A name, and its marks from top to bottom."""
+"""A name, and its marks from top to bottom; without marks it heads the rows below."""
 
 
 def pass_figure(name: str, slice_place: int, arms: Sequence[Arm]) -> Figure:
@@ -42,8 +45,8 @@ def pass_figure(name: str, slice_place: int, arms: Sequence[Arm]) -> Figure:
         found = arm.slices[slice_place]
         marks = []
         for word, estimate, class_ in (
-            (one, found.pass_at_1, f"arm{place % 5}"),
-            (many, found.pass_at_k, f"arm{place % 5} hollow"),
+            (one, found.pass_at_1, f"arm{place % COLOURS}"),
+            (many, found.pass_at_k, f"arm{place % COLOURS} hollow"),
         ):
             hover = f"{arm.name}, {word}: {' %, interval '.join(share(estimate))}"
             marks.append(_Mark(estimate, class_, place, share(estimate)[0], hover))
@@ -64,32 +67,61 @@ def pass_figure(name: str, slice_place: int, arms: Sequence[Arm]) -> Figure:
     )
 
 
-def difference_figure(name: str, differences: Sequence[Difference]) -> Figure:
-    """Draw the differences between two arms, one row a slice, against 0."""
+def difference_figure(
+    name: str, differences: Sequence[Difference], among: Sequence[Difference] = ()
+) -> Figure:
+    """Draw the differences between two arms against 0, slice by slice, one row a way.
+
+    Args:
+        name: unique in the page.
+        differences: of one pair of arms, in the order they are drawn.
+        among: those that share the scale, so that panels can be compared by eye.
+    """
     ours, theirs = differences[0].ours, differences[0].theirs
     title = f"{ours} {MINUS} {theirs}"
-    ends = [end for one in differences for end in (one.estimate.low, one.estimate.high)]
+    ends = [
+        end
+        for one in (*differences, *among)
+        for end in (one.estimate.low, one.estimate.high, *one.by_seed)
+    ]
     low, high = svg.rounded_range([*ends, 0.0, 0.02, -0.02])
-    rows = [(one.slice, [_difference_mark(one)]) for one in differences]
-    scale = _scale(low, high, rows)
+    rows: list[_Row] = []
+    for one in differences:
+        if one.slice not in [row_name for row_name, marks in rows if not marks]:
+            rows.append((one.slice, []))
+        rows.append((way_name(one.way), [_difference_mark(one)]))
+    scale = _scale(low, high, [row for row in rows if row[1]])
     words = [(tick, points(tick).replace(".0", "")) for tick in svg.steps(low, high, 5)]
-    table = Table(
-        f"pass@1, {title}, in percentage points",
-        ("slice", "difference", "95 % interval"),
-        tuple((one.slice, *gap(one.estimate)) for one in differences),
-    )
-    description = " ".join(
-        f"On {one.slice} the difference is {' points, interval '.join(gap(one.estimate))}."
-        for one in differences
-    )
-    caption = f"pass@1 in percentage points; right of the line {ours} is better"
-    picture = _rows_picture(name, title, description, rows, scale, words, zero=True, air=14)
-    return Figure(title, caption, picture, table)
+    caption = f"percentage points; right of the line {ours} is better"
+    if any(one.by_seed for one in differences):
+        caption += "; small dots: each seed"
+    picture = _rows_picture(name, title, _told(differences), rows, scale, words, zero=True, air=5)
+    return Figure(title, caption, picture, _difference_table(title, differences))
 
 
 def _difference_mark(one: Difference) -> _Mark:
-    hover = f"{one.slice}: {' points, interval '.join(gap(one.estimate))}"
-    return _Mark(one.estimate, standing(one.estimate), 0, points(one.estimate.value), hover)
+    hover = f"{one.slice}, {way_name(one.way)}: {' points, interval '.join(gap(one.estimate))}"
+    value = points(one.estimate.value)
+    return _Mark(one.estimate, standing(one.estimate), 0, value, hover, one.by_seed)
+
+
+def _told(differences: Sequence[Difference]) -> str:
+    return " ".join(
+        f"On {one.slice}, {way_name(one.way)}, the difference is "
+        f"{' points, interval '.join(gap(one.estimate))}."
+        for one in differences
+    )
+
+
+def _difference_table(title: str, differences: Sequence[Difference]) -> Table:
+    has_seeds = any(one.by_seed for one in differences)
+    headers = ("slice", "asked", "difference", "95 % interval", *["each seed"] * has_seeds)
+    rows = []
+    for one in differences:
+        ways = f" ({one.ways[0]}, {one.ways[1]})" if one.way == BEST_WAY and all(one.ways) else ""
+        seeds = [", ".join(map(points, one.by_seed))] * has_seeds
+        rows.append((one.slice, way_name(one.way) + ways, *gap(one.estimate), *seeds))
+    return Table(f"{title}, in percentage points", headers, tuple(rows))
 
 
 def _scale(low: float, high: float, rows: Sequence[_Row]) -> svg.Scale:
@@ -108,7 +140,7 @@ def _rows_picture(
     zero: bool = False,
     air: float = 8,
 ) -> Markup:
-    tall = sum(len(marks) * LINE + air for _, marks in rows)
+    tall = sum(max(len(marks), 1) * LINE + air for _, marks in rows)
     bottom = svg.TOP + tall
     parts = [svg.line(scale(at), svg.TOP, scale(at), bottom, "grid") for at, _ in words]
     parts += [svg.label(scale(at), bottom + 15, word) for at, word in words]
@@ -116,6 +148,10 @@ def _rows_picture(
         parts.append(svg.line(scale(0.0), svg.TOP - 4, scale(0.0), bottom + 3, "zero"))
     top = svg.TOP + air / 2
     for row_name, marks in rows:
+        if not marks:
+            parts.append(svg.label(0.0, top + LINE / 2 + 4, row_name, "row-head", "start"))
+            top += LINE + air
+            continue
         middle = top + len(marks) * LINE / 2
         parts.append(svg.label(scale.start - 13, middle + 4, _fitting(row_name), "row-name", "end"))
         for place, mark in enumerate(marks):
@@ -127,10 +163,15 @@ def _rows_picture(
 def _whisker(mark: _Mark, scale: svg.Scale, height: float) -> list[Markup]:
     low, high = scale(mark.estimate.low), scale(mark.estimate.high)
     at = scale(mark.estimate.value)
+    seeds = [
+        svg.element("circle", cx=scale(value), cy=height, r=2.0, class_="seed")
+        for value in mark.by_seed
+    ]
     return [
         svg.line(low, height, high, height, f"whisker {mark.class_}"),
         svg.line(low, height - 3, low, height + 3, f"whisker {mark.class_}"),
         svg.line(high, height - 3, high, height + 3, f"whisker {mark.class_}"),
+        *seeds,
         svg.marker(at, height, mark.shape, f"mark {mark.class_}", mark.hover),
         svg.label(svg.WIDTH - 2, height + 4, mark.word, f"value {mark.class_}", "end"),
     ]

@@ -10,10 +10,11 @@ from ziphius.core.device import DTYPES
 from ziphius.models.model import Model
 from ziphius.train.optim.adamw import AdamW
 from ziphius.train.optim.muon import Muon
+from ziphius.train.optim.natural import Natural
 from ziphius.train.optim.parts import is_muon_matrix
 from ziphius.train.optimizer_config import OptimizerConfig
 
-__all__ = ["OPTIMIZERS", "AdamW", "Muon", "OptimizerConfig", "build_optimizer"]
+__all__ = ["OPTIMIZERS", "AdamW", "Muon", "Natural", "OptimizerConfig", "build_optimizer"]
 
 Groups = list[dict[str, Any]]
 
@@ -32,9 +33,20 @@ def _muon(groups: Groups, config: OptimizerConfig) -> Muon:
     )
 
 
+def _natural(groups: Groups, config: OptimizerConfig) -> Natural:
+    return Natural(
+        groups,
+        momentum=config.momentum,
+        covariance=config.covariance,
+        damping=config.damping,
+        refresh_steps=config.refresh_steps,
+    )
+
+
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _muon,
+    "natural": _natural,
 }
 """By `OptimizerConfig.name`."""
 
@@ -47,7 +59,7 @@ def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimi
     groups: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrices = _matrices(model, name, parameter) if config.name == "muon" else 0
+            matrices = _matrices(model, name, parameter, config.name)
             groups.setdefault((matrices, parameter.dim() > 1), []).append((name, parameter))
     return OPTIMIZERS[config.name](
         [
@@ -62,9 +74,9 @@ def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimi
     )
 
 
-def _matrices(model: Model, name: str, parameter: nn.Parameter) -> int:
-    """Count the matrices that stand one above the other in a parameter; 0 is none of Muon's."""
-    if not is_muon_matrix(model, name, parameter):
+def _matrices(model: Model, name: str, parameter: nn.Parameter, optimizer: str) -> int:
+    """Count the matrices that stand one above the other in a parameter; 0 is for AdamW."""
+    if optimizer == "adamw" or (optimizer == "muon" and not is_muon_matrix(model, name, parameter)):
         return 0
     return 2 if name.endswith(".experts.gate_up_proj") else 1
 

@@ -1,8 +1,8 @@
-"""Verified answers of a teacher become conversations for a student (rejection sampling).
+"""Verified answers become conversations to learn from (rejection sampling).
 
-Source: DeepSeek-R1 (arXiv 2501.12948), section 2.4: the distilled models are fine-tuned on answers
-of R1 that were checked, and on nothing else of it. Whole answers are kept as the teacher wrote
-them, so what the student reads is reasoning and final answer as one conversation.
+Sources: DeepSeek-R1 (arXiv 2501.12948), sections 2.3.3 and 2.4: a student, or the model itself, is
+fine-tuned on answers that were checked, and on nothing else. Whole answers are kept as they were
+written, so what is learned is reasoning and final answer as one conversation.
 """
 
 import hashlib

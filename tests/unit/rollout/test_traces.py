@@ -1,4 +1,4 @@
-"""`distill/traces.py`: which answers of a teacher are kept, and what is written of them."""
+"""`rollout/traces.py`: which answers of a teacher are kept, and what is written of them."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 
 from ziphius.core.errors import ConfigError
 from ziphius.data.messages import read_conversations
-from ziphius.distill.traces import TraceConfig, select_traces, write_traces
+from ziphius.rollout.traces import TraceConfig, select_traces, write_traces
 from ziphius.rollout.sample import Rollout
 from ziphius.tasks import Problem
 from ziphius.text.chat import Message
 
 
 def problem(question: str) -> Problem:
-    return Problem("sums", 1, question, "7", {})
+    return Problem(task="sums", level=1, question=question, answer="7", content=question, facts={})
 
 
 def rollout(

@@ -1,0 +1,146 @@
+"""How long the stages of the main job are: steps and problems, fixed before the first one begins.
+
+A budget of time becomes lengths once, from the speed of a few training steps, and the run keeps
+them in its folder. Given as lengths, a run has the same steps on any machine.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from ziphius.core.config import Config
+from ziphius.core.errors import ConfigError
+from ziphius.core.files import refuse_occupied, write_file
+from ziphius.models.config import ModelConfig
+from ziphius.models.losses import next_token_loss
+from ziphius.models.model import Model
+from ziphius.train.budget import parse_budget
+
+Steps = Annotated[int, Field(ge=1)]
+
+LENGTHS_FILE = "lengths.json"
+PROBE_STEPS, SKIPPED_STEPS = 8, 3
+"""Steps that are timed, and those before them that compile kernels and fill caches."""
+ROWS, ROW_TOKENS = 8, 256
+"""Of such a step."""
+
+
+class StageLengths(Config):
+    """Steps of the stages that train, and problems that are asked.
+
+    The stages that are controls of another follow from that one's FLOPs.
+    """
+
+    pretrain: Steps = 120
+    """Steps on text."""
+    sft: Steps = 650
+    """Steps on demonstrations."""
+    grpo: Steps = 38
+    """Steps of reinforcement learning."""
+    student: Steps = 180
+    """Steps of the student that learns answers."""
+    traced: Steps = 800
+    """Problems of each task and level that the teacher answers for its student."""
+    measured: Annotated[int, Field(ge=4)] = 40
+    """Problems of each task and level that every model is measured on."""
+
+    def scaled(self, factor: float) -> "StageLengths":
+        """Return lengths for another budget; what is measured does not grow, and shrinks to 8."""
+        scaled = {name: max(1, round(factor * n)) for name, n in self.model_dump().items()}
+        return StageLengths(**scaled | {"measured": min(self.measured, max(8, scaled["measured"]))})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Lengths, and the time that they take on a machine of a known speed."""
+
+    lengths: StageLengths
+    seconds: float
+    training_tokens_per_s: float
+    """Of the job's own model, as `training_tokens_per_s` measures it."""
+
+
+def settle(
+    folder: Path, budget: str, reference: Reference, shape: ModelConfig, *, keep: bool = True
+) -> StageLengths:
+    """Return the lengths that a run began with, or find out what a time is worth here and keep it.
+
+    Args:
+        folder: of the run; may be missing.
+        budget: a time.
+        reference: what is scaled.
+        shape: of the model that is trained.
+        keep: write the lengths into the folder.
+
+    Raises:
+        ConfigError: the budget is no time, or the folder has a run of another one.
+    """
+    amount = parse_budget(budget)
+    if amount.unit != "seconds":
+        raise ConfigError(f"budget = {budget}: give a time, such as 2m, 15m or 2h.")
+    path = folder / LENGTHS_FILE
+    if path.exists():
+        return _kept(path, budget)
+    refuse_occupied(folder)
+    speed = training_tokens_per_s(shape, ROWS, ROW_TOKENS)
+    factor = amount.amount / reference.seconds * speed / reference.training_tokens_per_s
+    lengths = reference.lengths.scaled(float(f"{factor:.2g}"))
+    document = {"budget": budget, "training_tokens_per_s": speed, "lengths": lengths.model_dump()}
+    if keep:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(document, indent=1) + "\n")
+    return lengths
+
+
+def read_lengths(path: Path) -> StageLengths:
+    """Read the lengths of another run.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    return StageLengths(**_document(path)["lengths"])
+
+
+def _kept(path: Path, budget: str) -> StageLengths:
+    document = _document(path)
+    if document["budget"] != budget:
+        raise ConfigError(
+            f"{path.parent} has a run with --budget {document['budget']}, not {budget}. Choose "
+            "another --out, or remove it."
+        )
+    return StageLengths(**document["lengths"])
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        StageLengths(**document["lengths"])
+        return {"budget": document["budget"], "lengths": document["lengths"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path} holds no lengths of stages ({error}).") from error
+
+
+def training_tokens_per_s(shape: ModelConfig, rows: int, context: int) -> float:
+    """Time a few steps, forward and backward, of a new model on random tokens.
+
+    Args:
+        shape: of the model.
+        rows: of a step.
+        context: tokens of a row.
+    """
+    model = Model(shape)
+    model.initialize(0)
+    ids_BT = torch.randint(shape.vocab_size, (rows, context), generator=torch.Generator())
+    seconds = []
+    for _ in range(SKIPPED_STEPS + PROBE_STEPS):
+        started = time.perf_counter()
+        next_token_loss(model, model(ids_BT), ids_BT).mean.backward()
+        model.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    return rows * context / statistics.median(seconds[SKIPPED_STEPS:])
