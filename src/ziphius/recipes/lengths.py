@@ -43,9 +43,9 @@ class StageLengths(Config):
     """Steps on demonstrations."""
     grpo: Steps = 38
     """Steps of reinforcement learning."""
-    student: Steps = 180
+    student: Steps = 800
     """Steps of the student that learns answers."""
-    traced: Steps = 800
+    traced: Steps = 2_000
     """Problems of each task and level that the teacher answers for its student."""
     measured: Annotated[int, Field(ge=4)] = 40
     """Problems of each task and level that every model is measured on."""

@@ -4,14 +4,16 @@ Sources: STaR (arXiv 2203.14465), RFT (arXiv 2308.01825), expert iteration. The 
 has the same problems and the same verifier: it learns from right answers alone, a round at a time,
 by the cross-entropy of fine-tuning. No loop of its own: each round is a run of `train/finetuning`.
 
-A round's folder holds `traces.jsonl`, what was kept, and the run. A round that is there is not
-done again.
+A round's folder holds `traces.jsonl`, what was kept; `sampled.json`, written after it, what it was
+sampled from and how; and the run. A round that is there is not done again.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,14 +25,17 @@ from ziphius.models.weights import load
 from ziphius.rl.problems import ProblemMix
 from ziphius.rl.rft_config import RftSettings
 from ziphius.rollout.sample import Rollout, sample_groups
-from ziphius.rollout.traces import TraceConfig, select_traces, write_traces
+from ziphius.rollout.traces import TraceConfig, Traces, select_traces, write_traces
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.train.budget import parse_budget
 from ziphius.train.finetuning import run_sft
+from ziphius.train.loop import fast_float32
+from ziphius.train.plan import planned_steps
 from ziphius.train.run import PLAIN, Finished, RunContext
 from ziphius.train.settings import SftSettings
 
 GROUPS_AT_ONCE = 32
+"""Problems of a batch, of which a round samples whole ones."""
 TRACES_FILE, SAMPLED_FILE = "traces.jsonl", "sampled.json"
 
 
@@ -64,13 +69,21 @@ def run_rft(settings: RftSettings, folder: Path, context: RunContext = PLAIN) ->
         context: how the run was called; one process.
 
     Raises:
-        ConfigError: something is missing, or no answer of a round was right.
+        ConfigError: something is missing, the folder holds rounds of other settings, or no answer
+            of a round was right.
     """
     if settings.model is None or not settings.tasks:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
+    if context.world.size > 1:
+        raise ConfigError(
+            f"{context.world.size} processes: rejection-sampled fine-tuning runs in one. Start it "
+            "without torchrun."
+        )
     problems = ProblemMix(
         settings.tasks, per_step=GROUPS_AT_ONCE, pool=settings.pool, seed=settings.train.seed
     )
+    context.claim()
+    context = replace(context, claim=PLAIN.claim)  # the runs of the rounds are in the same folder
     model, rounds, trained = settings.model, list[Sampled](), list[Finished]()
     for number in range(settings.rounds):
         place = folder / f"round-{number + 1}"
@@ -92,20 +105,17 @@ def _sample(
     settings: RftSettings, problems: ProblemMix, source: Path, place: Path, before: list[Sampled]
 ) -> Sampled:
     """Sample a round and write what is kept, unless that is there."""
-    path = place / SAMPLED_FILE
+    path, identity = place / SAMPLED_FILE, _identity(settings, problems, source)
     if path.exists():
-        return Sampled(**json.loads(path.read_bytes()))
+        return _read(path, identity)
     place.mkdir(parents=True, exist_ok=True)
     first = before[-1].groups if before else 0
     wanted = settings.sampled_tokens * (len(before) + 1) // settings.rounds
-    groups = list(
-        _groups(settings, problems, source, first, wanted - sum(r.tokens for r in before))
-    )
-    kept = select_traces(
-        groups,
-        TraceConfig(per_problem=settings.answers_kept, choice="random"),
-        seed=settings.train.seed,
-    )
+    wanted -= sum(earlier.tokens for earlier in before)
+    groups = _groups(settings, problems, source, first, wanted)
+    config = TraceConfig(per_problem=settings.answers_kept, choice="random")
+    kept = select_traces(groups, config, seed=settings.train.seed)
+    _refuse_without_answers(kept, len(before) + 1, source)
     write_traces(place / TRACES_FILE, kept)
     answers = [rollout for group in groups for rollout in group]
     sampled = Sampled(
@@ -115,49 +125,100 @@ def _sample(
         kept=len(kept.kept),
         groups=first + len(groups),
     )
-    write_file(path, json.dumps(asdict(sampled)) + "\n")
+    write_file(path, json.dumps({"identity": identity, "sampled": asdict(sampled)}) + "\n")
     return sampled
 
 
 def _groups(
     settings: RftSettings, problems: ProblemMix, source: Path, first: int, tokens: int
-) -> Iterator[Sequence[Rollout]]:
+) -> list[list[Rollout]]:
     """Sample groups, `GROUPS_AT_ONCE` in a batch and one batch at least, until tokens suffice."""
-    model = load(source, dtype=torch.float32)
-    model.to(local_device(resolve_device(settings.train.device)))
+    device = local_device(resolve_device(settings.train.device))
+    model = load(source, dtype=torch.float32).to(device)
     tokenizer = load_tokenizer(source)
-    while True:
-        groups = sample_groups(
-            model,
-            tokenizer,
-            problems(first // GROUPS_AT_ONCE),
-            settings.rollout,
-            seed=settings.train.seed,
-            first_sequence_id=first * settings.rollout.group_size,
+    sampled: list[list[Rollout]] = []
+    with fast_float32(device):
+        while not sampled or _tokens(sampled) < tokens:
+            number = first + len(sampled)
+            sampled += sample_groups(
+                model,
+                tokenizer,
+                problems(number // GROUPS_AT_ONCE),
+                settings.rollout,
+                seed=settings.train.seed,
+                first_sequence_id=number * settings.rollout.group_size,
+            )
+    return sampled
+
+
+def _tokens(groups: Sequence[Sequence[Rollout]]) -> int:
+    return sum(len(rollout.token_ids) for group in groups for rollout in group)
+
+
+def _refuse_without_answers(traces: Traces, number: int, source: Path) -> None:
+    """Raise a ConfigError where a round has nothing to learn from."""
+    if not traces.kept:
+        raise ConfigError(
+            f"Round {number}: of {sum(traces.dropped.values()):,} answers of {source} to "
+            f"{traces.problems:,} problems none is right, so there is nothing to learn from. Give "
+            "easier tasks, more sampled_tokens, or a model that was fine-tuned for longer."
         )
-        first += len(groups)
-        yield from groups
-        tokens -= sum(len(rollout.token_ids) for group in groups for rollout in group)
-        if tokens <= 0:
-            return
+
+
+def _identity(settings: RftSettings, problems: ProblemMix, source: Path) -> dict[str, Any]:
+    """Name all that the answers of a round hang on, and which of them are kept."""
+    digest = hashlib.sha256()
+    for file in sorted(source.glob("*.safetensors")) if source.is_dir() else [source]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return {
+        "model": digest.hexdigest(),
+        "problems": problems.fingerprint(),
+        "rollout": settings.rollout.model_dump(mode="json", exclude={"sequences_at_once"}),
+        "rounds": settings.rounds,
+        "sampled_tokens": settings.sampled_tokens,
+        "answers_kept": settings.answers_kept,
+        "seed": settings.train.seed,
+    }
+
+
+def _read(path: Path, identity: Mapping[str, Any]) -> Sampled:
+    """Read what a round sampled.
+
+    Raises:
+        ConfigError: it cannot be read, or was sampled otherwise.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        kept, sampled = document["identity"], Sampled(**document["sampled"])
+        changed = [name for name in identity if kept.get(name) != identity[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): remove {path.parent} and what comes after it."
+        ) from error
+    if changed:
+        raise ConfigError(
+            f"{path.parent} holds a round of another run ({', '.join(changed)} differ): choose "
+            "another folder, or remove it."
+        )
+    return sampled
 
 
 def _training(settings: RftSettings, model: Path, folder: Path, number: int) -> SftSettings:
     """Return the fine-tuning of a round."""
-    budget = parse_budget(settings.train.budget)
     first = 0 if settings.keeps_rounds else number
     traces = [folder / f"round-{one + 1}" / TRACES_FILE for one in range(first, number + 1)]
-    share = max(1, round(budget.amount / settings.rounds))
+    config, rounds = settings.train, settings.rounds
+    steps = planned_steps(parse_budget(config.budget), config.rows, config.context)
+    assert steps is not None, "a budget of time is refused"
+    share = max(1, steps * (number + 1) // rounds - steps * number // rounds)
     return SftSettings(
         model=model,
         data=(*traces, *settings.demonstrations),
         epochs=0,
         thinking=settings.rollout.thinking,
-        train=settings.train.model_copy(
-            update={
-                "budget": f"{share}-{budget.unit}",
-                "seed": settings.train.seed + number,
-            }
+        train=config.model_copy(
+            update={"budget": f"{share}-steps", "seed": config.seed + number},
         ),
         instruments=settings.instruments,
     )

@@ -28,8 +28,8 @@ class RftSettings(RunSettings):
     rounds: Annotated[int, Field(ge=1)] = 3
     """How often answers are sampled from the model as it is then, and learned from."""
     sampled_tokens: Annotated[int, Field(ge=1)] = 1_000_000
-    """Tokens of answers that are sampled over all rounds; a round ends with the group that reaches
-    its share."""
+    """Tokens of answers that are sampled over all rounds; a round ends with the batch of problems
+    that reaches its share, and has at least one."""
     answers_kept: Annotated[int, Field(ge=1)] = 4
     """Correct answers, all different, that are learned from one problem and round, drawn by lot."""
     demonstrations: tuple[Path, ...] = ()
@@ -37,12 +37,15 @@ class RftSettings(RunSettings):
     keeps_rounds: bool = True
     """Learn the answers of earlier rounds again in each round."""
     train: SftTraining = SftTraining(budget="1M-tokens")
-    """How each round trains; the budget, in steps or tokens, is of all rounds together."""
+    """How each round trains; the budget, in steps or tokens, is of all rounds together, of which
+    each has at least one step."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if parse_budget(self.train.budget).unit == "seconds":
             raise ConfigError(f"train.budget = {self.train.budget}: give tokens or steps.")
+        if self.train.ramp_steps:
+            raise ConfigError("train.ramp_steps: every round would begin it anew; leave it out.")
         if self.lora.rank:
             raise ConfigError("lora.rank: adapters are not trained round by round yet.")
         return self

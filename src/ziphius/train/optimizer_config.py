@@ -34,7 +34,7 @@ class OptimizerConfig(Config):
     """Iterations that bring Muon's update near an orthogonal matrix."""
     covariance: Annotated[float, Field(ge=0, lt=1)] = 0.98
     """Decay of natural's covariances of gradients."""
-    damping: Annotated[float, Field(gt=0)] = 0.01
+    damping: Annotated[float, Field(ge=1e-4)] = 0.01
     """Added to their eigenvalues, as a share of the largest."""
     refresh_steps: Annotated[int, Field(ge=1)] = 5
     """Steps between two decompositions of the covariances."""

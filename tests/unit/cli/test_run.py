@@ -10,6 +10,7 @@ from ziphius.cli.run import RunConfig, run
 from ziphius.core.errors import OutputError
 from ziphius.models.presets import PRESETS
 from ziphius.recipes import RECIPES
+from ziphius.recipes.lengths import StageLengths
 
 
 def test_the_command_knows_every_recipe():
@@ -67,6 +68,19 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     run(RunConfig(dry_run=True, as_json=True, budget="2m"))
     rows = json.loads(capsys.readouterr().out)
-    assert [row["stage"] for row in rows][:4] == ["pretrain", "sft", "grpo", "control"]
-    assert sum(row["seconds"] or 0 for row in rows) == pytest.approx(120)
+    assert [row["stage"] for row in rows][:5] == ["pretrain", "sft", "grpo", "more-sft", "rft"]
+    assert rows[0]["length"].endswith(" steps")
+    assert rows[3]["flops"] == rows[4]["flops"] == rows[2]["flops"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lengths_of_another_run_take_the_place_of_a_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lengths = StageLengths(pretrain=7, sft=9)
+    document = {"budget": "15m", "lengths": lengths.model_dump()}
+    (tmp_path / "lengths.json").write_text(json.dumps(document))
+    run(RunConfig(dry_run=True, as_json=True, lengths=tmp_path / "lengths.json"))
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["length"] for row in rows][:2] == ["7 steps", "9 steps"]
+    with pytest.raises(ValidationError, match="budget has no effect with lengths"):
+        RunConfig(budget="2m", lengths=tmp_path / "lengths.json")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -13,7 +14,7 @@ from ziphius.evals.intervals import Estimate
 from ziphius.recipes.report.curves import Curve, Panel, curve_figure
 from ziphius.recipes.report.figure import smoothed, thinned
 from ziphius.recipes.report.heat import heat_figures
-from ziphius.recipes.report.sections import Difference, ExpertLoad
+from ziphius.recipes.report.sections import BEST_WAY, Difference, ExpertLoad
 from ziphius.recipes.report.svg import HEIGHT, WIDTH, Scale, decades, element, steps
 from ziphius.recipes.report.whiskers import difference_figure, pass_figure
 
@@ -126,6 +127,50 @@ def test_whiskers_reach_from_end_to_end() -> None:
     assert (float(dot["cx"]) - left) / (right - left) == pytest.approx(0.06 / 0.21, abs=0.01)
 
 
+def test_rows_are_headed_by_their_slice() -> None:
+    def one(slice_name: str, way: str) -> Difference:
+        return Difference(slice_name, "GRPO", "RFT", Estimate(0.1, 0.0, 0.2), way=way)
+
+    figure = difference_figure(
+        "d", [one("easy", BEST_WAY), one("easy", "greedy"), one("hard", "x")]
+    )
+    names = re.findall(r'class="(row-head|row-name)"[^>]*>([^<]*)<', figure.picture)
+    assert names == [
+        ("row-head", "easy"),
+        ("row-name", "best way of each"),
+        ("row-name", "greedy"),
+        ("row-head", "hard"),
+        ("row-name", "x"),
+    ]
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="row-', figure.picture)]
+    assert heights == sorted(set(heights))
+
+
+def test_panels_that_belong_together_share_a_scale() -> None:
+    near = Difference("easy", "GRPO", "RFT", Estimate(0.02, 0.01, 0.03))
+    far = Difference("easy", "GRPO", "SFT", Estimate(0.5, 0.4, 0.6))
+    ticks = [
+        re.findall(r'class="tick"[^>]*>([^<]*)<', difference_figure("d", [one], among).picture)
+        for one, among in ((near, (far,)), (far, (near,)), (near, ()))
+    ]
+    assert ticks[0] == ticks[1] != ticks[2]
+
+
+def test_each_seed_is_a_dot_within_the_picture() -> None:
+    one = Difference("easy", "GRPO", "RFT", Estimate(0.1, 0.05, 0.2), by_seed=(0.02, 0.4))
+    figure = difference_figure("d", [one])
+    tree = ElementTree.fromstring(figure.picture)
+    low, high = (
+        float(part.attrib["cx"]) for part in tree.iter("circle") if part.attrib["class"] == "seed"
+    )
+    [mark] = [part for part in tree.iter("circle") if part.attrib["class"] != "seed"]
+    assert low < float(mark.attrib["cx"]) < high < WIDTH
+    assert "small dots: each seed" in figure.caption
+    assert figure.table.headers[-1] == "each seed"
+    assert figure.table.rows[0][-1] == "+2.0, +40.0"
+    assert "seed" not in difference_figure("d", [replace(one, by_seed=())]).table.headers
+
+
 def test_every_arm_has_both_rates_and_its_own_shape() -> None:
     arms = example_report().arms
     figure = pass_figure("p", 0, arms)
@@ -135,6 +180,8 @@ def test_every_arm_has_both_rates_and_its_own_shape() -> None:
     assert figure.table.rows[0][0] == "SFT"
     points = re.findall(r'points="([^"]*)"', figure.picture)
     assert len({len(found.split()) for found in points}) == 2, "triangles, and what has four"
+    looks = [(tag, class_) for tag, class_, hollow in marks if not hollow]
+    assert len(set(looks)) == len(arms) > 5, "no two arms look alike"
 
 
 def test_heat_shows_who_has_more_than_an_even_share() -> None:

@@ -4,10 +4,13 @@ import re
 from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.reports import HOSTILE, example_report, hostile_transcripts
+from tests.reports import BEST, HOSTILE, SLICES, example_report, hostile_transcripts
+from ziphius.evals.intervals import Estimate
+from ziphius.recipes.report.claims import NO_CLAIM, claims
 from ziphius.recipes.report.page import SECTIONS, render, write_report
 from ziphius.recipes.report.sections import Arm, ExpertLoad, Learning, LossCurve, Report
 
@@ -64,8 +67,10 @@ def test_the_sections_are_those_of_the_report() -> None:
 
 @pytest.mark.parametrize("name", sorted(SECTIONS))
 def test_a_missing_section_leaves_a_note(name: str) -> None:
-    nothing = None if name in ("learning", "experts") else ()
-    without = replace(FOUND, **{name: nothing}, reasons={name: "the budget was two minutes"})
+    changes: dict[str, Any] = {name: None if name in ("learning", "experts") else ()}
+    if name == "asked":
+        changes["baselines"] = ()
+    without = replace(FOUND, **changes, reasons={name: "the budget was two minutes"})
     reader = Reader(render(without))
     if name == "failures":  # what the figures tell is still there
         assert name in reader.ids
@@ -94,8 +99,60 @@ def test_what_is_too_short_for_a_curve_is_missing() -> None:
     assert "arms" in reader.ids
 
 
+def test_the_summary_begins_with_the_claim() -> None:
+    page = render(FOUND)
+    [summary] = re.findall(r'<div class="summary">(.*?)</div>', page, re.DOTALL)
+    said = [Reader(part).text for part in re.findall(r"<p>(.*?)</p>", summary)]
+    assert said == [sentence.replace(" %", "\u00a0%") for sentence in claims(FOUND)]
+    assert page.index("</h1>") < page.index(summary) < page.index(FOUND.purpose)
+
+
+def test_a_report_without_room_for_reinforcement_learning_is_whole() -> None:
+    """As a recipe fills it in where the fine-tuned model solves all: no GRPO, no controls."""
+    here = {"SFT", "R1-Lite", "student alone", "R1-Lite bf16", "R1-Lite INT8"}
+    without = replace(
+        FOUND,
+        arms=tuple(replace(arm, start="") for arm in FOUND.arms if arm.name in here),
+        asked=tuple(row for row in FOUND.asked if row.arm in here),
+        differences=tuple(one for one in FOUND.differences if {one.ours, one.theirs} <= here),
+        taught=tuple(
+            replace(one, teacher="SFT") if one.teacher == "GRPO" else one for one in FOUND.taught
+        ),
+        learning=None,
+        failures=("No GRPO: the model solves every problem.",),
+        reasons={"differences": "the model solves every problem"},
+    )
+    page = render(without)
+    reader = Reader(page)
+    assert f'<div class="summary"><p>{NO_CLAIM}</p></div>' in page
+    assert not {"differences", "learning"} & set(reader.ids)
+    assert {"taught", "asked", "failures"} <= set(reader.ids)
+    assert "Against every control: the model solves every problem." in reader.text
+    assert "No GRPO: the model solves every problem." in reader.text
+    assert "R1-Lite less each of these" in reader.text
+
+
+def test_self_corrections_are_shown_where_there_are_any() -> None:
+    missing = "There is no column of self-corrections: no arm makes any, and no demonstration"
+    reader = Reader(render(FOUND))
+    assert missing in reader.text
+    assert "self-corrections an answer" not in reader.text
+    first = FOUND.arms[0]
+    mended = replace(first.slices[1], corrections=Estimate(0.2, 0.1, 0.3))
+    arms = (replace(first, slices=(first.slices[0], mended, *first.slices[2:])), *FOUND.arms[1:])
+    reader = Reader(render(replace(FOUND, arms=arms)))
+    assert missing not in reader.text
+    assert "self-corrections an answer" in reader.text
+
+
+def test_the_best_way_of_an_arm_is_marked() -> None:
+    page = render(FOUND)
+    assert page.count('<td class="estimate best">') == len(BEST) * len(SLICES)
+    assert page.count("<em>best way</em>") == len(BEST) * len(SLICES)
+
+
 def test_failures_are_listed_or_their_absence_is_said() -> None:
-    assert "includes 0" in render(FOUND)
+    assert "GRPO is not shown to be better than SFT" in render(FOUND)
     calm = replace(FOUND, differences=(), taught=())
     assert "None of the checks" in render(calm)
 

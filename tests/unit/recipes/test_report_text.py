@@ -9,12 +9,15 @@ from ziphius.recipes.report.text import (
     LONGEST_TEXT,
     byte_size,
     clipped,
+    counted,
     duration,
     gap,
+    listed,
     plain,
     points,
     share,
     short,
+    standing,
     visible,
 )
 
@@ -85,3 +88,22 @@ def test_differences_carry_their_sign_and_nothing_has_none() -> None:
     assert [points(value) for value in (0.0512, -0.02, -0.0001)] == ["+5.1", "\u22122.0", "0.0"]
     assert gap(Estimate(0.05, -0.01, 0.11)) == ("+5.0", "\u22121.0 to +11.0")
     assert share(Estimate(0.501, 0.45, 0.55)) == ("50.1", "45\u201355")
+
+
+def test_an_interval_is_on_a_side_of_0_only_if_it_does_not_touch_it() -> None:
+    ends = [(0.01, 0.2), (0.0, 0.2), (-0.1, 0.2), (-0.2, 0.0), (-0.2, -0.01)]
+    found = [standing(Estimate((low + high) / 2, low, high)) for low, high in ends]
+    assert found == ["better", "unsure", "unsure", "unsure", "worse"]
+
+
+def test_words_are_joined_and_counted_as_in_a_sentence() -> None:
+    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == [
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+    assert [counted(count, "seed") for count in (1, 2, 1_000)] == [
+        "1 seed",
+        "2 seeds",
+        "1,000 seeds",
+    ]

@@ -66,7 +66,8 @@ def gained(one: Difference, *, theirs: str = "") -> str:
     """
     value, interval = gap(one.estimate)
     theirs, where = theirs or one.theirs, quoted(one.slice)
-    about = f"95 % interval {interval}{_seeds(one)}{asked(one)}"
+    of = f"over {one.estimate.seeds} seeds" if one.estimate.seeds > 1 else "of this one seed"
+    about = f"95 % interval {of} {interval}{_seeds(one)}{asked(one)}"
     found = standing(one.estimate)
     if found == "better":
         amount = f"{size(one.estimate.value)} percentage points on {where}"

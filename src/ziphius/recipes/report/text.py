@@ -57,9 +57,9 @@ def listed(parts: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def counted(count: int, word: str, plural: str = "") -> str:
+def counted(count: int, word: str) -> str:
     """Write how many there are of a thing."""
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"
+    return f"{count:,} {word}{'s' * (count != 1)}"
 
 
 def _sign(match: re.Match[str]) -> str:

@@ -14,7 +14,15 @@ from ziphius.train.optim.natural import Natural
 from ziphius.train.optim.parts import is_muon_matrix
 from ziphius.train.optimizer_config import OptimizerConfig
 
-__all__ = ["OPTIMIZERS", "AdamW", "Muon", "Natural", "OptimizerConfig", "build_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "AdamW",
+    "Muon",
+    "Natural",
+    "OptimizerConfig",
+    "build_optimizer",
+    "state_shapes",
+]
 
 Groups = list[dict[str, Any]]
 
@@ -41,6 +49,12 @@ def _natural(groups: Groups, config: OptimizerConfig) -> Natural:
         damping=config.damping,
         refresh_steps=config.refresh_steps,
     )
+
+
+def state_shapes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> set[torch.Size]:
+    """Return the shapes that an optimizer's state of a parameter can have."""
+    own = {torch.Size(()), parameter.shape}
+    return own | optimizer.covariance_shapes(parameter) if isinstance(optimizer, Natural) else own
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {

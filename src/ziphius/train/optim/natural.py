@@ -72,11 +72,24 @@ class Natural(Optimizer):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"] * scale)
 
+    def covariance_shapes(self, parameter: Tensor) -> set[torch.Size]:
+        """Return the shapes of the covariances of a parameter's rows and columns."""
+        if parameter.dim() < 2:
+            return set()
+        matrices = next(
+            group["matrices"] or 1
+            for group in self.param_groups
+            if any(parameter is member for member in group["params"])
+        )
+        *stack, rows, columns = parameter.shape
+        sides = (rows // matrices, columns)
+        return {torch.Size((matrices, *stack, side, side)) for side in sides}
+
     def _direction(self, parameter: Tensor, matrices: int) -> Tensor:
         """Take the gradient in, and return the preconditioned mean."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        gradient = gradient.float()
+        assert parameter.grad is not None
+        gradient = parameter.grad.float()
+        state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
             state["momentum"] = torch.zeros_like(gradient)
@@ -114,10 +127,14 @@ def _trace(covariance_Err: Tensor) -> Tensor:
 
 
 def _of_trace_1(covariance_Err: Tensor) -> Tensor:
-    """Scale matrices; one that never had a gradient becomes a multiple of the identity."""
-    size = covariance_Err.shape[-1]
-    identity_rr = torch.eye(size, dtype=covariance_Err.dtype, device=covariance_Err.device)
-    return (covariance_Err + FLOOR / size * identity_rr) / _trace(covariance_Err)
+    """Scale matrices; one that never had a gradient becomes the identity.
+
+    So its first gradient, should no refresh come with it, makes a step as large as with one.
+    """
+    identity_rr = torch.eye(
+        covariance_Err.shape[-1], dtype=covariance_Err.dtype, device=covariance_Err.device
+    )
+    return (covariance_Err + FLOOR * identity_rr) / _trace(covariance_Err)
 
 
 def inverse_root(covariance_Err: Tensor, damping: float) -> Tensor:
