@@ -63,7 +63,7 @@ class StageSettings(Config):
         name="natural", momentum=0.9, weight_decay=0.0
     )
     """Of reinforcement learning."""
-    grpo_rate: Annotated[float, Field(gt=0)] = 2e-4
+    grpo_rate: Annotated[float, Field(gt=0)] = 4e-4
     """Highest learning rate of reinforcement learning; it falls along a cosine to a tenth."""
     student_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Highest learning rate of the students."""

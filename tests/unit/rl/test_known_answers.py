@@ -179,8 +179,8 @@ def test_the_mean_gradient_of_two_tokens_is_the_exact_one_in_every_weight(
 ) -> None:
     """Projected on the exact one it is 1 within four standard errors, for each tensor.
 
-    With p, the chance of a right answer: the gradient of log p of the right answers is grad p / p
-    in the mean, that of the wrong ones -grad p / (1 - p), and advantages within a group add up to 0.
+    With p, the chance of a right answer, the gradient of the log-probability of the right ones is
+    grad p / p in the mean, of the wrong ones -grad p / (1 - p); advantages of a group add up to 0.
     """
     pay(monkeypatch, lambda rollout: rollout.token_ids in RIGHT)
     size = 4
@@ -199,7 +199,9 @@ def test_the_mean_gradient_of_two_tokens_is_the_exact_one_in_every_weight(
         [batch] = found.batches(step)
         found.loss(model.train(), batch, 0.0).terms["policy"].loss_sum.backward()
         grads = gradients(model)
-        sums.append([(grads[name] * each).sum() / each.square().sum() for name, each in exact.items()])
+        sums.append(
+            [(grads[name] * each).sum() / each.square().sum() for name, each in exact.items()]
+        )
         counts.append(found.weights(batch)[KEPT])
     means, errors = ratio(torch.tensor(sums).double(), torch.tensor(counts)[:, None].double())
     for name, mean, error in zip(exact, means.tolist(), errors.tolist(), strict=True):
