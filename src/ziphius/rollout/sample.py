@@ -79,39 +79,36 @@ def sample_groups(
     """
     chat_format = spoken_format(tokenizer)
     prompts = [problem_prompt(problem, tokenizer, chat_format, config) for problem in problems]
-    sampling = config.sampling.model_copy(update={"seed": seed})
     numbered = range(len(problems)) if numbers is None else numbers
-    groups: list[list[Rollout]] = []
-    at_once = max(1, config.sequences_at_once // config.group_size)
-    for first in range(0, len(problems), at_once):
-        chosen = range(first, min(first + at_once, len(problems)))
-        requests = [
-            Request(
-                prompts[place].ids,
-                config.max_new_tokens,
-                first_sequence_id + numbered[place] * config.group_size + sample,
-                sampling,
-                prompts[place].stop_ids,
-            )
-            for place in chosen
-            for sample in range(config.group_size)
-        ]
-        completions = iter(
-            generate(
-                model,
-                requests,
-                vocab_limit=tokenizer.vocab_size,
-                record_routes=record_routes,
-            )
+    size = config.group_size
+    requests = [
+        _request(prompt, config, seed, first_sequence_id + number * size + sample)
+        for prompt, number in zip(prompts, numbered, strict=True)
+        for sample in range(size)
+    ]
+    at_once = max(1, config.sequences_at_once // size) * size
+    completions = [
+        completion
+        for first in range(0, len(requests), at_once)
+        for completion in generate(
+            model,
+            requests[first : first + at_once],
+            vocab_limit=tokenizer.vocab_size,
+            record_routes=record_routes,
         )
-        for place in chosen:
-            groups.append(
-                [
-                    _rollout(problems[place], prompts[place], next(completions), tokenizer)
-                    for _ in range(config.group_size)
-                ]
-            )
-    return groups
+    ]
+    return [
+        [
+            _rollout(problem, prompt, completion, tokenizer)
+            for completion in completions[place * size : (place + 1) * size]
+        ]
+        for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
+    ]
+
+
+def _request(prompt: Prompt, config: RolloutConfig, seed: int, sequence_id: int) -> Request:
+    sampling = config.sampling.model_copy(update={"seed": seed})
+    return Request(prompt.ids, config.max_new_tokens, sequence_id, sampling, prompt.stop_ids)
 
 
 def spoken_format(tokenizer: Tokenizer) -> ChatFormat:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ziphius.ops.attention import attend
 
@@ -75,3 +76,51 @@ def test_values_wider_than_queries_are_refused():
     query, value = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 5)
     with pytest.raises(AssertionError, match="wider"):
         attend(query, query, value, mask_BTS=None, is_causal=False, scale=1.0)
+
+
+@pytest.fixture
+def library():
+    """Chooses what multiplies float32 matrices, as `prefer_onednn_for_float32` does."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    yield settings
+    settings.fp32_precision = before
+
+
+@pytest.mark.parametrize(("groups", "value_width"), [(4, 32), (4, 16), (1, 32)])
+@pytest.mark.parametrize("new_tokens", [1, 7])
+def test_decoding_is_the_same_whichever_library_multiplies(
+    groups, value_width, new_tokens, library
+):
+    generator = torch.Generator().manual_seed(3)
+    query_BNTH = torch.randn(64, 4, new_tokens, 32, generator=generator)
+    key_BGSH = torch.randn(64, groups, 50, 32, generator=generator)
+    value_BGSV = torch.randn(64, groups, 50, value_width, generator=generator)
+    mask_BTS = torch.rand(64, new_tokens, 50, generator=generator) < 0.7
+    mask_BTS[..., 0] = True
+
+    def attended(chosen, dtype=torch.float32):
+        library.fp32_precision = chosen
+        inputs = (x.to(dtype) for x in (query_BNTH, key_BGSH, value_BGSV))
+        found = attend(*inputs, mask_BTS=mask_BTS, is_causal=False, scale=0.2)
+        assert library.fp32_precision == chosen
+        return found
+
+    exact = attended("none", torch.float64).float()
+    for chosen in ("none", "bf16"):
+        torch.testing.assert_close(attended(chosen), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fused_kernel_takes_the_default_library_and_gives_the_other_back(library, monkeypatch):
+    library.fp32_precision = "bf16"
+    seen = []
+
+    def fails(*args, **options):
+        seen.append(library.fp32_precision)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fails)
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ZeroDivisionError):
+        attend(x, x, x, mask_BTS=None, is_causal=True, scale=1.0)
+    assert (seen, library.fp32_precision) == (["none"], "bf16")

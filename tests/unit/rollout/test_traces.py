@@ -7,8 +7,8 @@ import pytest
 
 from ziphius.core.errors import ConfigError
 from ziphius.data.messages import read_conversations
-from ziphius.rollout.traces import TraceConfig, select_traces, write_traces
 from ziphius.rollout.sample import Rollout
+from ziphius.rollout.traces import TraceConfig, select_traces, write_traces
 from ziphius.tasks import Problem
 from ziphius.text.chat import Message
 
