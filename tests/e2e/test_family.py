@@ -14,7 +14,7 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.models.weights import save
-from ziphius.recipes.arms import ARMS
+from ziphius.recipes.arms import ARMS, measure_arms, weights_of
 from ziphius.recipes.family import STAGES, FamilyRun, run_family
 from ziphius.recipes.family_report import document, report_family
 from ziphius.recipes.family_settings import VOCABULARY, FamilySettings, StageSettings
@@ -130,6 +130,24 @@ def test_the_same_command_again_trains_and_measures_nothing(finished: FamilyRun)
     ]
     assert {path.name for path in touched} <= {"report.html", "result.json"}
     assert document(again, report)["arms"].keys() == ARMS.keys()
+
+
+def test_two_runs_of_a_seed_are_one(finished: FamilyRun, tmp_path: Path) -> None:
+    """The same steps, the same weights in every stage, and the same answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "digit", Digit())
+        patch.setitem(TASKS, "letter", Letter())
+        again = run_family(finished.settings, tmp_path / "run", Console(quiet=True))
+        asked, before = measure_arms(again), measure_arms(finished)
+    assert {
+        name: weights_of(stage) for name, stage in again.stages.items() if stage.checkpoint
+    } == {name: weights_of(stage) for name, stage in finished.stages.items() if stage.checkpoint}
+    assert [stage.flops for stage in again.stages.values()] == [
+        stage.flops for stage in finished.stages.values()
+    ]
+    for name, arm in asked.items():
+        for mode, measured in arm.test.items():
+            assert measured.problems == before[name].test[mode].problems
 
 
 def test_a_published_model_takes_the_place_of_pretraining(

@@ -56,7 +56,7 @@ ARMS: dict[str, ArmKind] = {
     "student alone": ArmKind(
         "r1-lite-alone",
         "the same student, taught the demonstrator's answers to the same problems",
-        (*_START, "r1-lite-alone"),
+        ("r1-lite-alone",),
     ),
     "R1-Lite bf16": ArmKind(
         "r1-lite", "R1-Lite in bfloat16", (*_STUDENT, "r1-lite"), torch.bfloat16

@@ -17,6 +17,7 @@ from ziphius.evals.summary import (
     paired_difference_over_seeds,
 )
 from ziphius.recipes.arms import CONTROLS, TEACHER, Asked
+from ziphius.recipes.report.sections import BEST_WAY
 
 MIXED = "mixed held-out set"
 SLICES: dict[str, tuple[str, ...]] = {
@@ -36,7 +37,7 @@ WAYS: dict[str, tuple[str, Figure]] = {
 ONE_ANSWER = ("as trained", "think first", "greedy")
 """Ways that cost one answer a problem: an arm's best mode is one of them. A majority costs eight,
 and pass@8 a verifier."""
-BEST = "best mode"
+BEST = BEST_WAY
 Seeds = Sequence[Mapping[str, Asked]]
 """The arms of every seed, by name."""
 

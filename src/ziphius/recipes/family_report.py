@@ -90,11 +90,18 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
             "intervals of one run leave out what another seed would have made.",
         ),
         failures=tuple(stage.note for stage in run.stages.values() if not stage.is_usable),
+        reasons=_reasons(run),
     )
     path = run.folder / REPORT_FILE
     write_report(report, path)
     write_file(run.folder / RESULT_FILE, json.dumps(document(run, report), indent=1) + "\n")
     return report, path
+
+
+def _reasons(run: FamilyRun) -> dict[str, str]:
+    """Say why a run without reinforcement learning compares nothing."""
+    grpo = run.stages["grpo"]
+    return {} if grpo.is_usable else {"differences": grpo.note, "learning": grpo.note}
 
 
 def document(run: FamilyRun, report: Report) -> dict[str, Any]:

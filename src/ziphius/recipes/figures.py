@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from ziphius.core.files import write_file
 from ziphius.evals.majority import majority_class
 from ziphius.evals.measure import Measurement
@@ -48,9 +50,11 @@ from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.tasks import get_task
 
 K = 8
+STUDENT_CONTROL = "student alone"
 SHOWN_PROBLEMS = 2
 """Of each slice, among the transcripts."""
-MODE = "thinking"
+WAY = "think first"
+MODE = WAYS[WAY][0]
 """In which students, sizes and lengths are compared, at temperature 1."""
 LEAST_KEPT, MOST_PARAMETERS, LEAST_SPEED, MOST_LOST = 0.85, 1 / 3, 3.0, 0.02
 """What R1-Lite was to keep of its teacher, at which size and speed; what INT8 may lose."""
@@ -79,7 +83,10 @@ def _arm(run: FamilyRun, name: str, measurement: Measurement, speed: float) -> A
     stage = run.stages[arm.stage]
     model, _ = load_arm(run, name)
     parameters = count_parameters(model.config)
-    costs = account(model.config, context=run.settings.context, dtype="float32")
+    is_wide = arm.dtype == torch.float32
+    costs = account(
+        model.config, context=run.settings.context, dtype="float32" if is_wide else "bfloat16"
+    )
     known = [run.stages[part] for part in arm.path if part in run.stages]
     first = summarize(measurement, k=K, name=MIXED, slices=SLICES[MIXED])
     return Arm(
@@ -92,9 +99,12 @@ def _arm(run: FamilyRun, name: str, measurement: Measurement, speed: float) -> A
         dtype="int8" if arm.stage.endswith("int8") else str(arm.dtype).removeprefix("torch."),
         tokens_per_s=speed,
         cache_bytes_per_token=costs.cache_bytes.own,
-        size_bytes=size_bytes(stage),
+        size_bytes=size_bytes(stage) if is_wide else size_bytes(stage) // 2,
         training_flops=sum(part.flops or 0.0 for part in known),
         training_s=sum(part.seconds for part in known),
+        way=WAY,
+        start="SFT" if name in (TEACHER, *CONTROLS) and name != "SFT" else "",
+        stages=arm.path,
     )
 
 
@@ -150,7 +160,7 @@ def build_differences(asked: Mapping[str, Asked]) -> tuple[Difference, ...]:
     if TEACHER in asked:
         best = best_control([asked])
         found = [_difference(one, best=best) for one in against_controls([asked])]
-    for ours, theirs in (("R1-Lite", "student alone"), ("R1-Lite", "R1-Lite by logits")):
+    for ours, theirs in (("R1-Lite", STUDENT_CONTROL), ("R1-Lite", "R1-Lite by logits")):
         if {ours, theirs} <= asked.keys():
             found += [
                 _difference(compare([asked], ours, theirs, part, way))
@@ -162,6 +172,7 @@ def build_differences(asked: Mapping[str, Asked]) -> tuple[Difference, ...]:
 
 def _difference(one: Compared, *, best: str = "") -> Difference:
     is_best = one.theirs == best
+    is_students = one.theirs == STUDENT_CONTROL and one.way == WAY
     return Difference(
         one.slice,
         one.ours,
@@ -170,7 +181,7 @@ def _difference(one: Compared, *, best: str = "") -> Difference:
         way=one.way,
         ways=one.ways,
         by_seed=one.by_seed if len(one.by_seed) > 1 else (),
-        is_goal=is_best and one.way == BEST and one.slice == MIXED,
+        is_goal=one.slice == MIXED and (is_students or (is_best and one.way == BEST)),
         is_best_control=is_best,
     )
 
@@ -185,6 +196,8 @@ def build_taught(asked: Mapping[str, Asked], teacher: str) -> tuple[Taught, ...]
             Taught(
                 "R1-Lite",
                 teacher,
+                slice=MIXED,
+                way=WAY,
                 kept=paired_share(test["R1-Lite"], test[teacher], slices=both),
                 least_kept=LEAST_KEPT,
                 most_parameters=MOST_PARAMETERS,
@@ -194,7 +207,9 @@ def build_taught(asked: Mapping[str, Asked], teacher: str) -> tuple[Taught, ...]
     for full in ("R1-Lite bf16", "R1-Lite"):
         if {full, "R1-Lite INT8"} <= test.keys():
             lost = paired_difference(test["R1-Lite INT8"], test[full], slices=both)
-            found.append(Taught("R1-Lite INT8", full, lost=lost, most_lost=MOST_LOST))
+            found.append(
+                Taught("R1-Lite INT8", full, slice=MIXED, way=WAY, lost=lost, most_lost=MOST_LOST)
+            )
     return tuple(found)
 
 

@@ -194,7 +194,10 @@ def test_working_set_is_what_a_prefill_allocates(name: str, dtype: Dtype) -> Non
         model.logits(hidden[:, -1]).float()
 
     memory = account(config, batch=batch, context=context, dtype=dtype).memory
-    assert memory.cache + memory.working == pytest.approx(peak_bytes(prefill), rel=0.12)
+    # Attention in bfloat16 copies keys and values for matrix units; a CPU without them does not.
+    above = 1.3 if dtype == "bfloat16" else 1.12
+    peak = peak_bytes(prefill)
+    assert peak / 1.12 <= memory.cache + memory.working <= above * peak
 
 
 def test_training_holds_masters_gradients_and_two_moments() -> None:

@@ -16,7 +16,7 @@ from ziphius.recipes.report.figure import smoothed, thinned
 from ziphius.recipes.report.heat import heat_figures
 from ziphius.recipes.report.sections import BEST_WAY, Difference, ExpertLoad
 from ziphius.recipes.report.svg import HEIGHT, WIDTH, Scale, decades, element, steps
-from ziphius.recipes.report.whiskers import difference_figure, pass_figure
+from ziphius.recipes.report.whiskers import VALUES, difference_figure, pass_figure
 
 FINITE = st.floats(-1e9, 1e9)
 
@@ -164,7 +164,7 @@ def test_each_seed_is_a_dot_within_the_picture() -> None:
         float(part.attrib["cx"]) for part in tree.iter("circle") if part.attrib["class"] == "seed"
     )
     [mark] = [part for part in tree.iter("circle") if part.attrib["class"] != "seed"]
-    assert low < float(mark.attrib["cx"]) < high < WIDTH
+    assert low < float(mark.attrib["cx"]) < high < WIDTH - VALUES, "not cut at the end of the scale"
     assert "small dots: each seed" in figure.caption
     assert figure.table.headers[-1] == "each seed"
     assert figure.table.rows[0][-1] == "+2.0, +40.0"
