@@ -25,7 +25,7 @@ run: $(STAMP) ## Do the main job (ARGS="..." for its options)
 test: lint type ## Lint, check types and run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0 $(TESTS)
 
-bench-learning: $(STAMP) ## Do the main job over three seeds (ARGS="--page docs/lab/PAGE.md")
+bench-learning: $(STAMP) ## Do the main job over five seeds (ARGS="--page docs/lab/PAGE.md")
 	$(BIN)/python bench/learning.py $(ARGS)
 
 bench-rl: $(STAMP) ## Measure a GRPO step against TRL (ARGS="--trl PYTHON")

@@ -67,7 +67,9 @@ def refuse_unequal_controls(run: FamilyRun) -> None:
     spent = {
         name: run.stages[ARMS[name].stage].flops or 0.0
         for name in CONTROLS
-        if name != "SFT" and ARMS[name].stage in run.stages
+        if name != "SFT"
+        and ARMS[name].stage in run.stages
+        and run.stages[ARMS[name].stage].is_usable
     }
     refuse_unequal(run.stages["grpo"].flops or 0.0, spent)
 

@@ -16,7 +16,7 @@ from ziphius.recipes.compute import CONTROL_SHARE, Compute, grpo_compute, sft_fl
 from ziphius.recipes.job import SAVE_EVERY, Job, stage_of
 from ziphius.recipes.stages import StageResult
 from ziphius.rl.headroom import NoHeadroomError
-from ziphius.rl.rft import run_rft
+from ziphius.rl.rft import NoRightAnswersError, run_rft
 from ziphius.rl.rft_config import RftSettings
 from ziphius.rl.settings import GrpoConfig, GrpoSettings, GrpoTraining
 from ziphius.rl.training import run_grpo
@@ -137,7 +137,10 @@ def reject_and_fine_tune(job: Job, folder: Path) -> StageResult:
         sampled_tokens=spent.sampled_tokens,
         train=_supervised(job, f"{trained:.0f}-tokens", stages.rft_rate),
     )
-    found = run_rft(rft, folder, job.context)
+    try:
+        found = run_rft(rft, folder, job.context)
+    except NoRightAnswersError as error:
+        return StageResult("rft", folder, 0.0, note=f"No RFT: {error}", is_usable=False)
     result = found.last.result
     sampled = sum(one.tokens for one in found.rounds) * flops.decode
     return stage_of(

@@ -10,8 +10,9 @@ sampled from and how; and the run. A round that is there is not done again.
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ GROUPS_AT_ONCE = 32
 TRACES_FILE, SAMPLED_FILE = "traces.jsonl", "sampled.json"
 
 
+class NoRightAnswersError(ConfigError):
+    """A round sampled nothing to learn from: the message says which one."""
+
+
 @dataclass(frozen=True)
 class Sampled:
     """What one round sampled and kept."""
@@ -49,6 +54,8 @@ class Sampled:
     kept: int
     groups: int
     """Drawn so far over all rounds: where the next round goes on."""
+    seconds: float = field(default=0.0, compare=False)
+    """Of sampling."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class RftResult:
     """What a run made."""
 
     last: Finished
-    """The training of the last round, with the tokens and seconds of all of them."""
+    """The training of the last round, with the trained tokens of all of them and the seconds of
+    sampling and training."""
     rounds: tuple[Sampled, ...]
 
 
@@ -69,8 +77,8 @@ def run_rft(settings: RftSettings, folder: Path, context: RunContext = PLAIN) ->
         context: how the run was called; one process.
 
     Raises:
-        ConfigError: something is missing, the folder holds rounds of other settings, or no answer
-            of a round was right.
+        ConfigError: something is missing, or the folder holds rounds of other settings.
+        NoRightAnswersError: no answer of a round was right.
     """
     if settings.model is None or not settings.tasks:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
@@ -96,7 +104,7 @@ def run_rft(settings: RftSettings, folder: Path, context: RunContext = PLAIN) ->
     total = replace(
         trained[-1].result,
         tokens=sum(one.result.tokens for one in trained),
-        seconds=sum(one.result.seconds for one in trained),
+        seconds=sum(one.result.seconds for one in trained) + sum(one.seconds for one in rounds),
     )
     return RftResult(replace(trained[-1], result=total), tuple(rounds))
 
@@ -112,7 +120,9 @@ def _sample(
     first = before[-1].groups if before else 0
     wanted = settings.sampled_tokens * (len(before) + 1) // settings.rounds
     wanted -= sum(earlier.tokens for earlier in before)
+    started = time.perf_counter()
     groups = _groups(settings, problems, source, first, wanted)
+    seconds = time.perf_counter() - started
     config = TraceConfig(per_problem=settings.answers_kept, choice="random")
     kept = select_traces(groups, config, seed=settings.train.seed)
     _refuse_without_answers(kept, len(before) + 1, source)
@@ -123,6 +133,7 @@ def _sample(
         answers=len(answers),
         correct=sum(rollout.is_correct for rollout in answers),
         kept=len(kept.kept),
+        seconds=seconds,
         groups=first + len(groups),
     )
     write_file(path, json.dumps({"identity": identity, "sampled": asdict(sampled)}) + "\n")
@@ -156,9 +167,9 @@ def _tokens(groups: Sequence[Sequence[Rollout]]) -> int:
 
 
 def _refuse_without_answers(traces: Traces, number: int, source: Path) -> None:
-    """Raise a ConfigError where a round has nothing to learn from."""
+    """Raise a NoRightAnswersError where a round has nothing to learn from."""
     if not traces.kept:
-        raise ConfigError(
+        raise NoRightAnswersError(
             f"Round {number}: of {sum(traces.dropped.values()):,} answers of {source} to "
             f"{traces.problems:,} problems none is right, so there is nothing to learn from. Give "
             "easier tasks, more sampled_tokens, or a model that was fine-tuned for longer."
