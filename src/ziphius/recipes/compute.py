@@ -11,7 +11,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.models.account import Flops
 from ziphius.train.records import read_metrics
 
-CONTROL_SHARE = 1.05
+CONTROL_SHARE = 1.07
 """Of GRPO's FLOPs, what a control is given: its rows are not quite filled, and it shall not have
 less."""
 LEAST_SHARE = 0.97

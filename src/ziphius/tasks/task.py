@@ -68,7 +68,7 @@ class Task(ABC):
 
     @abstractmethod
     def solve(self, problem: Problem) -> str:
-        """Write the steps of a solution, one a line; the last line ends in `=` and the answer."""
+        """Write the steps of a solution, one a line; the answer follows from the last."""
 
     def checked_level(self, level: int) -> int:
         """Return the level, if the task has it."""

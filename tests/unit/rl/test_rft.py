@@ -244,7 +244,16 @@ def test_what_has_no_effect_on_answers_may_change(
     assert run_rft(settings(base, rollout=rollout), folder).rounds == result.rounds
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"identity": 1, "sampled": {}}'])
+NOTE = '{"tokens": 1, "answers": 1, "correct": 1, "kept": 1, "groups": 1}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "{}", '{"identity": {}, "sampled": {}}'),
+        f'{{"identity": 1, "sampled": {NOTE}}}',
+    ],
+)
 def test_a_damaged_note_is_named(base: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "round-1").mkdir()
     (tmp_path / "round-1" / "sampled.json").write_text(text)

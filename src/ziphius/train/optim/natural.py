@@ -1,14 +1,15 @@
-"""Natural gradient by Kronecker factors of the gradient's own covariance, for policy gradients.
+"""Steps whitened by Kronecker factors of the gradient's own covariance, for policy gradients.
 
 The gradient of a sampled answer's log-probability is mostly noise, and its covariance is the Fisher
 matrix of the policy (Kakade 2001): the directions in which the noise is largest are those in which
 a small step changes most of what the model says. Plain and diagonally scaled steps spend themselves
 there. For a matrix with gradient G the covariance is taken as the product of E[G G^T] and E[G^T G]
-(Shampoo, arXiv 1802.09568); the power -1/2 of each, not -1/4, makes the step an approximate natural
-gradient (Morwani et al., arXiv 2406.17748; ACKTR, arXiv 1708.05144, has the factors of K-FAC).
+(Shampoo, arXiv 1802.09568), each to the power -1/2 (Morwani et al., arXiv 2406.17748).
 
-The update of all parameters together is scaled to a root mean square of 1 before the learning rate,
-so that their sizes keep the proportions that the Fisher matrix gives them.
+It is not the natural gradient proper, which has the power -1 of each (K-FAC; ACKTR, arXiv
+1708.05144), and parameters of different shapes are not in Fisher's proportion: the update of all
+together is scaled to a root mean square of 1, of which norms took two fifths of the square in one
+run. docs/lab/2026-11-27-what-grpo-can-teach.md says what is known and what is not.
 
 Shapes: E matrices of a stack, r rows, c columns.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 ITERATIONS = 16
-"""Of the inverse root: enough for a damping of 1e-3."""
+"""Of the inverse root: enough for a damping of 1e-4, the least there may be."""
 FLOOR = 1e-20
 """Added to sums of squares, so that a matrix that never had a gradient divides by something."""
 
