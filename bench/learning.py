@@ -1,10 +1,11 @@
 """What the main job teaches, over several seeds: `make bench-learning`.
 
 Every seed is one whole `ziphius run`, from text to report, in a process of its own, one after the
-other, all with the same steps. Nothing was chosen on these seeds: settings were found on seed 1000.
+other, all with the same steps. Nothing was chosen on these seeds: settings were found on seed 1000,
+and seed 0 was looked at while they were.
 Run nothing else meanwhile: time and speed are reported beside the figures.
 
-    python bench/learning.py [--seeds 0 1 2 3 4] [--lengths FILE] [--runs runs/learning]
+    python bench/learning.py [--seeds 1 2 3 4 5] [--lengths FILE] [--runs runs/learning]
         [--out bench/results/learning.json] [--page docs/lab/PAGE.md]
 
 A run that is there already is not done again, so an interrupted benchmark goes on.
@@ -45,7 +46,7 @@ MODE, FIGURE = WAYS["think first"]
 def main() -> None:
     """Run the seeds, and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--lengths", type=Path, help="of another run; the defaults without one")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/learning.json"))
