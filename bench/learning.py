@@ -1,12 +1,13 @@
 """What the main job teaches, over several seeds: `make bench-learning`.
 
-Every seed is one whole `ziphius run`, from text to report, in a process of its own, one after the
-other, all with the same steps. Nothing was chosen on these seeds: settings were found on seed 1000,
-and seed 0 was looked at while they were.
-Run nothing else meanwhile: time and speed are reported beside the figures.
+Every seed is one whole `ziphius run`, from text to report, in a process of its own, all with the
+same steps. Nothing was chosen on these seeds: settings were found on seed 1000, and seed 0 was
+looked at while they were.
+Run nothing else meanwhile: time and speed are reported beside the figures. Of several runs at once
+each has its share of the cores: all together end sooner, and no time is that of a run alone.
 
-    python bench/learning.py [--seeds 1 2 3 4 5] [--lengths FILE] [--runs runs/learning]
-        [--out bench/results/learning.json] [--page docs/lab/PAGE.md]
+    python bench/learning.py [--seeds 1 2 3 4 5] [--at-once 1] [--lengths FILE]
+        [--runs runs/learning] [--out bench/results/learning.json] [--page docs/lab/PAGE.md]
 
 A run that is there already is not done again, so an interrupted benchmark goes on.
 """
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ def main() -> None:
     """Run the seeds, and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--at-once", type=int, default=1, help="runs beside each other")
     parser.add_argument("--lengths", type=Path, help="of another run; the defaults without one")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/learning.json"))
@@ -55,10 +58,20 @@ def main() -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     lengths = options.lengths or _default_lengths(options.runs)
     folders = {seed: options.runs / f"seed-{seed}" for seed in options.seeds}
-    results = {seed: one_run(seed, lengths, folder) for seed, folder in folders.items()}
+    threads = max(1, (os.cpu_count() or 1) // options.at_once)
+
+    def run(seed: int) -> dict[str, Any]:
+        return one_run(seed, lengths, folders[seed], threads)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        results = dict(zip(folders, pool.map(run, folders), strict=True))
     asked = [read_arms(folder) for folder in folders.values()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    document = summary(asked, results) | {"command": " ".join(["python", *sys.argv])}
+    document = summary(asked, results) | {
+        "command": " ".join(["python", *sys.argv]),
+        "runs_at_once": options.at_once,
+        "threads_of_a_run": threads,
+    }
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     text = page(asked, results)
     if options.page:
@@ -73,8 +86,8 @@ def _default_lengths(runs: Path) -> Path:
     return path
 
 
-def one_run(seed: int, lengths: Path, folder: Path) -> dict[str, Any]:
-    """Do one run, or read what an earlier one left."""
+def one_run(seed: int, lengths: Path, folder: Path, threads: int) -> dict[str, Any]:
+    """Do one run on so many threads, or read what an earlier one left."""
     kept_at = folder.with_suffix(".json")
     if kept_at.exists():
         return dict(json.loads(kept_at.read_text()))
@@ -84,7 +97,8 @@ def one_run(seed: int, lengths: Path, folder: Path) -> dict[str, Any]:
     log_path, out_path = folder.with_suffix(".log"), folder.with_suffix(".out")
     with log_path.open("w") as log, out_path.open("w") as out:
         command = [sys.executable, "-m", "ziphius.cli.main", *words]
-        process = subprocess.Popen(command, stdout=out, stderr=log)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(command, stdout=out, stderr=log, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"seed {seed} ended with status {status}; see {log_path}")
