@@ -119,12 +119,12 @@ def summary(asked: Seeds, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "settings": next(iter(results.values()))["settings"],
         "best_control": best_control(asked),
         "best_ways": {name: best_way(asked, name) for name in (TEACHER, *CONTROLS)},
-        "differences": [_difference(one) for one in against_controls(asked)],
-        "students": [_difference(one) for one in students(asked)],
+        "differences": [difference(one) for one in against_controls(asked)],
+        "students": [difference(one) for one in students(asked)],
         "kept": _kept(asked),
         "accuracy": {
             name: {
-                way: {part: _numbers(figures(asked, name, way, part)) for part in SLICES}
+                way: {part: numbers(figures(asked, name, way, part)) for part in SLICES}
                 for way in WAYS
             }
             for name in asked[0]
@@ -179,21 +179,23 @@ def _kept(asked: Seeds) -> list[float] | None:
     """Return the share of the teacher's accuracy that R1-Lite keeps, over seeds."""
     ours, theirs = ([one[name].test[MODE] for one in asked] for name in ("R1-Lite", TEACHER))
     found = share_over_seeds(ours, theirs, FIGURE, slices=SLICES[MIXED])
-    return None if found is None else _numbers(found)
+    return None if found is None else numbers(found)
 
 
-def _numbers(found: Estimate) -> list[float]:
+def numbers(found: Estimate) -> list[float]:
+    """Round a figure and the ends of its interval."""
     return [round(value, 5) for value in (found.value, found.low, found.high)]
 
 
-def _difference(one: Compared) -> dict[str, Any]:
+def difference(one: Compared) -> dict[str, Any]:
+    """Turn a comparison into what JSON holds."""
     return {
         "slice": one.slice,
         "ours": one.ours,
         "theirs": one.theirs,
         "way": one.way,
         "ways": one.ways,
-        "difference": _numbers(one.estimate),
+        "difference": numbers(one.estimate),
         "by_seed": [round(value, 5) for value in one.by_seed],
     }
 
