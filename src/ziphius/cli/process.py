@@ -96,8 +96,9 @@ def out_of_memory(error: Exception) -> str | None:
         size = found[1]
     return (
         f"Out of memory{f': {size} more were needed at once' if size else ''}. Take a smaller "
-        "model or --dtype, fewer or shorter answers (--n, --max-new-tokens), or smaller batches; "
-        "ziphius inspect MODEL tells what a model takes."
+        "model or --dtype; to answer, fewer or shorter answers (--n, --max-new-tokens); to train, "
+        "fewer rows at once (--train.micro-rows) or --train.recompute. ziphius inspect MODEL tells "
+        "what a model takes."
     )
 
 

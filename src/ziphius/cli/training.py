@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -53,7 +53,8 @@ class RunOptions(RunSettings):
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the run. The same command again goes on where the run stopped."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Go on with the run in this folder, with the settings it was started with."""
+    """Go on with the run in this folder, with the settings it was started with. What does not
+    change its numbers may be given anew: a longer budget, how often it is saved or measured."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Start a new run in `out` with the settings of another run's config.json."""
     fresh: bool = False
@@ -76,10 +77,10 @@ def settle(options: C) -> tuple[C, Path]:
     if options.resume is not None and options.config is not None:
         raise ConfigError("resume and config: give one of them.")
     if options.resume is not None:
-        _refuse_settings(options, "resume")
+        changes = _refuse_settings(options, "resume", besides=WITHOUT_EFFECT)
         if options.out is not None or options.fresh:
             raise ConfigError("out and fresh have no effect with resume.")
-        return _read(options, options.resume / CONFIG_FILE), options.resume
+        return _read(options, options.resume / CONFIG_FILE, changes), options.resume
     missing = options.missing if options.config is None else []
     if options.out is None:
         missing = [*missing, "--out, the folder of the run"]
@@ -197,8 +198,14 @@ def _document(options: RunOptions) -> dict[str, Any]:
     return {"versions": versions, "settings": settings}
 
 
-def _read(options: C, path: Path) -> C:
-    """Read the settings of a run; options of the call stay, and instruments that it names."""
+def _read(options: C, path: Path, changes: Mapping[str, Any] | None = None) -> C:
+    """Read the settings of a run; options of the call stay, and instruments that it names.
+
+    Args:
+        options: of the call.
+        path: of the config.json.
+        changes: settings of `train` that replace those of the file, by name.
+    """
     try:
         settings = json.loads(path.read_bytes())["settings"]
     except OSError as error:
@@ -214,19 +221,30 @@ def _read(options: C, path: Path) -> C:
         of_the_call = {name: getattr(options, name) for name in _OF_THE_CALL}
         if options.instruments != type(options).model_fields[_SHOWN].default:
             of_the_call[_SHOWN] = options.instruments
-        return type(options).model_validate({**settings, **of_the_call})
+        training = settings.get("train", {}) | (changes or {})
+        return type(options).model_validate({**settings, **of_the_call, "train": training})
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
 
 
-def _refuse_settings(options: RunOptions, name: str) -> None:
-    """Refuse options beside those of the call: the file decides."""
+def _refuse_settings(
+    options: RunOptions, name: str, besides: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """Refuse options beside those of the call: the file decides. Return those that may be given.
+
+    Args:
+        options: of the call.
+        name: of the option that brings the settings.
+        besides: settings of `train` that may be given with it.
+    """
     defaults, given = _settings(type(options)()), _settings(options)
-    changed = [field for field, value in given.items() if value != defaults.get(field)]
-    if changed:
+    changed = {field: value for field, value in given.items() if value != defaults.get(field)}
+    if refused := changed.keys() - besides:
         raise ConfigError(
-            f"{', '.join(changed)}: no effect with {name}, which brings all settings of the run."
+            f"{', '.join(sorted(refused))}: no effect with {name}, which brings all settings of "
+            "the run."
         )
+    return {field.removeprefix("train."): value for field, value in changed.items()}
 
 
 def _refuse_changes(options: RunOptions, folder: Path) -> None:

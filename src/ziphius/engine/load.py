@@ -1,6 +1,5 @@
 """Find what a user names: a model folder, a .gguf file, or a preset that gets random weights."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.errors import ConfigError, DeviceError
 from ziphius.core.files import existing_path
+from ziphius.core.memory import free_bytes
 from ziphius.models.account import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import PRESETS, get_preset
@@ -85,22 +85,6 @@ def load_preset(
     spoken = (form for start, form in CHAT_FORMAT_OF_PRESETS.items() if name.startswith(start))
     tokenizer = tokenizer.with_chat_format(next(spoken, tokenizer.chat_format))
     return Loaded(model.to(device).eval(), tokenizer, is_random=True)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return the memory that can still be taken on a device, None where nobody can tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.is_file():
-        return None
-    [line] = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
-    available = int(line.split()[1]) * 1024
-    # Of a container's memory, files it has read count as used though they give way: take the limit.
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        available = min(available, int(text))
-    return available
 
 
 def _refuse_if_too_large(

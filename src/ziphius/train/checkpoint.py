@@ -21,11 +21,13 @@ from ziphius.core.files import beside, new_folder, sync_folder
 from ziphius.dist.world import ALONE, World, local_device
 from ziphius.models.weights import SavesFiles
 from ziphius.train import state as states
+from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.fingerprint import Fingerprint, differences, fingerprint, frozen_sum
 from ziphius.train.lock import locked
 from ziphius.train.manifest import DamagedError, check_folder, read_manifest, write_manifest
+from ziphius.train.plan import planned_steps, refuse_spent
 from ziphius.train.rng import DrawWatch
 from ziphius.train.seams import TrainState
 from ziphius.train.state import Snapshot
@@ -76,7 +78,7 @@ class CheckpointStore:
     ) -> None:
         self.run_folder, self.folder = folder, folder / CHECKPOINTS
         self.config, self.tokenizer, self.world = config, tokenizer, world
-        self.require_exact, self._warn = require_exact, warn or _to_stderr
+        self.require_exact, self.warn = require_exact, warn or _to_stderr
         self._draws: DrawWatch | None = None
         self._pool = ThreadPoolExecutor(1, "ziphius-checkpoint")
         self._writing: Future[_Written] | None = None
@@ -98,11 +100,14 @@ class CheckpointStore:
                 yield
             finally:
                 # Normally there is nothing left; after an error whoever shows warnings may be gone.
-                self._warn = _to_stderr
+                self.warn = _to_stderr
                 self._report(self._settle())
 
-    def latest(self) -> Path | None:
+    def latest(self, *, tells: bool = True) -> Path | None:
         """Return the newest checkpoint whose files are what its manifest says.
+
+        Args:
+            tells: warn, once, of newer ones that are damaged.
 
         Raises:
             TrainingError: there are checkpoints, and not one of them is whole.
@@ -118,7 +123,8 @@ class CheckpointStore:
                 if path.exists():
                     damaged.append(f"{path.name}: {error}")
                 continue
-            self._tell(damaged, path)
+            if tells:
+                self._tell(damaged, path)
             return path
         if damaged:
             raise TrainingError(
@@ -126,6 +132,24 @@ class CheckpointStore:
                 "changed. Bring the files back from a copy, or choose another folder to start anew."
             )
         return None
+
+    def refuse_spent(self, checkpoint: Path) -> None:
+        """Refuse a budget that the run of a checkpoint has spent already; nothing is changed.
+
+        Raises:
+            TrainingError: it has.
+        """
+        done, budget = states.read_progress(checkpoint), parse_budget(self.config.budget)
+        total = planned_steps(budget, self.config.rows, self.config.context)
+        if total is None and done["plan"].get("budget") == self.config.budget:
+            total = done["plan"]["total_steps"]
+        refuse_spent(
+            self.run_folder,
+            self.config,
+            step=done["step"],
+            seconds=done["seconds"],
+            total_steps=total,
+        )
 
     def restore(self, state: TrainState, checkpoint: Path) -> str:
         """Fill a state of the same shape; return `yes` if the run goes on exactly, or why not.
@@ -192,7 +216,7 @@ class CheckpointStore:
         for note in damaged:
             if self.world.is_first and note not in self._told:
                 self._told.add(note)
-                self._warn(f"Ignored a damaged checkpoint, {note}. Going on from {taken.name}.")
+                self.warn(f"Ignored a damaged checkpoint, {note}. Going on from {taken.name}.")
 
     def _watch(self) -> DrawWatch:
         """Watch the random generators from the loop's first question on, when they are seeded."""
@@ -215,12 +239,12 @@ class CheckpointStore:
         except (OSError, OutputError) as error:
             return error
         if written.problem is not None:
-            self._warn(written.problem)
+            self.warn(written.problem)
         return None
 
     def _report(self, error: Exception | None) -> None:
         if error is not None:
-            self._warn(
+            self.warn(
                 f"A checkpoint could not be written: {error} The training goes on; the next one is "
                 "the next attempt."
             )

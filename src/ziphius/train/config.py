@@ -31,8 +31,9 @@ class TrainConfig(Config):
     """Numbers of products; bfloat16 is autocast beside float32 weights, and auto takes it on
     accelerators only."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Highest learning rate."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Highest learning rate; by default 3e-3 for a new model of up to two million parameters, less
+    for larger ones (6e-4 at 125M), and a tenth of it for one that is trained already."""
     schedule: Literal["constant", "cosine", "v2", "v3"] = "cosine"
     """How the rate falls: not at all, along a cosine to a tenth, or as V2 or V3 did."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100

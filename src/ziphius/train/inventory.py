@@ -120,14 +120,25 @@ class _Random:
 class _Progress:
     """How far the run is, and how far it goes."""
 
+    names = (
+        "step",
+        "tokens_seen",
+        "seconds",
+        "plan",
+        "validation",
+        "validation_step",
+        "validation_at_start",
+    )
+
     def capture(self, state: TrainState) -> Held:
-        names = ("step", "tokens_seen", "seconds", "plan", "validation")
-        return Held(values={name: getattr(state, name) for name in names})
+        return Held(values={name: getattr(state, name) for name in self.names})
 
     def restore(self, state: TrainState, held: Held) -> None:
         values = held.values
         state.step, state.tokens_seen = values["step"], values["tokens_seen"]
         state.seconds, state.validation = values["seconds"], values["validation"]
+        state.validation_step = values.get("validation_step", 0)
+        state.validation_at_start = values.get("validation_at_start", {})
         # With another budget the run has the length that it asks for now.
         if state.plan.get("budget") == values["plan"].get("budget"):
             state.plan = values["plan"]

@@ -24,17 +24,20 @@ from ziphius.ops.precision import prefer_onednn_for_float32
 from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
-from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
 from ziphius.train.interrupt import StopRequest, stop_requests
 from ziphius.train.optim import build_optimizer
-from ziphius.train.plan import Pace, planned_steps, progress
+from ziphius.train.plan import Pace, planned_steps, progress, refuse_spent
+from ziphius.train.rates import peak_rate
 from ziphius.train.recompute import recomputed_blocks
 from ziphius.train.result import TrainResult
 from ziphius.train.schedules import learning_rate_factor
 from ziphius.train.seams import Recorder, StepRecord, Store, TrainState, ValidationRecord
 from ziphius.train.stage import Stage
 from ziphius.train.step import StepOutcome, Stepper
+
+FIRST_SAVE_S = 30.0
+"""Until the first checkpoint of a run: even a short one has something to go on from."""
 
 
 def train(
@@ -113,6 +116,7 @@ class _SaveClock:
     """When the next checkpoint is due."""
 
     every: str
+    is_first: bool = True
     saved_step: int = 0
     saved_at: float = 0.0
 
@@ -121,11 +125,13 @@ class _SaveClock:
         interval = parse_budget(self.every)
         if interval.unit == "steps":
             return step - self.saved_step >= interval.amount
-        return time.perf_counter() - self.saved_at >= interval.amount
+        wait = min(FIRST_SAVE_S, interval.amount) if self.is_first else interval.amount
+        return time.perf_counter() - self.saved_at >= wait
 
     def saved(self, step: int) -> None:
         """Start anew."""
         self.saved_step, self.saved_at = step, time.perf_counter()
+        self.is_first = step == 0
 
 
 class _Run:
@@ -172,6 +178,7 @@ class _Run:
         )
         self.pace = Pace(config, budget.amount if budget.unit == "seconds" else 0.0)
         self.clock = _SaveClock(config.save_every)
+        self.learning_rate = peak_rate(config.learning_rate, model.config)
         self.loss: float | None = None
 
     @property
@@ -181,25 +188,23 @@ class _Run:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        checkpoint = self.store.latest()
+        checkpoint, state = self.store.latest(), self.state
         if checkpoint is not None:
-            exact = self.store.restore(self.state, checkpoint)
-            self._refuse_what_is_spent()
-            self.pace.planned_s = self.state.plan.get("planned_s")
-            if self.recorder is not None:
-                self.recorder.resumed(self.state.step, exact)
-        self.clock.saved(self.state.step)
-
-    def _refuse_what_is_spent(self) -> None:
-        """Raise a TrainingError where a run has done more than its budget is now."""
-        step, seconds, total = self.state.step, self.state.seconds, self.total_steps
-        is_spent = seconds >= self.pace.budget_s if total is None else step > total
-        if is_spent:
-            raise TrainingError(
-                f"The run in {self.folder} has done {step:,} steps in {seconds:,.0f} s, which is "
-                f"more than --budget {self.config.budget}. Nothing was changed. Give a larger "
-                "budget to go on, or another --out for a shorter run."
+            exact = self.store.restore(state, checkpoint)
+            refuse_spent(
+                self.folder,
+                self.config,
+                step=state.step,
+                seconds=state.seconds,
+                total_steps=self.total_steps,
             )
+            self.pace.planned_s = state.plan.get("planned_s")
+            if self.pace.budget_s and self.total_steps is None and state.step:
+                # Of another budget: without a length the rate would be that of the beginning.
+                state.plan["total_steps"] = self.pace.guess(state.step, state.seconds)
+            if self.recorder is not None:
+                self.recorder.resumed(state.step, exact)
+        self.clock.saved(state.step)
 
     def go(self) -> None:
         """Do steps until all are done or a signal came."""
@@ -231,6 +236,8 @@ class _Run:
             seconds=state.seconds,
             loss=self.loss,
             validation=state.validation,
+            validation_step=state.validation_step,
+            validation_at_start=state.validation_at_start,
             floors=state.stage.floors(),
             spikes=state.guard.spikes,
             skipped_steps=state.guard.skipped_steps,
@@ -241,7 +248,7 @@ class _Run:
         state, config = self.state, self.config
         started = time.perf_counter()
         done = progress(config.rows, state.step, self.total_steps)
-        learning_rate = config.learning_rate * learning_rate_factor(
+        learning_rate = self.learning_rate * learning_rate_factor(
             config.schedule,
             step=state.step,
             progress=done,
@@ -305,6 +312,9 @@ class _Run:
         state.model.eval()
         with torch.no_grad(), self.stepper.autocast(), averaged:
             state.validation = state.stage.validate(state.model)
+        state.validation_step = state.step
+        if state.step == 0:
+            state.validation_at_start = state.validation
         state.model.train()
         seconds = time.perf_counter() - started
         self.pace.validation_s = seconds

@@ -7,9 +7,11 @@ of two runs of 90 s one took 144 s and the other 73.
 
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ziphius.train.budget import Budget
+from ziphius.train.budget import Budget, parse_budget
 from ziphius.train.config import TrainConfig
+from ziphius.train.errors import TrainingError
 from ziphius.train.schedules import RowSchedule
 
 MEASURED_STEPS = 20
@@ -28,6 +30,31 @@ def planned_steps(budget: Budget, rows: RowSchedule, context: int) -> int | None
     if budget.unit == "tokens":
         return rows.steps_for(budget.amount / context)
     return None
+
+
+def refuse_spent(
+    folder: Path, config: TrainConfig, *, step: int, seconds: float, total_steps: int | None
+) -> None:
+    """Refuse to go on with a run that has done more than its budget is now.
+
+    Args:
+        folder: of the run.
+        config: how it is to go on.
+        step: steps that it has done.
+        seconds: that they took.
+        total_steps: that it would have; None where its budget is another time than it was.
+
+    Raises:
+        TrainingError: it has.
+    """
+    budget = parse_budget(config.budget)
+    is_spent = seconds >= budget.amount if total_steps is None else step > total_steps
+    if is_spent:
+        raise TrainingError(
+            f"The run in {folder} has done {step:,} steps in {seconds:,.0f} s, which is more than "
+            f"--budget {config.budget}. Nothing was changed. Give a larger budget to go on, or "
+            "another --out for a shorter run."
+        )
 
 
 def progress(rows: RowSchedule, step: int, total_steps: int | None) -> float:
@@ -78,6 +105,11 @@ class Pace:
             row_s += self.validation_s / (self.config.validate_every * rows.full)
         left_s = max(0.0, self.budget_s - seconds_used - self.validation_s)
         return max(step, rows.steps_for(rows.first_row(step) + int(left_s / row_s) - rows.full + 1))
+
+    def guess(self, step: int, seconds_used: float) -> int:
+        """Return about how many steps fit into the budget, at the pace of earlier starts."""
+        rows = self.config.rows
+        return max(step + 1, rows.steps_for(rows.first_row(step) * self.budget_s / seconds_used))
 
     def _fresh(self) -> list[float]:
         """Return the pace of the steps since the last plan, without the first ones of a start."""

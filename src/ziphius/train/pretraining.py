@@ -10,28 +10,33 @@ import torch
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
+from ziphius.data.config import DataConfig
 from ziphius.data.floors import Floors, floors
 from ziphius.data.loader import Loader, MixLoader
 from ziphius.data.prepare import prepare
 from ziphius.data.report import mix_table
 from ziphius.data.validation import ValidationSet
 from ziphius.dist.world import World, first_before_others, local_device
+from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import read_config
 from ziphius.models.weights import load
+from ziphius.text import special
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
 from ziphius.train.config import TrainConfig
+from ziphius.train.rates import GOING_ON_SHARE, peak_rate
 from ziphius.train.run import (
     PLAIN,
     Finished,
     RunContext,
     add_adapters_if_asked,
     refuse_longer_rows,
+    refuse_too_large,
     run_stage,
 )
-from ziphius.train.settings import PretrainSettings
+from ziphius.train.settings import EXTENSION_SHARE, PretrainSettings
 from ziphius.train.stages.extend import Extend, extended
 from ziphius.train.stages.pretrain import Pretrain
 
@@ -43,9 +48,12 @@ def run_pretraining(
     world = context.world
     device = local_device(resolve_device(settings.training.device))
     model, tokenizer = _model_and_tokenizer(settings)
-    config = add_adapters_if_asked(model, settings.lora, settings.training)
+    config = add_adapters_if_asked(model, settings.lora, _with_rate(settings, model.config))
     model.to(device)
-    data = first_before_others(world, device, lambda: prepare(settings.data, tokenizer))
+    text_config, notes = _fitting_data(settings, tokenizer)
+    if settings.training.learning_rate is None:
+        notes.append(f"Highest learning rate {config.learning_rate:.1e}, from the model's size.")
+    data = first_before_others(world, device, lambda: prepare(text_config, tokenizer))
     loader = MixLoader(
         data,
         context=config.context,
@@ -77,6 +85,7 @@ def run_pretraining(
         loader=loader,
         build=build,
         base=settings.from_model,
+        text=" ".join(notes),
     )
     table = mix_table(loader, config.rows.first_row(finished.result.step))
     return replace(finished, table=table)
@@ -86,7 +95,7 @@ def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
     """Build or load the model in float32."""
     config = settings.training
     if settings.from_model is None:
-        model = _new_model(settings.preset, config.seed)
+        model = _new_model(settings.preset, config)
         size = model.config.vocab_size
         cut = deepseek_tokenizer(size if size < FULL_SIZE else None)
         tokenizer = cut if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
@@ -104,10 +113,33 @@ def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def _new_model(preset: str, seed: int) -> Model:
+def _with_rate(settings: PretrainSettings, model: ModelConfig) -> TrainConfig:
+    """Take a rate that fits the model where none was given: less for one that is trained."""
+    config, share = settings.training, 1.0
+    if settings.from_model is not None:
+        share = GOING_ON_SHARE if settings.extend_context is None else EXTENSION_SHARE
+    return config.model_copy(
+        update={"learning_rate": peak_rate(config.learning_rate, model, share)}
+    )
+
+
+def _fitting_data(settings: PretrainSettings, tokenizer: Tokenizer) -> tuple[DataConfig, list[str]]:
+    """Leave code in its order where the vocabulary cannot mark a hole and nobody asked for it."""
+    data = settings.data
+    marks = (special.FIM_BEGIN, special.FIM_HOLE, special.FIM_END)
+    can_mark = all(tokenizer.has_token(mark) for mark in marks)
+    if can_mark or data.fim_rate is not None or not data.resolved_fim_rate:
+        return data, []
+    note = "No code is filled in the middle: the vocabulary has no tokens for it."
+    return data.model_copy(update={"fim_rate": 0.0}), [note]
+
+
+def _new_model(preset: str, training: TrainConfig) -> Model:
     path = Path(preset)
-    model = Model(read_config(path) if path.exists() else get_preset(preset))
-    model.initialize(seed)
+    config = read_config(path) if path.exists() else get_preset(preset)
+    refuse_too_large(preset, config, local_device(resolve_device(training.device)))
+    model = Model(config)
+    model.initialize(training.seed)
     return model
 
 

@@ -22,12 +22,21 @@ class TrainResult:
     """Of the last step; None if this start did none."""
     validation: dict[str, float] = field(default_factory=dict)
     """The last figures on held-out text."""
+    validation_step: int = 0
+    """Steps that were done when they were measured."""
+    validation_at_start: dict[str, float] = field(default_factory=dict)
+    """The figures of before the first step."""
     floors: dict[str, float] = field(default_factory=dict)
     spikes: list[dict[str, float]] = field(default_factory=list)
     skipped_steps: int = 0
     """Steps in which there was nothing to learn, so that nothing moved."""
     stopped_by: int | None = None
     """Number of the signal that ended the run early."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Tell whether the last figures on held-out text are of the model as it is."""
+        return self.is_complete or self.validation_step == self.step
 
     @property
     def is_complete(self) -> bool:

@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ziphius.core.device import resolve_dtype
-from ziphius.core.errors import ConfigError
+from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.core.memory import free_bytes
 from ziphius.data.loader import Loader
 from ziphius.data.prefetch import Prefetcher
 from ziphius.dist.world import ALONE, World, first_before_others
+from ziphius.models.account import account
+from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.checkpoint import CheckpointStore
@@ -22,6 +25,7 @@ from ziphius.train.instruments import Figures, Instruments, measured_effort
 from ziphius.train.loop import train
 from ziphius.train.lora import add_adapters, save_adapters
 from ziphius.train.lora_config import LoraConfig
+from ziphius.train.records import METRICS_FILE
 from ziphius.train.result import TrainResult
 from ziphius.train.settings import RunSettings
 from ziphius.train.stage import Stage
@@ -89,6 +93,31 @@ def refuse_longer_rows(model: Model, config: TrainConfig, hint: str = "") -> Non
         )
 
 
+def refuse_too_large(name: str, config: ModelConfig, device: torch.device) -> None:
+    """Refuse to train a whole model that does not fit, before it takes any memory.
+
+    Weights, gradients and the optimizer's two moments count, in float32; what the activations take
+    hangs on rows and context, and is tried.
+
+    Args:
+        name: of the model, for the error.
+        config: of the model.
+        device: that it is to be trained on.
+
+    Raises:
+        DeviceError: it does not fit.
+    """
+    memory = account(config, context=1, dtype="float32").memory
+    needed, free = memory.masters + memory.gradients + memory.moments, free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"To train {name} takes {needed / 1e9:,.1f} GB before the first token ("
+            f"{memory.masters / 1e9:,.1f} for weights, {memory.gradients / 1e9:,.1f} for "
+            f"gradients, {memory.moments / 1e9:,.1f} for the optimizer), and {free / 1e9:,.1f} GB "
+            f"are free on {device}. Take a smaller preset; ziphius inspect tells what each takes."
+        )
+
+
 def run_stage(
     settings: RunSettings,
     folder: Path,
@@ -147,20 +176,24 @@ def run_built_stage(
     device = next(model.parameters()).device
     if settings.instruments.wandb is not None:
         import_wandb()
+    store = CheckpointStore(
+        folder, config, tokenizer=tokenizer, world=world, require_exact=context.require_exact
+    )
+    found, was_begun = store.latest(tells=False), (folder / METRICS_FILE).exists()
+    if found is not None:
+        store.refuse_spent(found)
     first_before_others(world, device, context.claim if world.is_first else _nothing)
     recorder = None
     if world.is_first:
         recorder = _instruments(settings, config, model, folder, stage, context)
+        store.warn = recorder.warn
         if text:
             recorder.note(text)
-    store = CheckpointStore(
-        folder,
-        config,
-        tokenizer=tokenizer,
-        world=world,
-        require_exact=context.require_exact,
-        warn=None if recorder is None else recorder.warn,
-    )
+        if was_begun and found is None:
+            recorder.warn(
+                f"The run that was begun in {folder} has left no checkpoint, so it begins anew. "
+                "save_every says how often one is written."
+            )
     result = train(stage, model, config, folder, store=store, recorder=recorder, world=world)
     adapter = None
     if settings.lora.rank and result.is_complete and world.is_first:

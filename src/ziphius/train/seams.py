@@ -31,6 +31,10 @@ class TrainState:
     """`total_steps`, None while it is not known, and the `budget` it was made from."""
     validation: dict[str, float] = field(default_factory=dict)
     """The last figures on held-out text."""
+    validation_step: int = 0
+    """Steps that were done when they were measured."""
+    validation_at_start: dict[str, float] = field(default_factory=dict)
+    """The figures of before the first step."""
 
 
 @dataclass(frozen=True)

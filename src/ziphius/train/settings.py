@@ -14,7 +14,7 @@ from ziphius.train.lora_config import LoraConfig
 from ziphius.train.schedules import LambdaSchedule
 
 DEFAULT_BUDGET = TrainConfig.model_fields["budget"].default
-RATE_SHARE = 7.3 / 220.0
+EXTENSION_SHARE = 7.3 / 220.0
 """V3's rate of context extension as a share of the highest of pretraining."""
 
 
@@ -83,7 +83,7 @@ def extension_training(config: TrainConfig, context: int) -> TrainConfig:
     rows = max(1, config.batch_rows * config.context // context)
     changes = {
         "context": context,
-        "learning_rate": RATE_SHARE * config.learning_rate,
+        "learning_rate": config.learning_rate and EXTENSION_SHARE * config.learning_rate,
         "schedule": "constant",
         "warmup_steps": 0,
         "batch_rows": rows,

@@ -113,6 +113,13 @@ def read(folder: Path) -> Stored:
     return Stored(parts, document["notes"])
 
 
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Read how far the run of a checkpoint was: `step`, `seconds`, `plan` and others."""
+    document = json.loads((folder / FOLDER / STATE_FILE).read_bytes())
+    progress: dict[str, Any] = document["parts"]["progress"]
+    return progress
+
+
 def restore(state: TrainState, stored: Stored) -> None:
     """Make a state of the same shape equal to the one that was written."""
     if (different := sorted(PARTS.keys() ^ stored.parts.keys())) != []:

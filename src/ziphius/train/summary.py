@@ -28,6 +28,17 @@ def verdict(result: TrainResult) -> str:
     loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
     if loss is None:
         return "Nothing was measured on held-out text: the training loss alone proves little."
+    if not result.is_measured:
+        return (
+            f"Stopped at step {result.step:,}: held-out text was measured last at step "
+            f"{result.validation_step:,}, so nothing is said of this model."
+        )
+    before = result.validation_at_start.get("loss")
+    if before is not None and loss > before:
+        return (
+            f"The run ends worse than it began: the loss on held-out text was {before:.4f} and is "
+            f"{loss:.4f}. A lower learning rate does less harm."
+        )
     if bigram is None:
         return f"The loss on held-out text is {loss:.4f}; no floor was measured to hold it against."
     if loss >= bigram:
@@ -57,6 +68,8 @@ def result_document(result: TrainResult, figures: Figures) -> dict[str, Any]:
         "peak_share": figures.speed.peak_share,
         "loss": _loss(result, figures),
         "validation": result.validation,
+        "validation_step": result.validation_step,
+        "validation_at_start": result.validation_at_start,
         "floors": result.floors,
         "beats_bigram": _beats_bigram(result),
         "verdict": verdict(result),
@@ -83,7 +96,9 @@ def _loss(result: TrainResult, figures: Figures) -> float | None:
 
 def _beats_bigram(result: TrainResult) -> bool | None:
     loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
-    return None if loss is None or bigram is None else loss < bigram
+    if loss is None or bigram is None or not result.is_measured:
+        return None
+    return loss < bigram
 
 
 def _extent(result: TrainResult) -> str:
@@ -97,7 +112,10 @@ def _rows(result: TrainResult, figures: Figures) -> list[tuple[str, str]]:
         rows.append(("loss of the last step", f"{loss:.4f}"))
     validation = result.validation
     if "loss" in validation:
-        rows.append(("loss on held-out text", f"{validation['loss']:.4f}"))
+        when = "" if result.is_measured else f" at step {result.validation_step:,}"
+        rows.append((f"loss on held-out text{when}", f"{validation['loss']:.4f}"))
+        if "loss" in result.validation_at_start:
+            rows.append(("  before the first step", f"{result.validation_at_start['loss']:.4f}"))
     for name, label in FLOOR_NAMES.items():
         if name in result.floors:
             rows.append((f"  floor: {label}", f"{result.floors[name]:.4f}"))

@@ -46,6 +46,18 @@ def test_a_run_is_started_again_from_its_settings(tmp_path: Path) -> None:
     assert settings.as_json
 
 
+def test_what_changes_no_number_may_be_given_with_resume(tmp_path: Path) -> None:
+    claim_folder(options(tmp_path, seed=3, budget="5m"), tmp_path)
+    train = {"budget": "20m", "save_every": "1m"}
+    settings, _ = settle(PretrainConfig(resume=tmp_path, train=train))
+    assert (settings.train.budget, settings.train.save_every) == ("20m", "1m")
+    assert settings.train.seed == 3
+    settings, _ = settle(PretrainConfig(resume=tmp_path))
+    assert settings.train.budget == "5m"
+    with pytest.raises(ConfigError, match=r"train.seed: no effect with resume"):
+        settle(PretrainConfig(resume=tmp_path, train={"seed": 4, "budget": "20m"}))
+
+
 def test_the_same_settings_go_on_and_others_are_refused(tmp_path: Path) -> None:
     claim_folder(options(tmp_path), tmp_path)
     claim_folder(options(tmp_path), tmp_path)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.core.memory import free_bytes
 from ziphius.engine import load as load_module
-from ziphius.engine.load import free_bytes, load_for_inference, load_preset
+from ziphius.engine.load import load_for_inference, load_preset
 from ziphius.models.weights import save
 from ziphius.text.chat import CHAT_FORMATS
 

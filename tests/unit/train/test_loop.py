@@ -10,6 +10,7 @@ from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.ops import native
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
+from ziphius.train.loop import _SaveClock
 from ziphius.train.optim import OPTIMIZERS
 from ziphius.train.optimizer_config import OptimizerConfig
 from ziphius.train.stage import LossOutput
@@ -182,6 +183,38 @@ def test_a_budget_of_time_becomes_steps_that_are_kept(tmp_path: Path) -> None:
     store.saved.append(stopped)
     again = Run(tmp_path, train_config(budget="1s"), store=store).go()
     assert (again.step, again.total_steps) == (result.total_steps, result.total_steps)
+
+
+def test_a_longer_time_keeps_the_learning_rate_of_where_it_goes_on(tmp_path: Path) -> None:
+    store = MemoryStore()
+    Run(tmp_path, train_config(budget="20-steps"), store=store).go()
+    plan = {"budget": "20s", "total_steps": 20, "planned_s": 18.0}
+    store.saved[-1] |= {"plan": plan, "seconds": 20.0}
+    second = Run(tmp_path, train_config(budget="24s"), store=store)
+    stop_at(second, 21)
+    second.go()
+    # Five sixths of a cosine are done; the full rate would be that of a run that just begins.
+    assert second.recorder.steps[0].step == 21
+    assert second.recorder.steps[0].learning_rate < 0.2 * 3e-3
+
+
+def test_the_first_checkpoint_comes_early_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ziphius.train.loop.time.perf_counter", lambda: now[0])
+    clock = _SaveClock("5m")
+    clock.saved(0)
+    for later, is_due in ((29.0, False), (30.0, True)):
+        now[0] = 100.0 + later
+        assert clock.is_due(7) is is_due
+    clock.saved(7)
+    now[0] = 130.0 + 299.0
+    assert not clock.is_due(9)
+    now[0] += 1.0
+    assert clock.is_due(9)
+    shorter = _SaveClock("2s")
+    shorter.saved(0)
+    now[0] += 2.0
+    assert shorter.is_due(1)
 
 
 class Jumping(Pretrain):

@@ -7,20 +7,22 @@ import pytest
 import torch
 from rich.console import Console
 
-from ziphius.core.errors import ConfigError
+from ziphius.core.errors import ConfigError, DeviceError, TokenizerError
 from ziphius.data.config import DataConfig
 from ziphius.models.config import YarnScaling
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import to_published
 from ziphius.models.weights import load
-from ziphius.text.tokenizer import load_tokenizer
+from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.config import TrainConfig
+from ziphius.train.errors import TrainingError
 from ziphius.train.instruments_config import InstrumentsConfig
 from ziphius.train.lora import load_adapters, merge_adapters
 from ziphius.train.lora_config import LoraConfig
 from ziphius.train.pretraining import run_pretraining
+from ziphius.train.records import read_metrics
 from ziphius.train.run import Finished, RunContext
 from ziphius.train.settings import PretrainSettings
 
@@ -90,6 +92,58 @@ def test_a_trained_model_goes_on_in_another_run(
     assert finished.result.loss is not None
     assert trained.result.loss is not None
     assert finished.result.loss < trained.result.floors["uniform"] - 0.1
+    assert highest_rate(tmp_path) == pytest.approx(3e-4)
+    assert "Highest learning rate 3.0e-04" in finished.text
+
+
+def highest_rate(folder: Path) -> float:
+    """Read the highest learning rate of a run."""
+    return max(entry["learning_rate"] for entry in read_metrics(folder) if entry["kind"] == "step")
+
+
+def test_a_rate_that_is_given_is_taken(trained: Finished, text: Path, tmp_path: Path) -> None:
+    train = {"budget": "1-steps", "learning_rate": 3e-3}
+    again = settings(text, from_model=trained.result.checkpoint, train=train)
+    finished = run_pretraining(again, tmp_path)
+    assert highest_rate(tmp_path) == 3e-3
+    assert finished.text == ""
+
+
+def test_a_vocabulary_without_marks_of_holes_learns_code_in_its_order(
+    trained: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "whale.py").write_text("".join(f"dive({n})\n" for n in range(900)))
+    has_token = Tokenizer.has_token
+    monkeypatch.setattr(
+        Tokenizer, "has_token", lambda self, token: "fim" not in token and has_token(self, token)
+    )
+    more = settings(code, from_model=trained.result.checkpoint, train={"budget": "1-steps"})
+    finished = run_pretraining(more, tmp_path / "run")
+    assert "No code is filled in the middle" in finished.text
+    asked = more.model_copy(update={"data": more.data.model_copy(update={"fim_rate": 0.5})})
+    with pytest.raises(TokenizerError, match="no fill-in-the-middle tokens"):
+        run_pretraining(asked, tmp_path / "asked")
+
+
+def test_a_smaller_budget_is_refused_before_anything_is_written(text: Path, tmp_path: Path) -> None:
+    run_pretraining(settings(text), tmp_path)
+
+    def claim() -> None:
+        raise AssertionError("the folder was claimed")
+
+    for budget in ("2-steps", "100-tokens", "0.001s"):
+        shorter = settings(text, train={"budget": budget})
+        with pytest.raises(TrainingError, match=r"more than --budget .* Nothing was changed"):
+            run_pretraining(shorter, tmp_path, RunContext(claim=claim))
+
+
+def test_a_run_that_left_no_checkpoint_says_that_it_begins_anew(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind":"step","step":1}\n')
+    finished = run_pretraining(settings(text, train={"budget": "1-steps"}), tmp_path)
+    assert finished.figures is not None
+    assert "has left no checkpoint, so it begins anew" in finished.figures.warnings[0]
 
 
 def test_the_context_is_extended(text: Path, tmp_path: Path) -> None:
@@ -111,7 +165,7 @@ def test_the_context_is_extended(text: Path, tmp_path: Path) -> None:
     scaling = load(result.checkpoint).config.rope_scaling
     assert isinstance(scaling, YarnScaling)
     assert (scaling.original_max_position_embeddings, scaling.factor) == (32, 8.0)
-    assert longer.training.learning_rate == pytest.approx(3e-3 * 7.3 / 220)
+    assert highest_rate(tmp_path / "long") == pytest.approx(3e-3 * 7.3 / 220)
 
 
 def test_adapters_are_trained_instead_of_the_weights(
@@ -173,6 +227,18 @@ def test_a_damaged_checkpoint_is_told_of_on_the_console_of_the_run(
 def test_settings_without_effect_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PretrainSettings(**fields)
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_takes_any(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: Any) -> None:
+        raise AssertionError("the model was built")
+
+    monkeypatch.setattr("ziphius.train.pretraining.Model", build)
+    message = r"To train v2-lite takes 2\d\d\.\d GB before the first token .* GB are free on cpu"
+    with pytest.raises(DeviceError, match=message):
+        run_pretraining(settings(text, preset="v2-lite"), tmp_path)
 
 
 def test_what_does_not_fit_the_model_is_refused(text: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from ziphius.train.instruments import Figures
 from ziphius.train.records import Speed
 from ziphius.train.result import TrainResult
-from ziphius.train.summary import summary_table, verdict, write_result
+from ziphius.train.summary import result_document, summary_table, verdict, write_result
 
 FLOORS = {"uniform": 8.3, "unigram": 6.0, "bigram": 4.0}
 FIGURES = Figures(Speed(1_234.0, 0.31), {1: 0.12, 2: 0.34}, steps_of_load=100)
@@ -24,6 +24,7 @@ def result(folder: Path = Path("run"), **changes: object) -> TrainResult:
         "tokens": 20_480,
         "seconds": 61.0,
         "loss": 3.25,
+        "validation_step": 10,
         "validation": {"loss": 3.5, "bits_per_byte": 1.5, "bits_per_byte/code": 1.25, "mtp1": 5.0},
         "floors": FLOORS,
     }
@@ -40,6 +41,23 @@ def result(folder: Path = Path("run"), **changes: object) -> TrainResult:
 )
 def test_the_verdict_is_honest(loss: float, words: str) -> None:
     assert words in verdict(result(validation={"loss": loss}))
+
+
+def test_a_run_that_ends_worse_than_it_began_says_so_first() -> None:
+    worse = result(validation={"loss": 2.82}, validation_at_start={"loss": 1.99})
+    assert verdict(worse).startswith("The run ends worse than it began: the loss on held-out text")
+    assert "1.9900 and is 2.8200" in verdict(worse)
+    better = result(validation={"loss": 1.98}, validation_at_start={"loss": 1.99})
+    assert "below the bigram floor" in verdict(better)
+
+
+def test_a_model_that_was_not_measured_is_not_judged() -> None:
+    stopped = result(validation={"loss": 8.3}, validation_step=0, step=9)
+    assert verdict(stopped).startswith("Stopped at step 9: held-out text was measured last at step")
+    assert result_document(stopped, FIGURES)["beats_bigram"] is None
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary_table(stopped, FIGURES))
+    assert "loss on held-out text at step 0" in console.file.getvalue()
 
 
 def test_the_verdict_says_what_was_not_measured() -> None:
