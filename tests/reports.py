@@ -39,6 +39,7 @@ SLICES = {MIXED: TRAINED, IN_DISTRIBUTION: (IN_DISTRIBUTION,), HARDER: (HARDER,)
 WAYS: dict[str, tuple[str, Figure]] = {
     "as trained": ("sampled", "pass@1"),
     "think first": ("thinking", "pass@1"),
+    "cooler": ("cool", "pass@1"),
     "greedy": ("greedy", "greedy"),
     "maj@8": ("thinking", "maj@8"),
     "pass@8": ("thinking", "pass@8"),
@@ -57,7 +58,7 @@ GAINS = {
     "R1-Lite bf16": 0.16,
     "R1-Lite INT8": 0.155,
 }
-MODES = {"sampled": 0.0, "thinking": 0.12, "greedy": 0.12}
+MODES = {"sampled": 0.0, "thinking": 0.12, "greedy": 0.12, "cool": 0.14}
 """How many of the wrong answers a mode mends."""
 SHARPENED, RARE = "GRPO", 0.12
 """The arm that gains where it was right now and then, and loses what it solved more rarely."""

@@ -29,12 +29,13 @@ SLICES: dict[str, tuple[str, ...]] = {
 WAYS: dict[str, tuple[str, Figure]] = {
     "as trained": ("sampled", "pass@1"),
     "think first": ("thinking", "pass@1"),
+    "cooler": ("cool", "pass@1"),
     "greedy": ("greedy", "greedy"),
     "maj@8": ("thinking", "maj@8"),
     "pass@8": ("thinking", "pass@8"),
 }
 """How an arm can be asked and scored, by name: the mode it is measured in, and the figure."""
-ONE_ANSWER = ("as trained", "think first", "greedy")
+ONE_ANSWER = ("as trained", "think first", "cooler", "greedy")
 """Ways that cost one answer a problem: an arm's best mode is one of them. A majority costs eight,
 and pass@8 a verifier."""
 BEST = BEST_WAY

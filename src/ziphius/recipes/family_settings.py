@@ -59,17 +59,15 @@ class StageSettings(Config):
     """Highest learning rate of a round of rejection-sampled fine-tuning."""
     rft_rounds: Annotated[int, Field(ge=1)] = 3
     """Rounds of it."""
-    grpo_optimizer: OptimizerConfig = OptimizerConfig(
-        name="natural", momentum=0.9, weight_decay=0.0
-    )
+    grpo_optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
     """Of reinforcement learning."""
-    grpo_rate: Annotated[float, Field(gt=0)] = 4e-4
+    grpo_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Highest learning rate of reinforcement learning; it falls along a cosine to a tenth."""
     student_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Highest learning rate of the students."""
     rows: Annotated[int, Field(ge=1)] = 8
     """Rows of a step of the supervised stages."""
-    group_size: Annotated[int, Field(ge=2)] = 16
+    group_size: Annotated[int, Field(ge=2)] = 8
     """Answers to a problem, of reinforcement learning and of its control."""
     answers: Annotated[int, Field(ge=2)] = 512
     """Answers of a step of reinforcement learning."""

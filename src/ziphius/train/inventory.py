@@ -15,7 +15,6 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.weights.names import model_tensors
 from ziphius.train.errors import TrainingError
-from ziphius.train.optim import state_shapes
 from ziphius.train.rng import rng_state, set_rng_state
 from ziphius.train.seams import TrainState
 
@@ -86,7 +85,7 @@ class _Optimizer:
         for name, value in held.tensors.items():
             owner, _, key = name.partition("|")
             parameter = parameters.get(owner)
-            if parameter is None or value.shape not in state_shapes(state.optimizer, parameter):
+            if parameter is None or value.shape not in ((), parameter.shape):
                 _refuse(f"the optimizer's {name} {list(value.shape)} fits no weight of the model")
             state.optimizer.state[parameter][key] = value.to(parameter.device)
 

@@ -11,9 +11,9 @@ from ziphius.core.errors import ConfigError
 class OptimizerConfig(Config):
     """What turns gradients into steps."""
 
-    name: Literal["adamw", "muon", "natural"] = "adamw"
-    """adamw for all weights, muon for matrices and adamw for embedding, head, routers and norms, or
-    natural for policy gradients: Kronecker factors of the gradients' covariance."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for all weights, or muon for matrices and adamw for embedding, head, routers and
+    norms."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of AdamW's mean of gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -26,18 +26,12 @@ class OptimizerConfig(Config):
     moments: Literal["float32", "bfloat16"] = "float32"
     """Numbers AdamW's two means are kept in; bfloat16 as V3 did."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the mean of gradients of muon and natural."""
+    """Decay of Muon's mean of gradients."""
     update_rms: Annotated[float, Field(gt=0)] = 0.18
     """Root mean square of Muon's update, near that of AdamW's, so that one learning rate suits
     both."""
     newton_schulz_steps: Annotated[int, Field(ge=1, le=20)] = 5
     """Iterations that bring Muon's update near an orthogonal matrix."""
-    covariance: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    """Decay of natural's covariances of gradients."""
-    damping: Annotated[float, Field(ge=1e-4)] = 0.01
-    """Added to their eigenvalues, as a share of the largest."""
-    refresh_steps: Annotated[int, Field(ge=1)] = 5
-    """Steps between two decompositions of the covariances."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,12 +41,6 @@ class OptimizerConfig(Config):
         return self
 
 
-_ADAMW = ("beta1", "beta2", "eps", "moments")
-_MUON = ("update_rms", "newton_schulz_steps")
-_NATURAL = ("covariance", "damping", "refresh_steps")
-_NO_EFFECT = {
-    "adamw": ("momentum", *_MUON, *_NATURAL),
-    "muon": _NATURAL,
-    "natural": (*_ADAMW, *_MUON),
-}
-"""Settings that belong to other optimizers, by name."""
+_MUON = ("momentum", "update_rms", "newton_schulz_steps")
+_NO_EFFECT: dict[str, tuple[str, ...]] = {"adamw": _MUON, "muon": ()}
+"""Settings that belong to other optimizers, by name; Muon leaves some weights to AdamW."""

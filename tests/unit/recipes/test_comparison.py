@@ -20,11 +20,11 @@ from ziphius.recipes.comparison import (
 
 PROBLEMS = 40
 RIGHT = {
-    # of 8 samples, as trained and think first; of 1, greedy: on a share of the problems
-    "SFT": {"sampled": 2, "thinking": 3, "greedy": 0.5},
-    "more SFT": {"sampled": 3, "thinking": 3, "greedy": 0.3},
-    "RFT": {"sampled": 4, "thinking": 4, "greedy": 0.6},
-    "GRPO": {"sampled": 6, "thinking": 6, "greedy": 0.65},
+    # of 8 samples; of 1, greedy: on a share of the problems
+    "SFT": {"sampled": 2, "thinking": 3, "cool": 3, "greedy": 0.5},
+    "more SFT": {"sampled": 3, "thinking": 3, "cool": 4, "greedy": 0.3},
+    "RFT": {"sampled": 4, "thinking": 4, "cool": 4, "greedy": 0.6},
+    "GRPO": {"sampled": 6, "thinking": 6, "cool": 5, "greedy": 0.65},
 }
 
 
@@ -64,7 +64,7 @@ def test_each_arm_is_asked_in_the_way_that_suits_it_on_other_problems() -> None:
     seeds = [seed_of()]
     assert {arm: best_way(seeds, arm) for arm in RIGHT} == {
         "SFT": "greedy",
-        "more SFT": "as trained",
+        "more SFT": "cooler",
         "RFT": "greedy",
         "GRPO": "as trained",
     }
@@ -90,7 +90,7 @@ def test_swapping_two_arms_measurements_changes_the_sign() -> None:
     ours = against_controls([seed_of()])
     theirs = against_controls([seed_of(swapped)])
     for one, other in zip(ours, theirs, strict=True):
-        if one.theirs == "RFT" and one.way in ("as trained", "think first", "greedy"):
+        if one.theirs == "RFT" and one.way in ("as trained", "think first", "cooler", "greedy"):
             assert one.estimate.value == pytest.approx(-other.estimate.value)
             assert one.estimate.value > 0
 
@@ -108,7 +108,7 @@ def test_a_majority_needs_no_more_right_answers_than_wrong_ones_agree() -> None:
 
 
 def test_seeds_are_shown_one_by_one_and_together() -> None:
-    weaker = RIGHT | {"GRPO": {"sampled": 5, "thinking": 5, "greedy": 0.6}}
+    weaker = RIGHT | {"GRPO": {"sampled": 5, "thinking": 5, "cool": 5, "greedy": 0.6}}
     found = compare([seed_of(), seed_of(weaker, seed=1)], "GRPO", "more SFT", MIXED, "think first")
     assert found.by_seed == pytest.approx((3 / 8, 2 / 8))
     assert found.estimate.value == pytest.approx(5 / 16)

@@ -135,7 +135,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adapters on bfloat16": {"lora": True, "dtype": torch.bfloat16},
     "tied": {"model_config": grouped_config(tie_word_embeddings=True)},
     "muon": {"config": train_config(optimizer={"name": "muon"}, ema_decay=0.9)},
-    "natural": {"config": train_config(optimizer={"name": "natural"}, ema_decay=0.9)},
     "bfloat16 moments": {"config": train_config(optimizer={"moments": "bfloat16"})},
 }
 

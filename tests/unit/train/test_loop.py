@@ -26,7 +26,7 @@ def overfit_config(optimizer: str) -> TrainConfig:
     )
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - {"natural"}))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_eight_rows_are_learned_by_heart(tmp_path: Path, name: str) -> None:
     config = overfit_config(name)
     run = Run(tmp_path, config, moe_config(aux_loss_alpha=1e-4))

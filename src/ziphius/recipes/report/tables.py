@@ -11,6 +11,7 @@ from ziphius.recipes.report.text import gap, quoted, standing
 EXPLAINED: Mapping[str, str] = {
     "as trained": "the model decides by itself whether to think, temperature 1",
     "think first": "the think block is opened for it, temperature 1",
+    "cooler": "the think block is opened for it, temperature 0.4",
     "greedy": "the think block is opened for it, always the likeliest token",
     "maj@8": "of 8 answers the most frequent one, which costs eight times as much",
     "pass@8": "whether one of 8 answers is right, which takes a verifier to know",

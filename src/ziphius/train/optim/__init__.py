@@ -10,7 +10,6 @@ from ziphius.core.device import DTYPES
 from ziphius.models.model import Model
 from ziphius.train.optim.adamw import AdamW
 from ziphius.train.optim.muon import Muon
-from ziphius.train.optim.natural import Natural
 from ziphius.train.optim.parts import is_muon_matrix
 from ziphius.train.optimizer_config import OptimizerConfig
 
@@ -18,10 +17,8 @@ __all__ = [
     "OPTIMIZERS",
     "AdamW",
     "Muon",
-    "Natural",
     "OptimizerConfig",
     "build_optimizer",
-    "state_shapes",
 ]
 
 Groups = list[dict[str, Any]]
@@ -41,26 +38,9 @@ def _muon(groups: Groups, config: OptimizerConfig) -> Muon:
     )
 
 
-def _natural(groups: Groups, config: OptimizerConfig) -> Natural:
-    return Natural(
-        groups,
-        momentum=config.momentum,
-        covariance=config.covariance,
-        damping=config.damping,
-        refresh_steps=config.refresh_steps,
-    )
-
-
-def state_shapes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> set[torch.Size]:
-    """Return the shapes that an optimizer's state of a parameter can have."""
-    own = {torch.Size(()), parameter.shape}
-    return own | optimizer.covariance_shapes(parameter) if isinstance(optimizer, Natural) else own
-
-
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _muon,
-    "natural": _natural,
 }
 """By `OptimizerConfig.name`."""
 
@@ -90,7 +70,7 @@ def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimi
 
 def _matrices(model: Model, name: str, parameter: nn.Parameter, optimizer: str) -> int:
     """Count the matrices that stand one above the other in a parameter; 0 is for AdamW."""
-    if optimizer == "adamw" or (optimizer == "muon" and not is_muon_matrix(model, name, parameter)):
+    if optimizer == "adamw" or not is_muon_matrix(model, name, parameter):
         return 0
     return 2 if name.endswith(".experts.gate_up_proj") else 1
 

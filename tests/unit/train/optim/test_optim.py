@@ -50,21 +50,9 @@ def test_adamw_takes_all_and_norms_and_biases_do_not_decay() -> None:
     assert groups["model.layers.0.mlp.up_proj.weight"] == (0, 0.1)
 
 
-def test_natural_takes_all_and_norms_and_biases_do_not_decay() -> None:
-    groups = groups_of(Model(moe_config()), "natural")
-    block = "model.layers.1."
-    assert groups[block + "mlp.experts.gate_up_proj"] == (2, 0.1)
-    others = {groups[name] for name in groups if not name.endswith("experts.gate_up_proj")}
-    assert {matrices for matrices, _ in others} == {1}
-    for name in ("model.embed_tokens.weight", "lm_head.weight", block + "mlp.gate.weight"):
-        assert groups[name] == (1, 0.1)
-    assert groups["model.norm.weight"] == (1, 0.0)
-
-
 OWN: dict[str, dict[str, Any]] = {
     "adamw": {"beta1": 0.8, "beta2": 0.99, "eps": 1e-6, "moments": "bfloat16"},
     "muon": {"momentum": 0.9, "update_rms": 0.2, "newton_schulz_steps": 4},
-    "natural": {"momentum": 0.9, "covariance": 0.9, "damping": 0.1, "refresh_steps": 2},
 }
 SHARED = {"muon": OWN["adamw"]}
 """Muon leaves some weights to AdamW."""
@@ -74,24 +62,10 @@ SHARED = {"muon": OWN["adamw"]}
 def test_settings_of_other_optimizers_are_refused(name: str) -> None:
     own = OWN[name] | SHARED.get(name, {})
     OptimizerConfig(name=name, **own)
-    for field, value in {**OWN["adamw"], **OWN["muon"], **OWN["natural"]}.items():
+    for field, value in {**OWN["adamw"], **OWN["muon"]}.items():
         if field not in own:
             with pytest.raises(ValidationError, match=f"{field} has no effect with .* {name}"):
                 OptimizerConfig(name=name, **{field: value})
-
-
-def test_settings_of_natural_reach_it() -> None:
-    built = build_optimizer(Model(moe_config()), OptimizerConfig(name="natural", **OWN["natural"]))
-    assert {field: getattr(built, field) for field in OWN["natural"]} == OWN["natural"]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("covariance", 1.0), ("damping", 0.0), ("damping", 1e-5), ("refresh_steps", 0)],
-)
-def test_settings_that_natural_cannot_work_with_are_refused(field: str, value: float) -> None:
-    with pytest.raises(ValidationError, match=field):
-        OptimizerConfig(name="natural", **{field: value})
 
 
 @pytest.mark.parametrize(
