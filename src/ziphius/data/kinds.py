@@ -87,12 +87,14 @@ def kind_of(path: Path) -> Kind:
     for magic, kind in _BY_MAGIC.items():
         if head.startswith(magic):
             return kind
+    begins_json = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    if begins_json and b"\0" not in head:
+        return _kind_of_json(path, by_name)
     if not is_utf8(head):
-        return by_name if by_name in (Kind.PARQUET, Kind.ARROW) else Kind.NOT_UTF8
+        damaged = by_name in (Kind.PARQUET, Kind.ARROW, Kind.JSON_LINES)
+        return by_name if by_name and damaged else Kind.NOT_UTF8
     if b"\0" in head:
         return Kind.BINARY
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
-        return _kind_of_json(path, by_name)
     if by_name is not None and by_name != Kind.NOTEBOOK:
         return by_name
     return Kind.CODE if plain_suffix(path) in CODE else Kind.TEXT

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ziphius.core.assets import cache_folder, fetch
+from ziphius.core.assets import CACHE_REMEDY, cache_folder, fetch
 from ziphius.core.errors import OutputError
 from ziphius.core.files import new_folder
 from ziphius.data.config import HUB, DataConfig
@@ -231,10 +231,11 @@ def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
                         f"{reasons or 'nothing'}."
                     )
                 describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
-        except OutputError:
+        except OutputError as error:
             # Another process may have been faster with the same shards.
             if not folder.is_dir():
-                raise
+                hint = "" if "ZIPHIUS_CACHE" in str(error) else f" {CACHE_REMEDY}"
+                raise OutputError(f"{error}{hint}") from error
     return open_shards(folder, plan.name)
 
 

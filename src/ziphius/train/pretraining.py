@@ -10,6 +10,7 @@ import torch
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
+from ziphius.core.files import existing_path
 from ziphius.data.floors import Floors, floors
 from ziphius.data.loader import Loader, MixLoader
 from ziphius.data.prepare import prepare
@@ -105,8 +106,8 @@ def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
 
 
 def _new_model(preset: str, seed: int) -> Model:
-    path = Path(preset)
-    model = Model(read_config(path) if path.exists() else get_preset(preset))
+    path = existing_path(preset)
+    model = Model(get_preset(preset) if path is None else read_config(path))
     model.initialize(seed)
     return model
 
