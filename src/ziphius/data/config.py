@@ -29,8 +29,8 @@ class DataConfig(Config):
     column: str = "text"
     """Column of the text where own text comes in rows, and in data sets of the hub."""
     own_megabytes: Annotated[float, Field(gt=0.0)] | None = None
-    """Most own text: a random sample of all documents where there is more, of a data set of the
-    hub its shuffled files' first. By default all of it."""
+    """Most own text: a random sample of all of it where there is more. By default all of it. With
+    a data set of the hub it must be given: its files are shuffled and read so far."""
     own_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides which documents own_megabytes takes."""
     domain_megabytes: Annotated[float, Field(gt=0.0)] = DOMAIN_MEGABYTES
@@ -60,6 +60,11 @@ class DataConfig(Config):
             raise ValueError(
                 "domain_megabytes: nothing comes from the mix. Limit your own text with "
                 "own_megabytes."
+            )
+        if self.own_megabytes is None and any(name.startswith(HUB) for name in self.own):
+            raise ValueError(
+                "own_megabytes: a data set of the hub may be larger than any disk. Say how much of "
+                "it to take."
             )
         if self.own_megabytes is not None and len({name.startswith(HUB) for name in self.own}) > 1:
             raise ValueError(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ziphius.core.errors import MissingExtraError
 from ziphius.data.errors import DataError
@@ -191,7 +191,7 @@ def _unpacked(raw: IO[bytes], how: str | None, path: Path) -> Iterator[IO[bytes]
             yield raw
         case "gzip":
             with gzip.open(raw) as file:
-                yield file
+                yield cast(IO[bytes], file)
         case "bz2":
             with BZ2File(raw) as packed:
                 yield packed

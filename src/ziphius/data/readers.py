@@ -88,8 +88,8 @@ class OwnText:
             if file.left_out is not None:
                 skipped[file.left_out] += 1
             elif file.kind in ROWS:
-                rows = read_rows(file.path, file.kind, self.column)
-                yield from texts_of(str(file.path), rows, self.column, skipped)
+                found = read_rows(file.path, file.kind, self.column)
+                yield from texts_of(str(file.path), found, self.column, skipped)
             elif file.kind == Kind.NOTEBOOK:
                 yield from read_notebook(file.path, skipped)
             else:
