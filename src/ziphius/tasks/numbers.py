@@ -31,6 +31,12 @@ SCALES = {
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
+    "lakh": 10**5,
+    "crore": 10**7,
+    "\u767e": 10**2,
+    "\u5343": 10**3,
+    "\u4e07": 10**4,
+    "\u4ebf": 10**8,
 }
 _LETTER_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _UNIT_LETTERS = "ACFGJLNVWcdghlmst"
@@ -49,12 +55,9 @@ _TYPOGRAPHY = {
     ord("\u2019"): "'",
     ord("\u22c5"): "\u00d7",
     ord("\u00b7"): "\u00d7",
-    **{
-        ord(letter): " " + unicodedata.normalize("NFKC", letter).replace("\u2044", "/")
-        for letter in "\u00bc\u00bd\u00be\u2150\u2151\u2152\u2153\u2154\u2155\u2156\u2157\u2158"
-        "\u2159\u215a\u215b\u215c\u215d\u215e"
-    },
 }
+_BROKEN = "\u00bc\u00bd\u00be\u2150-\u215e"
+_RAISED = "\u00b9\u00b2\u00b3\u2070\u2074-\u2079"
 _SPELLED = [
     (r"[ \t]+", " "),
     (r"(?m)^ ?[*\u2022] ", ""),  # a bullet
@@ -78,7 +81,7 @@ _RUN = r"(?:[0-9]+(?:[.,'_][0-9]+| [0-9]{3}(?![0-9]))*|\.[0-9]+)"
 _POWER = r"\s?\^\s?\{?\s?(?P<%s>[-+]?[0-9]+)\s?\}?"
 _MONEY = "(?-i:[A-Z]{1,3})?[$\u20ac\u00a3\u00a5\u20b9]"
 _TOKEN = re.compile(
-    r"(?P<sign>(?<![\w)\]}%.])[-+]|\b(?:minus|negative)\s+)?"
+    r"(?P<sign>(?<![A-Za-z0-9_)\]}%.])[-+]|\b(?:minus|negative)\s+)?"
     rf"(?P<money>{_MONEY}\s?)?(?P<inner>[-+])?(?:"
     rf"(?:(?P<mixed>{_RUN})\s?)?\\frac\s?\{{\s?(?P<over>-?{_RUN})\s?\}}\s?"
     rf"\{{\s?(?P<under>{_RUN})\s?\}}"
@@ -86,7 +89,7 @@ _TOKEN = re.compile(
     rf"|(?P<run>{_RUN})(?:[eE](?P<e>[-+]?[0-9]+)|\s?[\u00d7x*]\s?10{_POWER % 'ten'}"
     rf"|{_POWER % 'power'})?"
     r")(?:(?P<letter>(?-i:[kKMB]))(?![A-Za-z0-9])"
-    rf"|(?P<scales>(?:[ -]?(?:{'|'.join(SCALES)})s?\b)+))?"
+    rf"|(?P<scales>(?:[ -]?(?:{'|'.join(SCALES)})(?:s?\b|(?<=[\u4e00-\u9fff])))+))?"
     r"(?:(?P<percent> ?%| ?per ?cent\b)| ?\u00b0)?",
     re.IGNORECASE,
 )
@@ -104,17 +107,21 @@ _JOINED_AFTER = re.compile(
     r"\^| ?[)}]* ?(?:[-+*/\u00d7\u00f7^:]|\\pm|\u00b1) ?[({]*[-+]? ?[$]?[0-9.\\]|"
     r"\s?[xX]\s?[0-9]|_|['.,][0-9]|:[0-9]|\s?\\(?:sqrt|pi|frac)|[ ]?[\u03c0\u221a]"
 )
-_LISTED = re.compile(r"(?:[,;/&|~:-]|\b(?:and|to|through|then|plus|minus|times))\W*$", re.I)
+_LISTED = re.compile(
+    r"(?:[,;/&|~:-]|\b(?:and|to|through|then|plus|minus|times)|[\u548c\u3001\u81f3\u5230])\W*$",
+    re.I,
+)
 _UNSURE = re.compile(
     r"\b(?:or|either|neither|nor|not|cannot|versus|vs)\b|n't\b"
-    r"|\band (?:a|one) (?:half|third|quarter)\b",
+    r"|\band (?:a|one) (?:half|third|quarter)\b|\u6216|\u4e0d\u662f",
     re.I,
 )
 _CUE = re.compile(
-    r"\banswers?\b(?:\s+(?:to|for|of)\b[^\n.:=]{0,40}?)?[\s*_\"']*(?:\b(?:is|are|was|be)\b|[:=])",
+    r"\banswers?\b(?:\s+(?:to|for|of)\b[^\n.:=]{0,40}?)?[\s*_\"']*(?:\b(?:is|are|was|be)\b|[:=])"
+    r"|\u7b54\u6848 ?(?:\u662f|\u4e3a|[:=])",
     re.I,
 )
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=\u3002)")
 
 
 @dataclass(frozen=True)
@@ -185,10 +192,18 @@ def written(value: Fraction) -> str:
 
 def _in_plain_signs(text: str) -> str:
     """Write typography, LaTeX and Markdown as the signs of a keyboard."""
+    text = re.sub(f"\u207b?[{_RAISED}]+", lambda m: f"^{{{_compatible(m[0])}}}", text)
+    text = re.sub(f"(?<=[0-9])(?=[{_BROKEN}])", " ", text)
+    text = re.sub(f"[{_BROKEN}]", lambda m: _compatible(m[0]), text)
     text = text.translate(_TYPOGRAPHY)
     for pattern, replacement in _SPELLED:
         text = re.sub(pattern, replacement, text)
     return _MARKDOWN.sub(r"\2", _MARKDOWN.sub(r"\2", text))
+
+
+def _compatible(text: str) -> str:
+    """Write raised digits and broken fractions as plain ones."""
+    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
 
 
 def _last_boxes(text: str) -> list[str]:
