@@ -57,7 +57,7 @@ class GenerateConfig(AnswerOptions):
     def _every_option_has_an_effect(self) -> Self:
         if bool(self.prompts) == (self.file is not None):
             raise ConfigError(
-                "give a prompt, or - to read one from standard input, or a file with --prompts"
+                "give a prompt, or - to read one from standard input, or else a file with --prompts"
             )
         if sum((self.as_json, self.as_jsonl, self.out is not None)) > 1:
             raise ConfigError("json, jsonl and out: give one of them")
