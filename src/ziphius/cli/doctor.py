@@ -18,7 +18,7 @@ from rich.table import Table
 from ziphius.cli.options import AsJson
 from ziphius.core.assets import ASSETS, cache_folder, is_cached
 from ziphius.core.config import Config
-from ziphius.core.errors import AssetError
+from ziphius.core.errors import AssetError, OutputError
 
 CACHE_REMEDY = "set ZIPHIUS_CACHE to a folder with room and the right to write"
 
@@ -112,7 +112,10 @@ def _accelerator(name: str) -> str:
 
 
 def _storage() -> list[Finding]:
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except OutputError as error:
+        return [Finding("cache folder", str(error), CACHE_REMEDY)]
     try:
         present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:

@@ -4,9 +4,10 @@ import json
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, TextIO
 
 import tyro
 from pydantic import Field, model_validator
@@ -14,7 +15,8 @@ from rich.console import Console
 
 from ziphius.cli.answering import AnswerOptions, AnswerPrinter, Speed, load_model, token_limit
 from ziphius.cli.options import AsJson
-from ziphius.core.errors import ConfigError
+from ziphius.cli.prompts import Asked, read_prompts
+from ziphius.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from ziphius.engine.answer import AnswerPiece, Prompt
@@ -29,10 +31,21 @@ class GenerateConfig(AnswerOptions):
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Model folder, .gguf file, or preset (with random weights)."""
-    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT ...")]
+    prompts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT ...")
+    ] = ()
     """What to answer, each on its own; - reads one from standard input."""
+    file: Annotated[Path | None, tyro.conf.arg(name="prompts", metavar="FILE")] = None
+    """File of prompts, one on each line: text, or JSON with a prompt or messages, and an id if
+    wanted; - is standard input."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the answers to a new file of JSON Lines, one for each answer in order."""
+    as_jsonl: Annotated[bool, tyro.conf.arg(name="jsonl")] = False
+    """Print such lines instead of text."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Answers that are written at once, in one batch of memory."""
     n: Annotated[int, Field(ge=1, le=128)] = 1
-    """Answers to each prompt, all at once in memory."""
+    """Answers to each prompt."""
     raw: bool = False
     """Continue the prompt as plain text, without a chat format."""
     system: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
@@ -42,8 +55,12 @@ class GenerateConfig(AnswerOptions):
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> Self:
-        if not self.prompts:
-            raise ConfigError("give a prompt, or - to read one from standard input")
+        if bool(self.prompts) == (self.file is not None):
+            raise ConfigError(
+                "give a prompt, or - to read one from standard input, or else a file with --prompts"
+            )
+        if sum((self.as_json, self.as_jsonl, self.out is not None)) > 1:
+            raise ConfigError("json, jsonl and out: give one of them")
         if self.prompts.count("-") > 1:
             raise ConfigError("- stands for all of standard input: give it once")
         if self.n > 1 and self.temperature == 0:
@@ -100,11 +117,14 @@ def generate(config: GenerateConfig) -> None:
         ziphius generate v3-tiny "The deepest-diving whale" --raw --max-new-tokens 20
         ziphius generate ./my-model "What is 7 * 8?" --temperature 0
         ziphius generate model.gguf "Name a whale." --n 3 --seed 1 --json
+        ziphius generate ./my-model --prompts questions.jsonl --batch-size 32 --out answers.jsonl
     """
-    texts = [_read_stdin() if text == "-" else text for text in config.prompts]
+    asked = _asked(config)
+    if config.out is not None and config.out.exists():
+        raise OutputError(f"{config.out} is there already. Choose another file, or remove it.")
     loaded = load_model(config.model, config)
     chat_format = _chat_format(config, loaded)
-    prompts = [_prompt(text, config, loaded, chat_format) for text in texts]
+    prompts = [_prompt(one, config, loaded, chat_format) for one in asked]
     answers = [
         _Answer(prompt, sample) for prompt in range(len(prompts)) for sample in range(config.n)
     ]
@@ -115,6 +135,11 @@ def generate(config: GenerateConfig) -> None:
             if config.as_json:
                 deque(steps, maxlen=0)
                 print(_document(config, loaded, chat_format, answers, speed))
+            elif config.as_jsonl:
+                _write_lines(steps, asked, answers, sys.stdout)
+            elif config.out is not None:
+                with _new_file(config.out) as file:
+                    _write_lines(steps, asked, answers, file)
             elif len(answers) == 1:
                 _stream(steps)
             else:
@@ -131,22 +156,24 @@ def _steps(
     answers: list[_Answer],
     speed: Speed,
 ) -> "Generator[list[AnswerPiece], None, None]":
-    """Run all answers in one batch and keep their books."""
+    """Run the answers batch by batch and keep their books."""
     from ziphius.engine.answer import stream_answers
 
     limits = [token_limit(config, DEFAULT_MAX_NEW_TOKENS, loaded, prompt) for prompt in prompts]
-    for step in stream_answers(
-        loaded,
-        [prompts[answer.prompt] for answer in answers],
-        max_new_tokens=[limits[answer.prompt] for answer in answers],
-        sequence_ids=[answer.sample for answer in answers],
-        sampling=config.sampling,
-        stop=config.stop,
-    ):
-        speed.step(len(step))
-        for piece in step:
-            answers[piece.row].add(piece)
-        yield step
+    for first in range(0, len(answers), config.batch_size):
+        batch = answers[first : first + config.batch_size]
+        for step in stream_answers(
+            loaded,
+            [prompts[answer.prompt] for answer in batch],
+            max_new_tokens=[limits[answer.prompt] for answer in batch],
+            sequence_ids=[answer.sample for answer in batch],
+            sampling=config.sampling,
+            stop=config.stop,
+        ):
+            speed.step(len(step))
+            for piece in step:
+                batch[piece.row].add(piece)
+            yield step
 
 
 def _stream(steps: "Iterator[list[AnswerPiece]]") -> None:
@@ -161,15 +188,46 @@ def _stream(steps: "Iterator[list[AnswerPiece]]") -> None:
 def _print_in_order(steps: "Iterator[list[AnswerPiece]]", answers: list[_Answer]) -> None:
     """Print each answer as soon as it and those before it are finished."""
     console, error_console = Console(), Console(stderr=True)
-    printed = 0
+    for answer in _finished_in_order(steps, answers):
+        console.rule(f"prompt {answer.prompt + 1}, answer {answer.sample + 1}", align="left")
+        printer = AnswerPrinter(console, error_console)
+        printer.show(answer.events)
+        printer.end()
+
+
+def _write_lines(
+    steps: "Iterator[list[AnswerPiece]]",
+    asked: list[Asked],
+    answers: list[_Answer],
+    file: TextIO,
+) -> None:
+    """Write each answer as a line of JSON as soon as it and those before it are finished."""
+    for answer in _finished_in_order(steps, answers):
+        name = asked[answer.prompt].name
+        line = answer.as_json() | ({} if name is None else {"id": name})
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+
+
+def _finished_in_order(
+    steps: "Iterator[list[AnswerPiece]]", answers: list[_Answer]
+) -> Iterator[_Answer]:
+    """Yield each answer as soon as it and those before it are finished."""
+    done = 0
     for _ in steps:
-        while printed < len(answers) and answers[printed].finish_reason:
-            answer = answers[printed]
-            console.rule(f"prompt {answer.prompt + 1}, answer {answer.sample + 1}", align="left")
-            printer = AnswerPrinter(console, error_console)
-            printer.show(answer.events)
-            printer.end()
-            printed += 1
+        while done < len(answers) and answers[done].finish_reason:
+            yield answers[done]
+            done += 1
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """Open a file that is not there yet; what was written of it stays."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def _document(
@@ -212,15 +270,27 @@ def _refuse(config: GenerateConfig, reason: str) -> None:
             raise ConfigError(f"{reason}: --{option.replace('_', '-')} would have no effect")
 
 
+def _asked(config: GenerateConfig) -> list[Asked]:
+    """Read what is to be answered."""
+    if config.file is not None:
+        return read_prompts(config.file)
+    return [Asked(_read_stdin() if text == "-" else text) for text in config.prompts]
+
+
 def _prompt(
-    text: str, config: GenerateConfig, loaded: "Loaded", chat_format: "ChatFormat | None"
+    asked: Asked, config: GenerateConfig, loaded: "Loaded", chat_format: "ChatFormat | None"
 ) -> "Prompt":
     from ziphius.engine.answer import chat_prompt, raw_prompt
     from ziphius.text.chat import Message
 
     if chat_format is None:
-        return raw_prompt(text, loaded.tokenizer)
-    messages = [Message("user", text)]
+        if asked.messages:
+            raise ConfigError(
+                "A prompt of messages needs a chat format: choose one with --chat-format, or give "
+                "texts."
+            )
+        return raw_prompt(asked.text, loaded.tokenizer)
+    messages = list(asked.messages) or [Message("user", asked.text)]
     if config.system is not None:
         messages.insert(0, Message("system", config.system))
     return chat_prompt(messages, loaded.tokenizer, chat_format, thinking=config.thinking or None)

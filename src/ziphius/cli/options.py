@@ -7,6 +7,7 @@ all come from its fields. What a field cannot say for itself is said here, once 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -21,6 +22,7 @@ from tyro.constructors import (
 
 from ziphius.core.config import Config, explain
 from ziphius.core.errors import ConfigError
+from ziphius.core.files import user_path
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 """Type of the field `as_json`, which is the option --json (pydantic keeps the name json)."""
@@ -82,11 +84,18 @@ def _help(text: str | None, *, switches_off: bool) -> str | None:
     return f"Switches off: {flowing[0].lower()}{flowing[1:]}" if switches_off else flowing
 
 
+def _at_home(value: Any) -> Any:
+    """Expand ~ in paths: shells leave it alone in --out=~/runs."""
+    if isinstance(value, Path):
+        return user_path(str(value))
+    return tuple(map(_at_home, value)) if isinstance(value, tuple) else value
+
+
 def _in_plain_words(config_class: type[Config]) -> Callable[..., Config]:
     @functools.wraps(config_class, updated=())
     def instantiate(**values: Any) -> Config:
         try:
-            return config_class(**values)
+            return config_class(**{name: _at_home(value) for name, value in values.items()})
         except ValidationError as error:
             # Not a plain ValueError: tyro catches that for the options of a command itself, but not
             # where it lies in a config inside.

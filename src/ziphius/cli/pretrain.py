@@ -18,8 +18,8 @@ class DataOptions(DataConfig):
     mix: Annotated[str, _Bare] = "v2"
     """Mix of the embedded corpora: v2, r1 or coder."""
     own: Annotated[tuple[str, ...], tyro.conf.arg(name="data", prefix_name=False)] = ()
-    """Own text: files or folders of text, .jsonl or .parquet, or hf:NAME for a data set of the
-    hub, which is streamed."""
+    """Own text: files of text, code, JSON Lines, JSON, CSV, parquet or Arrow, also compressed,
+    folders of them, or hf:NAME for a data set of the hub, which is streamed."""
 
 
 class PretrainConfig(PretrainSettings, RunOptions):

@@ -5,11 +5,14 @@ imported or built. What counts is the recorded sha256 of the member, wherever pi
 """
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -23,10 +26,12 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
 
 from ziphius.core.config import Config
-from ziphius.core.errors import AssetError
-from ziphius.core.files import FULL, beside, sweep, sync_folder
+from ziphius.core.errors import AssetError, OutputError
+from ziphius.core.files import FULL, beside, sweep, sync_folder, user_path
 
 CHUNK_BYTES = 1 << 20
+CACHE_REMEDY = "Set ZIPHIUS_CACHE to a folder with room and the right to write."
+"""What to do where nothing can be kept."""
 
 
 class Asset(Config):
@@ -130,10 +135,67 @@ ASSETS: dict[str, Asset] = {
 
 
 def cache_folder() -> Path:
-    """Name the folder that fetched files live in; ZIPHIUS_CACHE moves it."""
+    """Name the folder that fetched files live in; ZIPHIUS_CACHE moves it.
+
+    Where a user has no cache folder to work with, such as in a container that runs as somebody
+    else, it is a folder of theirs among the temporary files, which is said once.
+
+    Raises:
+        OutputError: ZIPHIUS_CACHE names a folder that may not be looked into, or there is not
+            even a temporary one.
+    """
     if chosen := os.environ.get("ZIPHIUS_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ziphius"
+        path = user_path(chosen)
+        if _no_right_to_enter(path):
+            raise OutputError(f"ZIPHIUS_CACHE={chosen}: no right to look into it. {CACHE_REMEDY}")
+        return path
+    return _default_folder(os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
+
+
+@functools.cache
+def _default_folder(caches: str | None, home: str | None) -> Path:
+    """Return the cache folder of a user whose environment says this, or a temporary one."""
+    try:
+        folder = Path(caches or Path.home() / ".cache") / "ziphius"
+    except RuntimeError:  # a user that the system does not know, without HOME
+        return _temporary_folder("There is no home folder for a cache")
+    if _can_be_used(folder.absolute()):
+        return folder
+    return _temporary_folder(f"The cache folder {folder} cannot be used")
+
+
+def _no_right_to_enter(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    except PermissionError:
+        return True
+    except OSError:  # such as a name that is too long: who opens it says so
+        return False
+
+
+def _can_be_used(folder: Path) -> bool:
+    """Tell whether a folder can be looked into or made; what is there may be only to read."""
+    if _no_right_to_enter(folder):
+        return False
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    return present == folder or (present.is_dir() and os.access(present, os.W_OK | os.X_OK))
+
+
+def _temporary_folder(why: str) -> Path:
+    """Make a folder that nobody else can write to: kernels are loaded from it."""
+    try:
+        folder = Path(tempfile.gettempdir(), f"ziphius-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise OutputError(
+            f"{why}, and no temporary one ({error.strerror}). {CACHE_REMEDY}"
+        ) from error
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not is_own or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(f"{why}, and {folder} is not this user's alone. {CACHE_REMEDY}")
+    print(f"{why}: {folder} is used instead. {CACHE_REMEDY}", file=sys.stderr)
+    return folder
 
 
 def asset_path(name: str) -> Path:
@@ -285,8 +347,7 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise AssetError(
-            f"Cannot keep the asset {name} in {cache_folder()}: {_reason(error)}. "
-            "Set ZIPHIUS_CACHE to a folder with room and the right to write."
+            f"Cannot keep the asset {name} in {cache_folder()}: {_reason(error)}. {CACHE_REMEDY}"
         ) from error
 
 

@@ -9,6 +9,9 @@ from ziphius.core.config import Config
 from ziphius.data.mathematics import remaining
 from ziphius.data.mixes import MATHEMATICS, Mix, get_mix
 
+HUB = "hf:"
+"""What stands before the name of a data set of the hub."""
+DOMAIN_MEGABYTES = 64.0
 OverLong = Literal["skip", "cut", "refuse"]
 """What happens to a conversation that no row holds."""
 
@@ -19,14 +22,19 @@ class DataConfig(Config):
     mix: str = "v2"
     """Mix of the embedded corpora: v2, r1 or coder."""
     own: tuple[str, ...] = ()
-    """Own text: files or folders of text, .jsonl or .parquet, or hf:NAME for a data set of the
-    hub, which is streamed."""
+    """Own text: files of text, code, JSON Lines, JSON, CSV, parquet or Arrow, also compressed,
+    folders of them, or hf:NAME for a data set of the hub, which is streamed."""
     own_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the own text; what is left of 1 comes from the mix."""
     column: str = "text"
-    """Column of the text in .jsonl, .parquet and data sets of the hub."""
-    domain_megabytes: Annotated[float, Field(gt=0.0)] = 64.0
-    """Most text that is taken from one domain; a sample where there is more."""
+    """Column of the text where own text comes in rows, and in data sets of the hub."""
+    own_megabytes: Annotated[float, Field(gt=0.0)] | None = None
+    """Most own text: a random sample of all of it where there is more. By default all of it. With
+    a data set of the hub it must be given: its files are shuffled and read so far."""
+    own_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides which documents own_megabytes takes."""
+    domain_megabytes: Annotated[float, Field(gt=0.0)] = DOMAIN_MEGABYTES
+    """Most text that is taken from one domain of the mix; a sample where there is more."""
     mathematics_without: tuple[str, ...] = ()
     """Exercises that the made mathematics leaves out, such as greatest_divisor: what a model is to
     meet for the first time later."""
@@ -44,6 +52,25 @@ class DataConfig(Config):
             raise ValueError("own_share: there is no own text. Name it with own.")
         if not self.own and self.column != "text":
             raise ValueError("column: there is no own text. Name it with own.")
+        if not self.own and self.own_megabytes is not None:
+            raise ValueError("own_megabytes: there is no own text. Name it with own.")
+        if self.own_seed and self.own_megabytes is None:
+            raise ValueError("own_seed: all own text is taken. Set own_megabytes too.")
+        if self.own and self.own_share == 1.0 and self.domain_megabytes != DOMAIN_MEGABYTES:
+            raise ValueError(
+                "domain_megabytes: nothing comes from the mix. Limit your own text with "
+                "own_megabytes."
+            )
+        if self.own_megabytes is None and any(name.startswith(HUB) for name in self.own):
+            raise ValueError(
+                "own_megabytes: a data set of the hub may be larger than any disk. Say how much of "
+                "it to take."
+            )
+        if self.own_megabytes is not None and len({name.startswith(HUB) for name in self.own}) > 1:
+            raise ValueError(
+                "own_megabytes: one sample cannot be drawn from files and from a data set of the "
+                "hub, which is not read whole. Give one of them, or leave it out."
+            )
         remaining(self.mathematics_without)
         if self.mathematics_without and MATHEMATICS not in self.resolved_mix.shares:
             raise ValueError(

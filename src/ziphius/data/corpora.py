@@ -25,7 +25,7 @@ from ziphius.core.assets import fetch, find_asset
 from ziphius.data.document import Document, fraction
 from ziphius.data.errors import DataError
 from ziphius.data.mathematics import mathematics
-from ziphius.data.readers import read_file
+from ziphius.data.texts import read_file
 
 ENTRIES_PER_PAGE = 20
 """Entries of a dictionary that make one document: alone they are a line or two."""

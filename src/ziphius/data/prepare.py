@@ -6,6 +6,7 @@ folder appears whole or not at all (`core.files`), beside the assets in the cach
 
 import hashlib
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from ziphius.core.assets import cache_folder, fetch
+from ziphius.core.assets import CACHE_REMEDY, cache_folder, fetch
 from ziphius.core.errors import OutputError
 from ziphius.core.files import new_folder
-from ziphius.data.config import DataConfig
+from ziphius.data.config import HUB, DataConfig
 from ziphius.data.corpora import CORPORA, Corpus, documents
 from ziphius.data.document import Document
 from ziphius.data.encode import EncodingPool, id_type
@@ -28,8 +30,8 @@ from ziphius.data.errors import DataError
 from ziphius.data.fim import Fim
 from ziphius.data.mathematics import mathematics
 from ziphius.data.mixes import OWN
-from ziphius.data.readers import HUB, own_files, read_own
-from ziphius.data.selection import choose, with_tails
+from ziphius.data.readers import READING, OwnText, described, own_files
+from ziphius.data.selection import choose, draw_sample, with_tails
 from ziphius.data.shards import DomainShards, describe, open_shards
 from ziphius.data.writing import MEGABYTE, write_shards
 from ziphius.text.tokenizer import Tokenizer
@@ -47,6 +49,8 @@ class Source:
     assets: tuple[str, ...] = ()
     """Fetched before anything is read."""
     is_endless: bool = False
+    own: OwnText | None = None
+    """The user's text that it is, if it is one."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,21 @@ class Plan:
 
     name: str
     sources: Mapping[str, Source]
-    limit_bytes: int
+    limit_bytes: int | None
     fim: Fim
     tokenizer: str
     """Hash of its files."""
     dtype: type[np.unsignedinteger[Any]]
+    sampled: int | None = None
+    """Seed of the sample that keeps the limit; without one, the first documents do."""
 
     @property
     def made_of(self) -> dict[str, Any]:
         """Write it for the name of the folder and the description inside."""
+        sample = {} if self.sampled is None else {"sampled": self.sampled}
         return {
             "format": FORMAT,
+            **sample,
             "domain": self.name,
             "sources": {key: source.version for key, source in self.sources.items()},
             "limit_bytes": self.limit_bytes,
@@ -110,16 +118,17 @@ def prepare(config: DataConfig, tokenizer: Tokenizer) -> PreparedData:
     with EncodingPool(tokenizer, config.resolved_processes) as pool:
         # What is made as it is read comes last: the others say how much of it the mix needs.
         for name in sorted(shares, key=lambda name: _is_endless(sources[name])):
-            limit = config.domain_megabytes * MEGABYTE
-            if _is_endless(sources[name]) and domains:
-                limit = min(limit, _needed(shares, domains, name))
+            limit = config.own_megabytes if name == OWN else config.domain_megabytes
+            if limit is not None and _is_endless(sources[name]) and domains:
+                limit = min(limit, _needed(shares, domains, name) / MEGABYTE)
             plan = Plan(
                 name=name,
                 sources=sources[name],
-                limit_bytes=int(limit),
+                limit_bytes=None if limit is None else int(limit * MEGABYTE),
                 fim=_fim(name, config),
                 tokenizer=tokenizer_digest,
                 dtype=id_type(tokenizer.vocab_size),
+                sampled=_sample_seed(config) if name == OWN else None,
             )
             domains[name] = _domain(plan, pool)
     return PreparedData(domains, shares, token_bytes(tokenizer))
@@ -150,10 +159,23 @@ def _sources(domain: str, config: DataConfig) -> dict[str, Source]:
             for name, corpus in CORPORA.items()
             if corpus.domain == domain
         }
-    return {
-        name: Source(_own_version(name, config.column), partial(read_own, name, config.column))
-        for name in config.own
-    }
+    return {name: _own_source(name, config) for name in config.own}
+
+
+def _own_source(name: str, config: DataConfig) -> Source:
+    """Read own text; of the hub, where not all is wanted, shuffled."""
+    limited = config.own_megabytes is not None
+    own = OwnText(name, config.column, shuffled=config.own_seed if limited else None)
+    version = _own_version(own)
+    if own.is_of_the_hub and limited:
+        version += f" shuffled {config.own_seed}"
+    return Source(version, own.read, own=own)
+
+
+def _sample_seed(config: DataConfig) -> int | None:
+    """Return the seed of a sample of files; the hub's text is shuffled instead."""
+    is_sampled = config.own_megabytes is not None and not config.own[0].startswith(HUB)
+    return config.own_seed if is_sampled else None
 
 
 def _source(corpus: Corpus, left_out: tuple[str, ...]) -> Source:
@@ -163,12 +185,12 @@ def _source(corpus: Corpus, left_out: tuple[str, ...]) -> Source:
     return Source(version, lambda skipped: mathematics(without=left_out), is_endless=True)
 
 
-def _own_version(name: str, column: str) -> str:
+def _own_version(own: OwnText) -> str:
     """Name what own text depends on: its files' sizes and times; of the hub, the name alone."""
-    if name.startswith(HUB):
-        return f"{name} {column}"
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in own_files(name)]
-    return _digest([column, sorted(stats)])
+    if own.is_of_the_hub:
+        return f"{own.name} {own.column}"
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in own_files(own.name)]
+    return _digest([READING, own.column, sorted(stats)])
 
 
 def _is_endless(sources: Mapping[str, Source]) -> bool:
@@ -196,9 +218,9 @@ def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
         for source in plan.sources.values():
             for asset in source.assets:
                 fetch(asset)
+        _say_what_files_are(plan)
         skipped: Counter[str] = Counter()
-        streams = {key: source.read(skipped) for key, source in plan.sources.items()}
-        chosen = with_tails(choose(streams, plan.limit_bytes, skipped))
+        chosen = with_tails(_chosen(plan, skipped))
         try:
             with new_folder(folder) as unfinished:
                 counts = write_shards(unfinished, plan.name, pool.encode(chosen, plan.fim))
@@ -209,11 +231,42 @@ def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
                         f"{reasons or 'nothing'}."
                     )
                 describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
-        except OutputError:
+        except OutputError as error:
             # Another process may have been faster with the same shards.
             if not folder.is_dir():
-                raise
+                hint = "" if "ZIPHIUS_CACHE" in str(error) else f" {CACHE_REMEDY}"
+                raise OutputError(f"{error}{hint}") from error
     return open_shards(folder, plan.name)
+
+
+def _chosen(plan: Plan, skipped: Counter[str]) -> Iterator[Document]:
+    """Yield the documents of a domain within its limit."""
+
+    def read(skipped: Counter[str], limit: float) -> Iterator[Document]:
+        streams = {key: source.read(skipped) for key, source in plan.sources.items()}
+        return choose(streams, limit, skipped)
+
+    if plan.limit_bytes is None or plan.sampled is None:
+        return read(skipped, math.inf if plan.limit_bytes is None else plan.limit_bytes)
+    sample = draw_sample(read(Counter(), math.inf), plan.limit_bytes, plan.sampled)
+    _say(
+        f"Of {sample.total_bytes / MEGABYTE:,.1f} MB of text in {sample.total:,} documents "
+        f"{sample.taken_bytes / MEGABYTE:,.1f} MB in {sample.taken:,} are taken: a random sample "
+        f"of all of it (seed {sample.seed})."
+    )
+    return sample.of(read(skipped, math.inf), skipped)
+
+
+def _say_what_files_are(plan: Plan) -> None:
+    """Say what each file of the user's was taken for."""
+    for source in plan.sources.values():
+        if source.own is not None and not source.own.is_of_the_hub:
+            for line in described(source.own.files):
+                _say(line)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _tokenizer_digest(tokenizer: Tokenizer) -> str:

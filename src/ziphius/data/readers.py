@@ -1,68 +1,142 @@
-"""A user's own text: folders of text files, JSON Lines, parquet, and data sets from the hub.
+"""What a user's own text is made of: which files, what each is, and which are no text of theirs.
 
-What cannot be used is counted in `skipped` and left out: bytes that are no UTF-8, texts that are
-empty. What is wrong as a whole is an error: no such file, no such column.
+What a file is, its content says (`data.kinds`). A folder that holds rows with text is a data set:
+the rows are its text, and what lies beside them (a card, a licence, scripts, other tables) is not.
+Of a folder without such rows all text is read, but not what is about the folder: its README and
+licence. A file that is named itself is read whatever its name is.
 """
 
-import gzip
-import json
 import os
-import zlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from ziphius.core.errors import MissingExtraError
+from ziphius.core.files import user_path
+from ziphius.data.config import HUB
 from ziphius.data.document import Document, fraction
 from ziphius.data.errors import DataError
+from ziphius.data.kinds import ROWS, Kind, json_document, kind_of
+from ziphius.data.tables import read_rows
+from ziphius.data.texts import read_notebook, read_pieces, rows_of_the_hub, texts_of
 
-HUB = "hf:"
-BAD_TEXT, EMPTY, DUPLICATE = "not UTF-8", "empty", "duplicate"
-OTHER_FORMAT = "other format"
-TABLES = (".jsonl", ".jsonl.gz", ".parquet")
-NO_TEXT = (".json", ".csv", ".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
-_COMPILED = (
-    ".c",
-    ".cc",
-    ".cpp",
-    ".cs",
-    ".cu",
-    ".go",
-    ".h",
-    ".hpp",
-    ".java",
-    ".kt",
-    ".rs",
-    ".scala",
+READING = 2
+"""Raised when the same files would give other documents; old shards of them are then not used."""
+BESIDE_ROWS, ABOUT = "beside rows", "about the data"
+MOST_SHOWN = 20
+"""Files of which each one is named."""
+
+_ABOUT = re.compile(
+    r"(?:readme|licen[cs]e|copying|notice|citation|dataset_?card|datasheet)(?:[^a-z].*)?", re.I
 )
-_SCRIPTS = (".jl", ".js", ".lua", ".php", ".pl", ".py", ".r", ".rb", ".sh", ".sql", ".ts", ".tsx")
-CODE = frozenset((*_COMPILED, *_SCRIPTS, ".swift"))
-_INSTALL = "pip install 'ziphius[data]'"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a user's, and what it was taken for."""
+
+    path: Path
+    kind: Kind
+    left_out: str | None = None
+    """Why it is not read, if it is not."""
+
+
+class OwnText:
+    """The text that one name stands for: a file, a folder, or `hf:NAME` (or `hf:NAME:SPLIT`).
+
+    Args:
+        name: what the user wrote.
+        column: of the text, where there are rows.
+        shuffled: with this seed, if only a part of it is wanted; for the hub alone, which is not
+            read whole.
+    """
+
+    def __init__(self, name: str, column: str, shuffled: int | None = None) -> None:
+        self.name, self.column, self._shuffled = name, column, shuffled
+
+    @property
+    def is_of_the_hub(self) -> bool:
+        """Tell whether it comes over the network."""
+        return self.name.startswith(HUB)
+
+    @cached_property
+    def files(self) -> list[File]:
+        """Look at every file, in an order that does not put one folder before another."""
+        paths = own_files(self.name)
+        kinds = {path: kind_of(path) for path in paths}
+        for path, kind in kinds.items():
+            if kind == Kind.POINTER:
+                raise DataError(f"{path} is {kind} and not the data: fetch them (git lfs pull).")
+        if paths == [user_path(self.name)]:
+            return [File(path, kind, _unreadable(kind)) for path, kind in kinds.items()]
+        has_column = {path: self._has_column(path, kind) for path, kind in kinds.items()}
+        with_text = {kinds[path] for path, has in has_column.items() if has}
+        return [
+            File(path, kind, _reason(path, kind, has_column[path], with_text, self.column))
+            for path, kind in kinds.items()
+        ]
+
+    def read(self, skipped: Counter[str]) -> Iterator[Document]:
+        """Yield its documents; count in `skipped` what is left out on the way."""
+        if self.is_of_the_hub:
+            rows = rows_of_the_hub(self.name.removeprefix(HUB), self._shuffled)
+            yield from texts_of(self.name, rows, self.column, skipped)
+            return
+        for file in self.files:
+            if file.left_out is not None:
+                skipped[file.left_out] += 1
+            elif file.kind in ROWS:
+                found = read_rows(file.path, file.kind, self.column)
+                yield from texts_of(str(file.path), found, self.column, skipped)
+            elif file.kind == Kind.NOTEBOOK:
+                yield from read_notebook(file.path, skipped)
+            else:
+                yield from read_pieces(file.path, skipped, is_code=file.kind == Kind.CODE)
+
+    def _has_column(self, path: Path, kind: Kind) -> bool | None:
+        """Tell whether a file's rows have the column; None without rows."""
+        if kind not in ROWS:
+            return None
+        if kind == Kind.JSON:
+            document = json_document(path)
+            rows = document if isinstance(document, list) else [document]
+            return any(isinstance(row, dict) and self.column in row for row in rows)
+        first = next((row for row in read_rows(path, kind, self.column) if row is not None), None)
+        return None if first is None else self.column in first
 
 
 def read_own(name: str, column: str, skipped: Counter[str]) -> Iterator[Document]:
     """Read a file, a folder of files, or `hf:NAME` (or `hf:NAME:SPLIT`)."""
-    if name.startswith(HUB):
-        yield from _texts(name, _hub_rows(name.removeprefix(HUB)), column, skipped)
-        return
-    for path in own_files(name):
-        if path.name.endswith(TABLES):
-            rows = _parquet_rows(path, column) if path.suffix == ".parquet" else _json_rows(path)
-            yield from _texts(str(path), rows, column, skipped)
-        elif not path.name.endswith(NO_TEXT):
-            yield from read_file(path, str(path), skipped)
-        elif path == Path(name):
-            raise DataError(
-                f"{name} is neither text, JSON Lines (.jsonl) nor parquet: make it one of them."
-            )
-        else:
-            skipped[OTHER_FORMAT] += 1
+    yield from OwnText(name, column).read(skipped)
+
+
+def _unreadable(kind: Kind) -> str | None:
+    return str(kind) if kind in (Kind.BINARY, Kind.NOT_UTF8) else None
+
+
+def _reason(
+    path: Path, kind: Kind, has_column: bool | None, with_text: set[Kind], column: str
+) -> str | None:
+    """Say why a file of a folder is not read; None if it is, or if reading it is an error.
+
+    An error are rows without the column, if others of their kind have it or nobody has. Settings
+    are often JSON, and lists of files CSV: those alone make no data set.
+    """
+    if reason := _unreadable(kind):
+        return reason
+    if kind in ROWS:
+        is_data = kind in with_text or (not with_text and kind not in (Kind.JSON, Kind.CSV))
+        return None if has_column is not False or is_data else f"{kind} without {column!r}"
+    if with_text:
+        return BESIDE_ROWS
+    return ABOUT if _ABOUT.fullmatch(path.name) else None
 
 
 def own_files(name: str) -> list[Path]:
     """List the files of a user's data in an order that does not put one folder before another."""
-    path = Path(name)
+    path = user_path(name)
     if not path.exists():
         raise DataError(
             f"There is no {name}. Give a file, a folder, or {HUB}NAME for a data set of the hub."
@@ -88,101 +162,13 @@ def _visible_files(folder: Path) -> Iterator[Path]:
         yield from (file for file in files if file.is_file())
 
 
-def read_file(path: Path, key: str, skipped: Counter[str]) -> Iterator[Document]:
-    """Read one file of text as one document; one that is not UTF-8 is counted and skipped."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError:
-        skipped[BAD_TEXT] += 1
-        return
-    if text.strip():
-        yield Document(key, text.replace("\r\n", "\n"), is_code=path.suffix in CODE)
-    else:
-        skipped[EMPTY] += 1
-
-
-def _texts(
-    origin: str, rows: Iterable[dict[str, Any] | None], column: str, skipped: Counter[str]
-) -> Iterator[Document]:
-    """Take one column out of rows; None stands for a row whose bytes are no UTF-8."""
-    for number, row in enumerate(rows, start=1):
-        if row is None:
-            skipped[BAD_TEXT] += 1
-            continue
-        if column not in row:
-            raise DataError(
-                f"{origin}, row {number}: there is no column {column!r}. It has: "
-                f"{', '.join(map(str, row))}. Name the right one with --data.column."
-            )
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise DataError(
-                f"{origin}, row {number}: the column {column!r} holds {type(text).__name__}, not "
-                "text. Name another one with --data.column."
-            )
-        if text and text.strip():
-            yield Document(f"{origin}:{number}", text)
-        else:
-            skipped[EMPTY] += 1
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            yield None
-            continue
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no valid JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} holds no JSON object.")
-        yield row
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is no whole gzip file: {error}. Fetch it anew.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _parquet_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError(f"Reading {path} needs pyarrow: {_INSTALL}") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            wanted = [column] if column in names else names
-            for batch in file.iter_batches(batch_size=1_024, columns=wanted):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
-
-
-def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Stream a data set by name; code that comes with one is never run."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"The data set {name} comes from the hub, which needs datasets: {_INSTALL}"
-        ) from error
-    dataset, _, split = name.partition(":")
-    try:
-        yield from datasets.load_dataset(dataset, split=split or "train", streaming=True)
-    except Exception as error:  # the library passes on whatever its many back ends raise
-        raise DataError(
-            f"The data set {dataset} cannot be streamed from the hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Check the name and "
-            "the network; without one, give a local folder, .jsonl or .parquet file instead."
-        ) from error
+def described(files: Sequence[File]) -> Iterator[str]:
+    """Say what each file was taken for; of many, those left out first and the rest by kind."""
+    ordered = sorted(files, key=lambda file: (file.left_out is None, str(file.path)))
+    for file in ordered[:MOST_SHOWN]:
+        how = f"left out: {file.left_out}" if file.left_out else f"read as {file.kind}"
+        yield f"{file.path}: {how}"
+    rest = Counter(file.left_out or str(file.kind) for file in ordered[MOST_SHOWN:])
+    if rest:
+        counted = ", ".join(f"{count:,} {what}" for what, count in rest.items())
+        yield f"and {len(ordered) - MOST_SHOWN:,} more: {counted}"

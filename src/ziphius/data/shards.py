@@ -176,7 +176,7 @@ def _explained(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"Cannot keep tokenized text in {folder.parent}: {error.strerror or error}. Nothing "
             "was kept. Set ZIPHIUS_CACHE to a folder with room and the right to write, or take "
-            "less text with --data.domain-megabytes."
+            "less text with --data.domain-megabytes or --data.own-megabytes."
         ) from error
 
 

@@ -11,19 +11,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ziphius.tasks.errors import TaskError
+from ziphius.tasks.numbers import final_number, written
 from ziphius.tasks.task import Problem, Split, Task, split_of
 
-LONGEST_TEXT = 20_000
-"""Characters of an answer with its explanation; what is longer is wrong without being read."""
-
-_RUN = re.compile(r"\$?\d[\d.,]*")
-_NUMBER = re.compile(r"([0-9]{1,3}(,[0-9]{3}){1,9}|[0-9]{1,30})(\.[0-9]{1,30})?")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -48,11 +44,9 @@ class Gsm8k(Task):
         return sorted(found, key=lambda problem: _place(seed, problem.key))[:count]
 
     def verify(self, problem: Problem, answer: str | None) -> bool:
-        """Compare the final number: the one after the last `####`, or else the last of the text."""
-        if answer is None or len(answer) > LONGEST_TEXT:
-            return False
-        number = final_number(answer)
-        return number is not None and number == Decimal(problem.answer)
+        """Compare the number that an answer states (`ziphius.tasks.numbers`) with the right one."""
+        number = None if answer is None else final_number(answer)
+        return number is not None and number.equals(Fraction(problem.answer))
 
     def solve(self, problem: Problem) -> str:
         """Return the published solution without the marks of its calculator."""
@@ -72,28 +66,6 @@ class Gsm8k(Task):
                 held_out = split_of(problem.content) == "validation"
                 splits["validation" if held_out else "train"].append(problem)
         return splits
-
-
-def final_number(text: str) -> Decimal | None:
-    """Return the number that a text ends in, read exactly; None without one.
-
-    Commas between thousands and a dollar sign belong to the number. What else is made of digits,
-    points and commas is none, and neither are digits of other scripts.
-    """
-    after = text.rpartition("####")[2]
-    runs = list(_RUN.finditer(after))
-    if not runs:
-        return None
-    digits = runs[-1][0].lstrip("$").rstrip(".,")
-    if not _NUMBER.fullmatch(digits):
-        return None
-    value = Decimal(digits.replace(",", ""))
-    return -value if _is_negative(after[: runs[-1].start()]) else value
-
-
-def _is_negative(before: str) -> bool:
-    """Tell a sign from the minus of a subtraction: no word or bracket stands before a sign."""
-    return re.search(r"(?<![\w)])-$", before) is not None
 
 
 def _read(path: Path) -> Iterator[Problem]:
@@ -130,7 +102,7 @@ def _problem(line: bytes, where: str) -> Problem:
         task=Gsm8k.name,
         level=level,
         question=question.strip(),
-        answer=f"{number:f}",
+        answer=written(number.value),
         content=" ".join(question.lower().split()),
         facts=facts,
     )

@@ -5,7 +5,8 @@ Departures from the package:
 1. a question is our own short statement of the same problem, because models of 1 to 2 million
    parameters read it; its scorer still decides, on its own entry;
 2. partial credit is no credit, and what does not have the form of an answer is wrong before the
-   scorer sees it, so that none is asked about text it raises on or reads too kindly;
+   scorer sees it, so that none is asked about text it raises on or reads too kindly; a number
+   spelled in another way than its own is first written plainly (`ziphius.tasks.numbers`);
 3. families that cannot be trusted are refused (`ziphius.tasks.refused`).
 """
 
@@ -18,7 +19,8 @@ from typing import Any, ClassVar, Protocol
 
 from ziphius.core.errors import MissingExtraError
 from ziphius.tasks.errors import TaskError
-from ziphius.tasks.task import Problem, Split, Task, readable, split_of
+from ziphius.tasks.numbers import read_number, written
+from ziphius.tasks.task import LONGEST_ANSWER, Problem, Split, Task, readable, split_of
 
 Entry = Mapping[str, Any]
 
@@ -104,14 +106,25 @@ class GymTask(Task):
 
     def verify(self, problem: Problem, answer: str | None) -> bool:
         """Ask the family's own scorer; only its full score counts."""
-        text = readable(answer)
-        if text is None or not self.form.fullmatch(text):
+        text = self._in_form(answer)
+        if text is None:
             return False
         entry = {"answer": problem.facts["answer"], "metadata": dict(problem.facts)}
         try:
             return self._scorer.score_answer(self.scored(text), entry) == 1.0
         except (ValueError, ArithmeticError):  # what int, Decimal and Fraction raise on a text
             return False
+
+    def _in_form(self, answer: str | None) -> str | None:
+        """Return an answer in the task's form; a number may be spelled in another way."""
+        text = readable(answer)
+        if text is not None and self.form.fullmatch(text):
+            return text
+        if self.form not in (INTEGER, DECIMAL) or answer is None or len(answer) > LONGEST_ANSWER:
+            return None
+        number = read_number(answer)
+        text = None if number is None or number.is_percent else written(number.value)
+        return text if text is not None and self.form.fullmatch(text) else None
 
     def _problem(self, entry: Entry, level: int) -> Problem | None:
         facts = self.facts(entry)

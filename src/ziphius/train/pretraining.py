@@ -10,6 +10,7 @@ import torch
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
+from ziphius.core.files import existing_path
 from ziphius.data.config import DataConfig
 from ziphius.data.floors import Floors, floors
 from ziphius.data.loader import Loader, MixLoader
@@ -135,8 +136,8 @@ def _fitting_data(settings: PretrainSettings, tokenizer: Tokenizer) -> tuple[Dat
 
 
 def _new_model(preset: str, training: TrainConfig) -> Model:
-    path = Path(preset)
-    config = read_config(path) if path.exists() else get_preset(preset)
+    path = existing_path(preset)
+    config = get_preset(preset) if path is None else read_config(path)
     refuse_too_large(preset, config, local_device(resolve_device(training.device)))
     model = Model(config)
     model.initialize(training.seed)

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from ziphius.cli.generate import GenerateConfig, generate
-from ziphius.core.errors import ChatError, ConfigError
+from ziphius.core.errors import ChatError, ConfigError, OutputError
 from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import TextPiece
@@ -161,6 +161,10 @@ def test_an_interruption_keeps_what_was_written(monkeypatch, capsys):
     ("options", "words"),
     [
         ({"prompts": ()}, "give a prompt"),
+        ({"file": "questions.txt"}, "give a prompt"),
+        ({"as_json": True, "as_jsonl": True}, "give one of them"),
+        ({"as_jsonl": True, "out": "answers.jsonl"}, "give one of them"),
+        ({"batch_size": 0}, "greater than or equal to 1"),
         ({"prompts": ("-", "-")}, "give it once"),
         ({"n": 0}, "greater than or equal to 1"),
         ({"n": 2, "temperature": 0.0}, "would all be the same"),
@@ -181,3 +185,69 @@ def test_unknown_formats_and_thinking_without_one_are_refused(capsys):
         run(capsys, "Hi", chat_format="v9")
     with pytest.raises(ChatError, match="does not think"):
         run(capsys, "Hi", chat_format="deepseek-v3", thinking=True)
+
+
+def test_a_file_of_prompts_is_answered_in_batches(seen, loaded, capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("one\r\n\ntwo\n  three\n")
+    out, _ = run(capsys, file=tmp_path / "a.txt", raw=True, batch_size=2, as_jsonl=True)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["prompt"], line["sample"], line["text"]) for line in lines] == [
+        (n, 0, "Hm.</think>Yes.") for n in range(3)
+    ]
+    encode = loaded.tokenizer.encode
+    assert [request.prompt_ids[1:] for request in seen] == [
+        encode("one"),
+        encode("two"),
+        encode("  three"),
+    ]
+
+
+def test_a_file_of_json_keeps_its_names_and_becomes_a_file(seen, loaded, capsys, tmp_path):
+    entries = [
+        {"id": "a", "prompt": "Hi"},
+        {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]},
+    ]
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert run(capsys, file=path, out=out, n=2)[0] == ""
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["prompt"], line.get("id")) for line in lines] == [
+        (0, "a"),
+        (0, "a"),
+        (1, None),
+        (1, None),
+    ]
+    assert all(line["text"] == "Yes." and line["reasoning"] == "Hm." for line in lines)
+    assert "S" in loaded.tokenizer.decode(seen[2].prompt_ids)
+    with pytest.raises(OutputError, match=r"out.jsonl is there already"):
+        run(capsys, file=path, out=out)
+    with pytest.raises(ConfigError, match="A prompt of messages needs a chat format"):
+        run(capsys, file=path, raw=True)
+
+
+def test_standard_input_may_hold_a_prompt_a_line(seen, loaded, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
+    run(capsys, file="-", raw=True)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "holds no prompts"),
+        (b"\xff", "is not UTF-8 text"),
+        (b'{"prompt": "a"}\nb\n', "line 2: must be"),
+        (b'{"text": "a"}\n', "line 1: must be"),
+        (b'{"messages": []}\n', "line 1: must be"),
+        (b'{"messages": [{"role": "user"}]}\n', "line 1: a message must have a role"),
+        (b'{"messages": [{"role": "x", "content": ""}]}\n', "line 1: Unknown role 'x'"),
+        (b'{"prompt": "a", "messages": []}\n', "line 1: has a prompt and messages"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_read(capsys, tmp_path, content, message):
+    path = tmp_path / "in.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        run(capsys, file=path)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 from ziphius.core import assets
 from ziphius.core.assets import ASSETS, Asset, asset_path, fetch, is_cached, verify
-from ziphius.core.errors import AssetError
+from ziphius.core.errors import AssetError, OutputError
 from ziphius.core.files import beside
 
 CONTENT = b"whales " * 1_000
@@ -183,17 +184,91 @@ def test_an_unknown_asset_is_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"ZIPHIUS_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
-        ({"ZIPHIUS_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/ziphius"),
-        ({"ZIPHIUS_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/ziphius"),
+        ({"ZIPHIUS_CACHE": "{}/a", "XDG_CACHE_HOME": "{}/b"}, "{}/a"),
+        ({"ZIPHIUS_CACHE": "~/a", "HOME": "{}"}, "{}/a"),
+        ({"ZIPHIUS_CACHE": "", "XDG_CACHE_HOME": "{}/b"}, "{}/b/ziphius"),
+        ({"ZIPHIUS_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "{}/c"}, "{}/c/.cache/ziphius"),
     ],
 )
 def test_cache_folder(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    expected: str,
 ) -> None:
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert assets.cache_folder() == Path(expected)
+        monkeypatch.setenv(name, value.format(tmp_path))
+    assert assets.cache_folder() == Path(expected.format(tmp_path))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files, and a home folder in which nothing can be."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("ZIPHIUS_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"ziphius-{os.getuid()}"
+
+
+def test_without_a_home_folder_to_write_to_the_cache_is_a_temporary_one(
+    temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert assets.cache_folder() == assets.cache_folder() == temporary
+    assert temporary.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err == (
+        f"The cache folder {temporary.parent}/file/.cache/ziphius cannot be used: {temporary} is "
+        "used instead. Set ZIPHIUS_CACHE to a folder with room and the right to write.\n"
+    )
+
+
+def test_without_the_right_to_look_into_a_home_folder_neither(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if path.name == "ziphius":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setenv("HOME", str(temporary.parent))
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert assets.cache_folder() == temporary
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(temporary.parent / "ziphius"))
+    with pytest.raises(OutputError, match=r"no right to look into it. Set ZIPHIUS_CACHE"):
+        assets.cache_folder()
+
+
+def test_without_any_home_folder_neither(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("HOME")
+    assert assets.cache_folder() == temporary
+
+
+@pytest.mark.parametrize("way", ["open to all", "a link", "somebody else's"])
+def test_a_temporary_folder_of_somebody_else_is_not_used(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "a link":
+        (temporary.parent / "theirs").mkdir()
+        temporary.symlink_to(temporary.parent / "theirs")
+    else:
+        temporary.mkdir(mode=0o700)
+    if way == "open to all":
+        temporary.chmod(0o777)
+    if way == "somebody else's":
+        owner = temporary.stat().st_uid
+        monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+        temporary.rename(temporary.with_name(f"ziphius-{owner + 1}"))
+    with pytest.raises(OutputError, match=r"is not this user's alone. Set ZIPHIUS_CACHE"):
+        assets.cache_folder()
 
 
 @pytest.mark.usefixtures("whales")

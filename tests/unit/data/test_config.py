@@ -34,6 +34,11 @@ def test_processes_follow_the_machine() -> None:
         ({"mathematics_without": ("equation",)}, "mathematics_without: the mix has no mathematics"),
         ({"mix": "r1", "mathematics_without": ("gcd",)}, "no exercise gcd. Known: addition, "),
         ({"domain_megabytes": 0.0}, "greater than 0"),
+        ({"own_megabytes": 1.0}, "own_megabytes: there is no own text"),
+        ({"own": ("hf:b",)}, "own_megabytes: a data set of the hub may be larger than any disk"),
+        ({"own": ("a",), "own_seed": 1}, "own_seed: all own text is taken"),
+        ({"own": ("a",), "domain_megabytes": 1.0}, "nothing comes from the mix"),
+        ({"own": ("a", "hf:b"), "own_megabytes": 1.0}, "from files and from a data set of the hub"),
     ],
 )
 def test_settings_without_effect_are_errors(settings: dict[str, Any], message: str) -> None:

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -191,6 +192,36 @@ def test_own_text_and_what_was_left_out(cache: Path, tokenizer: Tokenizer, tmp_p
     assert own.skipped == {"duplicate": 1, "not UTF-8": 1}
     assert own.train.counts.documents + own.validation.counts.documents == 59
     assert data.shares == {"own": 1.0}
+
+
+def test_own_text_is_taken_whole_and_a_limit_is_a_sample_of_it(
+    cache: Path, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.ndjson"
+    rows = [{"text": f"{n:04d} " + "and so on " * 9} for n in range(2_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def numbers(**settings: object) -> set[int]:
+        data = prepare(config(own=(str(path),), **settings), tokenizer)
+        splits = (documents_of(data, tokenizer, "own", split) for split in ("train", "validation"))
+        return {int(text[:4]) for split in splits for text in split}
+
+    assert numbers() == set(range(2_000))
+    assert f"{path}: read as JSON Lines" in capsys.readouterr().err
+    few, other = numbers(own_megabytes=0.02), numbers(own_megabytes=0.02, own_seed=1)
+    assert (
+        "Of 0.2 MB of text in 2,000 documents 0.0 MB in 210 are taken: a random sample of all"
+        in (capsys.readouterr().err)
+    )
+    assert len(few) == len(other) == 210
+    assert few != other
+    assert min(few) < 50
+    assert max(few) > 1_950
+    assert data_of(path, tokenizer).skipped == {"not in the sample": 1_790}
+
+
+def data_of(path: Path, tokenizer: Tokenizer) -> shards.DomainShards:
+    return prepare(config(own=(str(path),), own_megabytes=0.02), tokenizer).domains["own"]
 
 
 def test_own_text_that_changed_is_read_again(

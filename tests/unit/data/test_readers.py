@@ -1,20 +1,23 @@
 import builtins
+import bz2
 import gzip
 import importlib.util
 import json
+import lzma
 import os
 import sys
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ziphius.core.errors import MissingExtraError
+from ziphius.data import texts as texts_module
 from ziphius.data.errors import DataError
-from ziphius.data.readers import read_own
+from ziphius.data.readers import OwnText, described, read_own
 
 needs_parquet = pytest.mark.skipif(
     importlib.util.find_spec("pyarrow") is None, reason="needs the extra data"
@@ -111,26 +114,25 @@ def test_a_folder_that_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.txt").write_text("x")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"a.txt cannot be read: Permission denied"):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "plain text"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_gzip_file(tmp_path: Path, damage: str) -> None:
     whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % (7**i) for i in range(200)))
     middle = len(whole) // 2
     contents = {
         "cut": whole[:middle],
         "changed": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
-        "plain text": b'{"text": "x"}\n',
     }
     (tmp_path / "a.jsonl.gz").write_bytes(contents[damage])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz is no whole gzip file|no valid JSON"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is no whole compressed|no valid JSON"):
         read(tmp_path)
 
 
@@ -161,12 +163,177 @@ def test_a_folder_within_that_cannot_be_read_is_not_left_out_in_silence(
         read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.txt.gz", "a.jsonl.zst"])
-def test_other_formats_are_not_read_as_text(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text('[{"text": "x"}]')
-    with pytest.raises(DataError, match=rf"{name} is neither text, JSON Lines"):
-        read(tmp_path / name)
-    assert read(tmp_path) == ({}, {"other format": 1})
+ROWS = "".join(json.dumps({"text": f"Whale {i} dives.", "n": i}) + "\n" for i in range(3))
+WHALES = ["Whale 0 dives.", "Whale 1 dives.", "Whale 2 dives."]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.ndjson",
+        "a.JSONL",
+        "a.jsonlines",
+        "a.json",
+        "a.ipynb",
+        "a.txt",
+        "a",
+        "a.jsonl.zst",
+        "a.gz",
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\n \n"])
+def test_rows_are_known_by_what_they_say(tmp_path: Path, name: str, mark: str) -> None:
+    (tmp_path / name).write_text(mark + ROWS, encoding="utf-8")
+    assert list(read(tmp_path / name)[0].values()) == WHALES
+
+
+@pytest.mark.parametrize("form", ["list", "spread out", "one", "csv", "tsv"])
+def test_other_rows(tmp_path: Path, form: str) -> None:
+    rows = [json.loads(line) for line in ROWS.splitlines()]
+    path = tmp_path / f"a.{form if form.endswith('sv') else 'json'}"
+    mark = "\t" if form == "tsv" else ","
+    contents = {
+        "list": json.dumps(rows),
+        "spread out": json.dumps(rows, indent=1),
+        "one": json.dumps(rows[0], indent=1),
+    }
+    lines = [f"n{mark}text", *(f'{row["n"]}{mark}"{row["text"]}"' for row in rows)]
+    path.write_text(contents.get(form, "\r\n".join(lines)))
+    assert list(read(path)[0].values()) == (WHALES[:1] if form == "one" else WHALES)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, None])
+@pytest.mark.parametrize(("content", "texts"), [(ROWS, WHALES), ("A whale.\n", ["A whale.\n"])])
+def test_compressed_files(
+    tmp_path: Path, pack: Callable[[bytes], bytes] | None, content: str, texts: list[str]
+) -> None:
+    if pack is None:
+        pyarrow = pytest.importorskip("pyarrow")
+        packed = pyarrow.compress(content.encode(), codec="zstd", asbytes=True)
+    else:
+        packed = pack(content.encode())
+    (tmp_path / "a.packed").write_bytes(packed)
+    assert list(read(tmp_path)[0].values()) == texts
+
+
+def test_text_that_looks_like_json_is_text(tmp_path: Path) -> None:
+    texts = ["[1] A footnote.\n", "{curly} words\n[and more]\n", "[not, json]\nat all\n"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert sorted(read(tmp_path)[0].values()) == sorted(texts)
+
+
+def test_a_notebook_is_its_cells(tmp_path: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Whales\n", "They dive."]},
+        {"cell_type": "code", "source": "print(1)", "outputs": [{"text": "1"}]},
+    ]
+    for name, indent in (("a.ipynb", 1), ("b.ipynb", None)):
+        (tmp_path / name).write_text(json.dumps({"cells": cells, "nbformat": 4}, indent=indent))
+    assert list(read(tmp_path)[0].values()) == ["# Whales\nThey dive.\n\nprint(1)\n"] * 2
+
+
+@needs_parquet
+@pytest.mark.parametrize("form", ["parquet", "file", "stream"])
+def test_what_lies_beside_rows_is_not_the_data(tmp_path: Path, form: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "data").mkdir()
+    table = pyarrow.table({"text": ["Whale one.", "Whale two."]})
+    path = tmp_path / "data" / "train-00000-of-00001"
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        new = pyarrow.ipc.new_file if form == "file" else pyarrow.ipc.new_stream
+        with new(path, table.schema) as writer:
+            writer.write_table(table)
+    beside = ("README.md", "LICENSE", "load.py", "CITATION.cff", "requirements.txt", "run.sh")
+    for name in beside:
+        (tmp_path / name).write_text("no text of the data\n")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "labels.csv").write_text("n,label\n1,whale\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.5\n")
+    texts, skipped = read(tmp_path)
+    assert list(texts.values()) == ["Whale one.", "Whale two."]
+    assert skipped == {
+        "beside rows": 6,
+        "JSON without 'text'": 1,
+        "CSV without 'text'": 1,
+        "not UTF-8": 1,
+        "binary": 1,
+    }
+
+
+def test_text_without_rows_is_read_but_not_what_is_about_it(tmp_path: Path) -> None:
+    names = ("README", "Readme.de.md", "LICENSE-MIT", "licence.txt", "COPYING", "NOTICE.md")
+    for name in (*names, "noticeable.txt", "a.txt"):
+        (tmp_path / name).write_text(name)
+    write_lines(tmp_path / "settings.json", {"name": "notes"})
+    (tmp_path / "index.csv").write_text("name,size\na.txt,5\n")
+    texts, skipped = read(tmp_path)
+    assert sorted(texts.values()) == ["a.txt", "noticeable.txt"]
+    assert skipped == {"about the data": 6, "JSON without 'text'": 1, "CSV without 'text'": 1}
+    assert list(read(tmp_path / "README")[0].values()) == ["README"]
+
+
+def test_rows_of_a_folder_that_lack_the_column_are_an_error(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"text": "one"})
+    write_lines(tmp_path / "b.jsonl", {"body": "two"})
+    (tmp_path / "c.txt").write_text("three")
+    with pytest.raises(DataError, match=r"b.jsonl, row 1: there is no column 'text'. It has: body"):
+        read(tmp_path)
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(DataError, match=r"b.jsonl, row 1: there is no column 'text'. It has: body"):
+        read(tmp_path)
+
+
+def test_json_without_rows_that_is_named_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match=r"a.json is neither JSON Lines nor a JSON list of objects"):
+        read(tmp_path / "a.json")
+
+
+def test_a_pointer_is_not_the_data(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
+    with pytest.raises(DataError, match=r"a.parquet is a pointer of Git LFS and not the data"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_long_file_is_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bool
+) -> None:
+    monkeypatch.setattr(texts_module, "LONGEST_PIECE", 1_000)
+    text = "".join(f"\u9be8 {n} \u00e9" + "\n" * lines for n in range(600))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    pieces = list(read(tmp_path)[0].values())
+    assert "".join(pieces) == text
+    assert len(pieces) == -(-len(text.encode()) // 1_000)
+    assert all(piece.endswith("\n") for piece in pieces) == lines
+
+
+def test_files_are_described_one_by_one(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", {"text": "one"})
+    (tmp_path / "README.md").write_text("card")
+    assert list(described(OwnText(str(tmp_path), "text").files)) == [
+        f"{tmp_path / 'README.md'}: left out: beside rows",
+        f"{tmp_path / 'a.jsonl'}: read as JSON Lines",
+    ]
+    for number in range(30):
+        write_lines(tmp_path / f"{number}.jsonl", {"text": str(number)})
+    lines = list(described(OwnText(str(tmp_path), "text").files))
+    assert len(lines) == 21
+    assert lines[-1] == "and 12 more: 12 JSON Lines"
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("at home")
+    assert list(read("~/a.txt")[0].values()) == ["at home"]
 
 
 @needs_parquet
@@ -236,6 +403,19 @@ def test_the_real_library_streams_a_folder(tmp_path: Path, monkeypatch: pytest.M
     texts, skipped = read(f"hf:{folder}")
     assert list(texts.values()) == ["one", "two"]
     assert skipped == {"empty": 1}
+
+
+def test_a_part_of_the_hub_is_shuffled_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rows(list[dict[str, str]]):
+        def shuffle(self, seed: int, buffer_size: int) -> list[dict[str, str]]:
+            assert buffer_size > 1_000
+            return self[::-1] if seed == 5 else self
+
+    fake_hub(monkeypatch, lambda: Rows([{"text": "one"}, {"text": "two"}]))
+    documents = OwnText("hf:owner/name", "text", shuffled=5).read(Counter())
+    assert [document.text for document in documents] == ["two", "one"]
 
 
 def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.examples import examples
 from ziphius.data.document import Document
-from ziphius.data.selection import FEW_DOCUMENTS, choose, with_tails
+from ziphius.data.selection import FEW_DOCUMENTS, choose, draw_sample, with_tails
 
 
 def stream(name: str, *texts: str) -> Iterator[Document]:
@@ -74,3 +74,35 @@ def test_many_documents_stay_whole(count: int) -> None:
     is_cut = any(document.held_out is not None for document in found)
     assert is_cut == (count < FEW_DOCUMENTS)
     assert len(found) == (2 * count if is_cut else count)
+
+
+@pytest.mark.parametrize("limit", [1, 5_000, 20_000, 10**9])
+def test_a_sample_fills_its_limit_from_all_of_the_text(limit: int) -> None:
+    documents = [Document(f"a/{n}", f"{n:05d}" + "x" * (n % 90)) for n in range(1_000)]
+    sample = draw_sample(documents, limit, seed=0)
+    skipped: Counter[str] = Counter()
+    taken = list(sample.of(documents, skipped))
+    size = sum(len(document.text) for document in taken)
+    assert (sample.taken, sample.taken_bytes) == (len(taken), size)
+    assert (sample.total, sample.total_bytes) == (1_000, sum(len(d.text) for d in documents))
+    assert skipped["not in the sample"] == 1_000 - len(taken)
+    if limit == 1:
+        assert len(taken) == 1
+    elif limit < 10**9:
+        assert limit - 94 < size <= limit
+        # Of every fifth of the text about as much.
+        fifths = Counter(int(document.text[:5]) // 200 for document in taken)
+        assert min(fifths.values()) > 0.6 * len(taken) / 5
+    else:
+        assert taken == documents
+
+
+def test_a_larger_sample_holds_the_smaller_and_another_seed_is_another() -> None:
+    documents = [Document(f"a/{n}", "x" * 10) for n in range(500)]
+    few, more, other = (
+        {d.key for d in draw_sample(documents, limit, seed).of(documents, Counter())}
+        for limit, seed in ((1_000, 0), (2_000, 0), (1_000, 1))
+    )
+    assert len(few) == len(other) == 100
+    assert few < more
+    assert few != other
