@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from ziphius.core.device import float64_device
+
 ITERATIONS = 16
 """Of the inverse root: enough for a damping of 1e-4, the least there may be."""
 FLOOR = 1e-20
@@ -148,7 +150,8 @@ def inverse_root(covariance_Err: Tensor, damping: float) -> Tensor:
         covariance_Err: positive semidefinite.
         damping: what is added, as a share of the largest eigenvalue.
     """
-    wide_Err = covariance_Err.double()
+    device = covariance_Err.device
+    wide_Err = covariance_Err.to(float64_device(device), torch.float64)
     largest_E11 = _largest_eigenvalue(wide_Err)[..., None, None].clamp(min=FLOOR)
     identity_rr = torch.eye(wide_Err.shape[-1], dtype=torch.float64, device=wide_Err.device)
     scale_E11 = (1.0 + damping) * largest_E11
@@ -157,7 +160,7 @@ def inverse_root(covariance_Err: Tensor, damping: float) -> Tensor:
     for _ in range(ITERATIONS):
         half_Err = 1.5 * identity_rr - 0.5 * inverse_Err @ root_Err
         root_Err, inverse_Err = root_Err @ half_Err, half_Err @ inverse_Err
-    return (inverse_Err / scale_E11.sqrt()).float()
+    return (inverse_Err / scale_E11.sqrt()).to(device, torch.float32)
 
 
 def _largest_eigenvalue(matrix_Err: Tensor) -> Tensor:
