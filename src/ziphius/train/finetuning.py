@@ -33,6 +33,8 @@ from ziphius.train.run import (
     RunContext,
     add_adapters_if_asked,
     refuse_longer_rows,
+    refuse_mtp_without_layers,
+    refuse_other_tokenizer,
     run_stage,
 )
 from ziphius.train.settings import SftSettings
@@ -68,6 +70,8 @@ def run_sft(
     origin = settings.model if new is None else new.speaks_as
     if origin is None or not settings.data:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
+    if new is not None and settings.drop_mtp:
+        raise ConfigError("drop_mtp has no effect on a new model.")
     device = local_device(resolve_device(settings.train.device))
     tokenizer = _tokenizer(settings, origin)
     learned, held_out = _conversations(settings, tokenizer)
@@ -78,8 +82,13 @@ def run_sft(
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
-    model = load(origin, dtype=torch.float32) if new is None else new.build()
+    if new is None:
+        model = load(origin, dtype=torch.float32, drop_mtp=settings.drop_mtp)
+    else:
+        model = new.build()
+    refuse_other_tokenizer(model, tokenizer)
     config = _training(settings, loader, held_out)
+    refuse_mtp_without_layers(model, config)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
