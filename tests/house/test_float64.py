@@ -15,6 +15,7 @@ ALLOWED = {
     "ops/sampling.py:keep_top_p": "the candidates are brought to the CPU first",
     "ops/sampling.py:inverse_cdf": "the sums are brought to the CPU first",
     "ops/sampling.py:Sampler.__init__": "the column is made on the CPU",
+    "train/sums.py:Sums.totals": "the tensors are made where core/device.py says that float64 is",
     "train/optim/natural.py:inverse_root": "moved where core/device.py says that float64 is",
     "train/stages/extend.py:loss_by_position": "the losses are brought to the CPU first",
 }

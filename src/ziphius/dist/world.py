@@ -60,14 +60,6 @@ class World:
         sums = _exact([values[name] for name in names], device)
         return dict(zip(names, self.sum_(sums).tolist(), strict=True))
 
-    def max_numbers(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-        """Keep the largest of each number by name; every rank gives the same names."""
-        names = sorted(values)
-        if self.size == 1:
-            return {name: float(values[name]) for name in names}
-        largest = _exact([values[name] for name in names], device)
-        return dict(zip(names, self.max_(largest).tolist(), strict=True))
-
     def of_first(self, value: float, device: torch.device) -> float:
         """Return the number that rank 0 gave: decisions that hang on a clock are made there."""
         if self.size == 1:

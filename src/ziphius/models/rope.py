@@ -85,8 +85,8 @@ def _yarn(frequencies_r: Tensor, width: int, theta: float, scaling: YarnScaling)
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     index_r = torch.arange(width // 2, dtype=torch.float32, device="cpu")
-    # 0.001 keeps a band of no width from dividing by zero. A band that ends below the first
-    # frequency has a negative width: nothing is stretched then, in transformers too.
+    # 0.001 keeps a band of no width from dividing by zero. Beyond the frequencies a band has a
+    # negative width: what comes of it is odd, and the same in DeepSeek's code and transformers.
     stretch_r = ((index_r - low) / (high - low or 0.001)).clamp(0, 1)
     return frequencies_r * (1 - stretch_r) + frequencies_r / scaling.factor * stretch_r
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ziphius.core.device import float64_device
 from ziphius.dist.world import World
 from ziphius.models.gates import Routing
 from ziphius.train.stage import LossOutput
@@ -61,24 +62,28 @@ class Sums:
             self._add_routing(layer, routing)
 
     def totals(self, world: World, device: torch.device) -> Totals:
-        """Put the micro-batches and the ranks together."""
-        world.sum_flat_(list(self._counts.values()))
+        """Put the micro-batches and the ranks together; `device` is where collectives are."""
+        place = float64_device(device)
+        is_largest = {name: name.endswith("_max") for name in self._metrics}
+        summed = {name: values for name, values in self._metrics.items() if not is_largest[name]}
+        largest = {name: values for name, values in self._metrics.items() if is_largest[name]}
+        parts = (*self._terms.values(), *summed.values(), *self._entropies.values())
+        packed = torch.tensor(list(map(_sum, parts)), dtype=torch.float64, device=place)
+        world.sum_flat_([packed, *self._counts.values()])
+        found = iter(packed.tolist())
+        terms = {name: next(found) for name in self._terms}
+        metrics = {name: next(found) for name in summed}
+        entropies = {layer: next(found) for layer in self._entropies}
+        if largest:
+            highest = [max(_read(values)) for values in largest.values()]
+            packed = world.max_(torch.tensor(highest, dtype=torch.float64, device=place))
+            metrics |= dict(zip(largest, packed.tolist(), strict=True))
         counts = {layer: tokens.tolist() for layer, tokens in self._counts.items()}
-        largest = {name: values for name, values in self._metrics.items() if name.endswith("_max")}
-        summed = {name: values for name, values in self._metrics.items() if name not in largest}
-        by_layer = {str(layer): values for layer, values in self._entropies.items()}
-        terms, sums, entropies = (
-            world.sum_numbers({name: _sum(values) for name, values in group.items()}, device)
-            for group in (self._terms, summed, by_layer)
-        )
-        highest = world.max_numbers(
-            {k: max(_read(values)) for k, values in largest.items()}, device
-        )
         return Totals(
-            {name: terms[name] for name in self._terms},
-            {**sums, **highest},
+            terms,
+            metrics,
             {layer: tokens[:-1] for layer, tokens in counts.items()},
-            {layer: entropies[str(layer)] / max(1, counts[layer][-1]) for layer in counts},
+            {layer: entropies[layer] / max(1, tokens[-1]) for layer, tokens in counts.items()},
         )
 
     def _add_routing(self, layer: int, routing: Routing) -> None:
