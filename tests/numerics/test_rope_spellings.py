@@ -69,7 +69,12 @@ SPELLINGS: dict[str, dict[str, Any]] = {
         }
     },
     "yarn from a context below the first frequency": {
-        "rope_scaling": {**YARN, "original_max_position_embeddings": 5}
+        "rope_scaling": {
+            **YARN,
+            "original_max_position_embeddings": 1,
+            "rope_theta": 500.0,
+            "truncate": False,
+        }
     },
     "yarn, its context outside": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, **ORIGINAL},
     "yarn, its context in both places": {"rope_scaling": YARN, **ORIGINAL},
