@@ -70,7 +70,7 @@ _WITHOUT_EFFECT = (
 )
 # Others, such as PiSSA and OLoRA, take what the adapters begin with out of the base.
 _HARMLESS_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
-_OFF = (None, False, "none", 0, [], {})
+_OFF: tuple[Any, ...] = (None, False, "none", 0, [], {})
 _MERGE = "Merge the adapters with PEFT (merge_and_unload) and load the model that results"
 
 _Alpha = Annotated[float, Field(gt=0)]
