@@ -70,8 +70,6 @@ def run_sft(
     origin = settings.model if new is None else new.speaks_as
     if origin is None or not settings.data:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
-    if new is not None and settings.drop_mtp:
-        raise ConfigError("drop_mtp has no effect on a new model.")
     device = local_device(resolve_device(settings.train.device))
     tokenizer = _tokenizer(settings, origin)
     learned, held_out = _conversations(settings, tokenizer)
@@ -82,11 +80,7 @@ def run_sft(
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
-    if new is None:
-        model = load(origin, dtype=torch.float32, drop_mtp=settings.drop_mtp)
-    else:
-        model = new.build()
-    refuse_other_tokenizer(model, tokenizer)
+    model = _model(settings, origin, new, tokenizer)
     config = _training(settings, loader, held_out)
     refuse_mtp_without_layers(model, config)
     refuse_longer_rows(model, config)
@@ -117,6 +111,20 @@ def run_sft(
         base=origin,
         text=_description(loader, held_out, tokenizer),
     )
+
+
+def _model(
+    settings: SftSettings, origin: Path, new: NewModel | None, tokenizer: Tokenizer
+) -> Model:
+    """Load the model that is taught, or make it."""
+    if new is None:
+        model = load(origin, dtype=torch.float32, drop_mtp=settings.drop_mtp)
+    elif settings.drop_mtp:
+        raise ConfigError("drop_mtp has no effect on a new model.")
+    else:
+        model = new.build()
+    refuse_other_tokenizer(model, tokenizer)
+    return model
 
 
 def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:
