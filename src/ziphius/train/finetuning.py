@@ -82,7 +82,6 @@ def run_sft(
     )
     model = _model(settings, origin, new, tokenizer)
     config = _training(settings, loader, held_out)
-    refuse_mtp_without_layers(model, config)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
@@ -124,6 +123,7 @@ def _model(
     else:
         model = new.build()
     refuse_other_tokenizer(model, tokenizer)
+    refuse_mtp_without_layers(model, settings.train)
     return model
 
 
