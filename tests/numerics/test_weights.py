@@ -73,6 +73,21 @@ def test_transformers_loads_what_is_saved(name, shard_bytes, tmp_path):
     assert (logits_of(ours, ids_BT) - expected_BTW).abs().max() <= LOGITS_TOLERANCE
 
 
+def test_what_transformers_saves_of_a_v3_with_a_prediction_layer_is_read(tmp_path, caplog):
+    """Its config names the layer and its files lack it: one line says that it is left out."""
+    ours = build(CONFIGS["v3-mtp"])
+    save(ours, tmp_path / "ours", weight_format="float32")
+    theirs, _ = load_in_transformers(tmp_path / "ours", dtype=torch.float32)
+    theirs.save_pretrained(tmp_path / "theirs")
+    caplog.clear()
+    read = load(tmp_path / "theirs", dtype=torch.float32)
+    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("ziphius")]
+    assert "num_nextn_predict_layers = 1, but no file holds such a layer" in line
+    assert read.config.num_nextn_predict_layers == 0
+    ids_BT = random_ids(2, 11, 61)
+    assert (logits_of(read, ids_BT) - logits_of(ours, ids_BT)).abs().max() <= LOGITS_TOLERANCE
+
+
 def test_transformers_finds_nothing_unexpected_in_61_layers_and_a_prediction_layer(tmp_path):
     config = latent_config(**V3_EXPERTS, num_hidden_layers=61, num_nextn_predict_layers=1)
     save(build(config), tmp_path / "m", weight_format="float32")

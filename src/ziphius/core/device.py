@@ -50,5 +50,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Return where float64 is computed for a device: there, or on the CPU if it may have none.
+
+    Apple's GPUs have none and raise on the attempt; of the accelerators only CUDA is known to.
+    """
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def _unknown_device(name: str, available: list[str]) -> str:
     return f"No device {name!r} here. This machine has: auto, {', '.join(available)}."

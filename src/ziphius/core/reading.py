@@ -20,6 +20,8 @@ from ziphius.core.errors import ZiphiusError
 
 ErrorKind = type[ZiphiusError]
 
+_REVISIONS = "snapshots"
+_CACHED = re.compile(r"models--.+")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _ESCAPED_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -52,8 +54,9 @@ def regular_file(path: Path, error: ErrorKind) -> Path:
 def file_inside(folder: Path, name: str, error: ErrorKind) -> Path:
     """Return the path of a file that a model folder names, after checking that it stays inside.
 
-    Links may lead to other places of the folder, and in a Hugging Face cache, where
-    `snapshots/<revision>/` holds links only, to the `blobs` beside it.
+    Links may lead to other places of the folder, and to the `blobs` of a Hugging Face cache: those
+    beside the `snapshots` that the folder is in, or any when `huggingface_hub` filled a folder of
+    the user's own with links to them. A cache holds downloads alone.
     """
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
         raise error(
@@ -61,15 +64,21 @@ def file_inside(folder: Path, name: str, error: ErrorKind) -> Path:
         )
     path = regular_file(folder / name, error)
     root, target = folder.resolve(), path.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
+    allowed = [
+        root,
+        *(place.parent / "blobs" for place in root.parents if place.name == _REVISIONS),
+    ]
+    if not any(target.is_relative_to(place) for place in allowed) and not _is_blob(target):
         raise error(
             f"{path} is a link that leaves the model folder (to {target}). "
             "Copy the file into the folder if you trust it."
         )
     return path
+
+
+def _is_blob(path: Path) -> bool:
+    """Tell whether a file is one of a cache's: `models--<owner>--<name>/blobs/<checksum>`."""
+    return path.parent.name == "blobs" and _CACHED.fullmatch(path.parent.parent.name) is not None
 
 
 @contextmanager

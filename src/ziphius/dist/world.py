@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from ziphius.core.device import float64_device
 from ziphius.core.errors import ConfigError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -54,15 +55,17 @@ class World:
     def sum_numbers(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
         """Add up numbers by name; every rank gives the same names."""
         names = sorted(values)
-        sums = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
+        if self.size == 1:
+            return {name: float(values[name]) for name in names}
+        sums = _exact([values[name] for name in names], device)
         return dict(zip(names, self.sum_(sums).tolist(), strict=True))
 
     def of_first(self, value: float, device: torch.device) -> float:
         """Return the number that rank 0 gave: decisions that hang on a clock are made there."""
         if self.size == 1:
             return value
-        number = torch.tensor(value if self.is_first else 0.0, dtype=torch.float64, device=device)
-        return float(self.sum_(number))
+        [number] = self.sum_(_exact([value if self.is_first else 0.0], device)).tolist()
+        return float(number)
 
     def sum_flat_(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors up over all ranks in place, as one flat bucket for each dtype.
@@ -80,6 +83,11 @@ class World:
 
 
 ALONE = World()
+
+
+def _exact(values: Sequence[float], device: torch.device) -> Tensor:
+    """Put numbers where a collective takes them in float64: NCCL on CUDA, gloo on the CPU."""
+    return torch.tensor(values, dtype=torch.float64, device=float64_device(device))
 
 
 @contextmanager

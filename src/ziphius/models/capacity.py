@@ -16,28 +16,37 @@ EXEMPT_EVERY = 10
 
 
 def drop_overflow(
-    routing: Routing, num_groups: int, capacity_factor: float, sequence_length: int
+    routing: Routing,
+    num_groups: int,
+    capacity_factor: float,
+    sequence_length: int,
+    first_row: int = 0,
 ) -> Routing:
     """Drop the pairs of lowest affinity on every device that exceeds its capacity.
+
+    Pairs of padding, which have the value E already, are on no device and give it no capacity.
 
     Args:
         routing: of M tokens, in sequences of `sequence_length` one after the other.
         num_groups: devices; experts are spread over them in order.
         capacity_factor: capacity as a multiple of the even share, pairs / devices.
         sequence_length: tokens of a sequence; every tenth sequence is exempt.
+        first_row: number of the first sequence in its step, so that it is every tenth of the step
+            in however many micro-batches it comes.
 
     Returns:
         The routing with the value E in place of the dropped experts and 0 as their weight.
     """
     num_experts = routing.probs_ME.shape[1]
     experts_P = routing.experts_MK.flatten()
-    capacity = int(capacity_factor * experts_P.numel() / num_groups)
+    capacity = int(capacity_factor * int((experts_P < num_experts).sum()) / num_groups)
     device_P = experts_P // (num_experts // num_groups)
     token_P = (
         torch.arange(experts_P.numel(), device=experts_P.device) // routing.experts_MK.shape[1]
     )
-    exempt_P = (token_P // sequence_length) % EXEMPT_EVERY == 0
-    affinity_P = routing.probs_ME.detach().gather(1, routing.experts_MK).flatten()
+    exempt_P = (first_row + token_P // sequence_length) % EXEMPT_EVERY == 0
+    chosen_MK = routing.experts_MK.clamp(max=num_experts - 1)
+    affinity_P = routing.probs_ME.detach().gather(1, chosen_MK).flatten()
     # Exempt pairs come first and fill the capacity, but are kept beyond it too.
     priority_P = affinity_P + 2.0 * exempt_P
     keep_P = (_rank_within(device_P, priority_P) < capacity) | exempt_P

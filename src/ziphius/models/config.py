@@ -36,9 +36,19 @@ class YarnScaling(Config):
     """Weight of ln(factor) in the cos/sin multiplier; needs `mscale_all_dim`."""
     mscale_all_dim: Annotated[float, Field(gt=0)] | None = None
     """Weight of ln(factor) in the softmax scale of latent attention; needs `mscale`."""
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+    """The cos/sin multiplier itself, instead of what follows from `factor` and `mscale`."""
+    attn_factor: Annotated[float, Field(gt=0)] | None = None
+    """Factor on the cos/sin multiplier, as vLLM reads it and R1-0528-Qwen3-8B sets it;
+    transformers 5.23 warns of it and goes on without."""
+    truncate: bool = True
+    """Widen the bands to whole frequencies."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.attention_factor is not None and self.attn_factor is not None:
+            rule = f"has no effect beside attention_factor = {self.attention_factor}"
+            _refuse("attn_factor", self.attn_factor, rule)
         if self.beta_slow >= self.beta_fast:
             _refuse("beta_slow", self.beta_slow, f"must be below beta_fast = {self.beta_fast}")
         # With one of the two, the published code and transformers compute different multipliers.

@@ -97,6 +97,7 @@ class Model(nn.Module):
         branches_BT: Tensor | None = None,
         cache: Cache | None = None,
         routes: Mapping[int, Tensor] | None = None,
+        first_row: int = 0,
     ) -> Output:
         """Run the trunk over new tokens.
 
@@ -105,12 +106,14 @@ class Model(nn.Module):
             positions_BT: positions; by default they go on from the cache, or count from 0, anew in
                 every document; a branch goes on from its trunk.
             documents_BT: document of each token of a packed row (runs of equal numbers); documents
-                never see each other. Not together with a cache.
+                never see each other. A negative number is padding, which no expert gets. Not
+                together with a cache.
             branches_BT: branch of each token within its document (`models/segments.py`): sequences
                 that share their beginning, in a single row. Only beside documents.
             cache: earlier tokens; receives the new ones.
             routes: by index of an expert layer: the experts [B, T, K] that the tokens are sent to,
                 as an earlier pass chose them; the other layers choose.
+            first_row: number of the first row in its step, for `ModelConfig.capacity_factor`.
         """
         if positions_BT is None:
             positions_BT = self._default_positions(input_ids_BT, documents_BT, branches_BT, cache)
@@ -121,6 +124,8 @@ class Model(nn.Module):
             visible,
             cache,
             replayed={layer: experts.flatten(0, 1) for layer, experts in (routes or {}).items()},
+            text_M=None if documents_BT is None else _text(documents_BT),
+            first_row=first_row,
         )
         hidden_BTD = self.model(input_ids_BT, context)
         if cache is not None:
@@ -164,22 +169,23 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Fill all weights: matrices from N(0, initializer_range), norms 1, biases 0.
+        """Fill all weights: matrices from N(0, initializer_range), norms 1, every other vector 0.
 
-        The draw depends on the seed and the architecture alone, not on the global generator.
+        Buffers, which are the router biases, become 0 too: on a model that was built on the meta
+        device and then given memory, nothing is left as it was found. The draw depends on the seed
+        and the architecture alone, not on the global generator.
         """
+        self.tie_weights()
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        for parameter in self.parameters():
-            if parameter.dim() == 1:
-                continue
-            drawn = torch.empty(parameter.shape, dtype=torch.float32)
-            drawn.normal_(0.0, self.config.initializer_range, generator=generator)
-            parameter.copy_(drawn)
-        for module in self.modules():
-            if isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
-            elif isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                drawn = torch.empty(parameter.shape, dtype=torch.float32)
+                drawn.normal_(0.0, self.config.initializer_range, generator=generator)
+                parameter.copy_(drawn)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        for buffer in self.buffers():
+            buffer.zero_()
 
     def _default_positions(
         self,
@@ -196,3 +202,9 @@ class Model(nn.Module):
         if documents_BT is not None:
             return document_positions(documents_BT)
         return torch.arange(new_tokens, device=input_ids_BT.device).expand_as(input_ids_BT)
+
+
+def _text(documents_BT: Tensor) -> Tensor | None:
+    """Tell text from padding, [B * T]; None without padding."""
+    is_text_M = documents_BT.flatten() >= 0
+    return None if bool(is_text_M.all()) else is_text_M

@@ -61,9 +61,17 @@ class MixtureOfExperts(nn.Module):
         x_MD = x_BTD.flatten(0, 1)
         replayed_MK = context.replayed.get(self.layer_idx)
         routing: Routing = self.gate(x_MD, replayed_MK)
+        if context.text_M is not None:
+            routing = routing.without_padding(context.text_M)
         # What is replayed was decided for good, by a model that drops nothing.
         if self.training and self.capacity_factor is not None and replayed_MK is None:
-            routing = drop_overflow(routing, self.num_groups, self.capacity_factor, x_BTD.shape[1])
+            routing = drop_overflow(
+                routing,
+                self.num_groups,
+                self.capacity_factor,
+                sequence_length=x_BTD.shape[1],
+                first_row=context.first_row,
+            )
         context.routings[self.layer_idx] = routing
         shared_MD = None if self.shared_experts is None else self.shared_experts(x_MD)
         out_MD: Tensor = self.experts(x_MD, routing.experts_MK, routing.weights_MK, shared_MD)

@@ -178,6 +178,7 @@ _QWEN_32B = derive(
     hidden_size=5_120,
     num_hidden_layers=64,
     intermediate_size=27_648,
+    rms_norm_eps=1e-5,
     num_attention_heads=40,
     num_key_value_heads=8,
     rope_theta=1_000_000.0,

@@ -76,8 +76,9 @@ _ONLY: dict[str, Any] = {
     "rope_interleave": True,
     "use_sliding_window": False,
 }
-_ONLY_ROPE: dict[str, Any] = {"partial_rotary_factor": 1, "truncate": True}
 _ROPE_KINDS = ("default", "yarn", "linear", "llama3")
+_TRAINED_CONTEXT = "original_max_position_embeddings"
+_FROM_TRAINED_CONTEXT = ("yarn", "llama3")
 _DERIVED = ("architectures", "auto_map", "qk_head_dim", "layer_types")
 _WRITTEN_WITH_THE_WEIGHTS = ("quantization_config", "torch_dtype", "dtype")
 _ROPE_KEYS = ("rope_theta", "rope_scaling")
@@ -156,6 +157,11 @@ def read_config(path: Path) -> ModelConfig:
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise CheckpointError(
             f"{path} holds adapters and no model. The checkpoints of their run have them merged."
+        )
+    if (path / "snapshots").is_dir() and not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path} is a model's place in a download cache: give one of the folders in "
+            f"{path / 'snapshots'}."
         )
     file = file_inside(path, "config.json", CheckpointError) if os.path.isdir(path) else path
     data = read_object(file, MAX_FILE_BYTES, CheckpointError)
@@ -262,53 +268,85 @@ def _head_share(fields: dict[str, Any]) -> int:
 
 
 def _take_rope(left: dict[str, Any]) -> dict[str, Any]:
-    """Fold `rope_theta` with `rope_scaling`, or transformers 5's `rope_parameters`, into ours."""
+    """Fold `rope_theta`, `rope_scaling` and transformers 5's `rope_parameters` into ours.
+
+    Each of the two objects may carry all of it. transformers prefers what stands inside, and others
+    what stands outside: where two places disagree, neither is guessed.
+    """
     theta = left.pop("rope_theta", None)
-    scaling = _fold_scaling("rope_scaling", left.pop("rope_scaling", None))
-    parameters = left.pop("rope_parameters", None)
-    if parameters is not None:
-        folded = _fold_scaling("rope_parameters", parameters)
-        if scaling is not None and folded != scaling:
-            raise CheckpointError("rope_scaling and rope_parameters disagree")
-        scaling = folded
+    found: dict[str, dict[str, Any] | None] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        parameters = left.pop(key, None)
+        if parameters is None or parameters == {}:
+            continue
+        if not isinstance(parameters, dict):
+            raise CheckpointError(f"{key} is {parameters!r}, not an object")
         inner = parameters.get("rope_theta")
-        if theta is not None and inner is not None and inner != theta:
-            raise CheckpointError(
-                f"rope_theta = {theta!r} and {inner!r} in rope_parameters disagree"
-            )
+        if None not in (theta, inner) and inner != theta:
+            raise CheckpointError(f"rope_theta = {theta!r} and {inner!r} in {key} disagree")
         theta = inner if theta is None else theta
+        found[key] = _fold_scaling(key, parameters, left.get(_TRAINED_CONTEXT))
+    scaling, *others = found.values() or [None]
+    if any(other != scaling for other in others):
+        raise CheckpointError(f"{' and '.join(found)} disagree")
     fields = {"rope_theta": theta, "rope_scaling": scaling}
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _fold_scaling(key: str, data: object) -> dict[str, Any] | None:
-    """Bring one of the published spellings into the form of `RopeScaling`."""
-    if data is None:
-        return None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{key} is {data!r}, not an object")
-    scaling = {name: value for name, value in data.items() if value is not None}
-    for name, only in {"rope_theta": scaling.get("rope_theta"), **_ONLY_ROPE}.items():
-        if scaling.pop(name, only) != only:
-            raise CheckpointError(f"{key}.{name} = {data[name]!r} is not supported, only {only!r}")
+def _fold_scaling(key: str, data: dict[str, Any], trained: object) -> dict[str, Any] | None:
+    """Bring one of the published spellings into the form of `RopeScaling`.
+
+    Args:
+        key: where it stands.
+        data: what stands there.
+        trained: the context before stretching, where it stands outside; it would win there.
+    """
+    # A null is a missing key, but for one: no truncation is what transformers makes of that null.
+    scaling = {k: v for k, v in data.items() if v is not None or k == "truncate"}
+    scaling.pop("rope_theta", None)
+    if scaling.pop("partial_rotary_factor", 1) != 1:
+        rotated = data["partial_rotary_factor"]
+        raise CheckpointError(f"{key}.partial_rotary_factor = {rotated!r} is not supported, only 1")
     kinds = [scaling.pop(name) for name in ("type", "rope_type") if name in scaling]
-    kind = kinds[0] if kinds else None
+    kind = kinds[0] if kinds else "default"
     if any(other != kind for other in kinds) or kind not in _ROPE_KINDS:
-        raise CheckpointError(f"{key} has type {kinds!r}; known are {', '.join(_ROPE_KINDS)}")
+        raise CheckpointError(
+            f"{key} has type {kinds!r}; known are {', '.join(_ROPE_KINDS)}{_advice(kind)}"
+        )
     if kind == "default":
         if scaling:
-            raise CheckpointError(f"{key} of type default has {', '.join(scaling)}")
+            raise CheckpointError(
+                f"{key} of type default has {', '.join(scaling)}, without effect: name the type "
+                "that reads it, or remove it"
+            )
         return None
+    if kind in _FROM_TRAINED_CONTEXT and trained is not None:
+        inner = scaling.setdefault(_TRAINED_CONTEXT, trained)
+        if inner != trained:
+            raise CheckpointError(
+                f"{_TRAINED_CONTEXT} = {trained!r} and {inner!r} in {key} disagree"
+            )
     if scaling.get("mscale", 1) == 1 and not scaling.get("mscale_all_dim"):
         # The published default, mscale 1 and mscale_all_dim 0, is what naming neither means.
         scaling = {k: v for k, v in scaling.items() if k not in ("mscale", "mscale_all_dim")}
     return {"type": kind, **scaling}
 
 
+def _advice(kind: object) -> str:
+    if kind != "dynamic":
+        return ""
+    return (
+        ". Up to max_position_embeddings tokens the dynamic one changes nothing: remove it, or "
+        "stretch the context with yarn"
+    )
+
+
 def _published_scaling(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
     if scaling is None:
         return None
     written = {key: value for key, value in scaling.items() if value is not None}
+    if written.get("truncate"):
+        del written["truncate"]  # the default, which older readers do not know
     if written["type"] == "llama3":
         # The only kind that is younger than the key's second name.
         written["rope_type"] = written.pop("type")

@@ -61,10 +61,12 @@ def rope_multiplier(scaling: RopeScaling | None) -> float:
     """
     if not isinstance(scaling, YarnScaling):
         return 1.0
-    if scaling.mscale and scaling.mscale_all_dim:
-        own = yarn_temperature(scaling.factor, scaling.mscale)
-        return own / yarn_temperature(scaling.factor, scaling.mscale_all_dim)
-    return yarn_temperature(scaling.factor, 1.0)
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    multiplier = yarn_temperature(scaling.factor, scaling.mscale or 1.0)
+    if scaling.mscale_all_dim:
+        multiplier /= yarn_temperature(scaling.factor, scaling.mscale_all_dim)
+    return multiplier * (scaling.attn_factor or 1.0)
 
 
 def yarn_temperature(factor: float, mscale: float) -> float:
@@ -78,11 +80,14 @@ def _yarn(frequencies_r: Tensor, width: int, theta: float, scaling: YarnScaling)
         context = scaling.original_max_position_embeddings
         return width * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(frequency_index(scaling.beta_fast)), 0)
-    high = min(math.ceil(frequency_index(scaling.beta_slow)), width - 1)
+    low, high = frequency_index(scaling.beta_fast), frequency_index(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
     index_r = torch.arange(width // 2, dtype=torch.float32, device="cpu")
-    # 0.001 keeps a band of no width from dividing by zero.
-    stretch_r = ((index_r - low) / max(high - low, 0.001)).clamp(0, 1)
+    # 0.001 keeps a band of no width from dividing by zero. Beyond the frequencies a band has a
+    # negative width: what comes of it is odd, and the same in DeepSeek's code and transformers.
+    stretch_r = ((index_r - low) / (high - low or 0.001)).clamp(0, 1)
     return frequencies_r * (1 - stretch_r) + frequencies_r / scaling.factor * stretch_r
 
 

@@ -100,21 +100,21 @@ def int8_experts(
 
     Args:
         x_MD: tokens.
-        experts_MK: chosen experts, none of them dropped.
+        experts_MK: chosen experts; the value E marks a dropped pair, which adds nothing.
         weights_MK: weights of the chosen experts.
         gate_up: int8 [E, 2F, D], gate rows first, and its scales.
         down: int8 [E, D, F] and its scales.
     """
-    experts_J = experts_MK.flatten()
-    order_J = experts_J.argsort(stable=True)
-    counts_E = torch.bincount(experts_J, minlength=len(gate_up[0]))
+    num_experts = len(gate_up[0])
+    pairs = experts_MK.flatten()
+    counts_E = torch.bincount(pairs, minlength=num_experts + 1)[:num_experts]
+    order_J = pairs.argsort(stable=True)[: int(counts_E.sum())]
     starts_E1 = torch.cat((counts_E.new_zeros(1), counts_E.cumsum(0)))
     x_JD = x_MD[order_J // experts_MK.shape[1]]
     gate_JF, up_JF = grouped_int8_linear(x_JD, starts_E1, *gate_up).chunk(2, dim=-1)
     sorted_JD = grouped_int8_linear(swiglu(gate_JF, up_JF), starts_E1, *down)
-    out_JD = torch.empty_like(sorted_JD)
-    out_JD[order_J] = sorted_JD
-    out_MKD = out_JD.view(*experts_MK.shape, -1)
+    out_MKD = sorted_JD.new_zeros(*experts_MK.shape, sorted_JD.shape[1])
+    out_MKD.flatten(0, 1)[order_J] = sorted_JD
     return (out_MKD * weights_MK[..., None]).sum(dim=1).to(x_MD.dtype)
 
 

@@ -2,7 +2,8 @@
 (arXiv 2407.01082), in that order, which is the order of transformers.
 
 Randomness is counter-based: a draw is a hash of the (seed, sequence id, position) it is made for,
-so neither the other rows of a batch, nor an interruption, nor the device changes it.
+so neither the other rows of a batch, nor an interruption, nor the device changes it. The few sums
+that need float64 are taken on the CPU, because not every device has it (Apple's have not).
 
 Shapes: B sequences, W vocabulary, K candidates, Y blocks of b tokens.
 """
@@ -58,20 +59,20 @@ def keep_top_p(logits_BW: Tensor, top_p_B: Tensor) -> Tensor:
     """Mask what follows once the more likely tokens already reach `top_p`; 1 keeps all."""
     probs_BW = logits_BW.softmax(-1)
     width = probs_BW.size(-1)
-    top_p_B1 = top_p_B.unsqueeze(-1)
+    top_p_B1 = top_p_B.cpu().unsqueeze(-1)
     # Rounded sums reach 1 before the last token, so 1 must not be compared like other values.
     off_B1 = top_p_B1 == 1
     # The nucleus nearly always lies within the first thousand tokens, and topk is 10x quicker than
     # a sort of 129,280; where it does not (a flat distribution), all tokens are sorted.
     for k in (min(_CANDIDATES, width), width):
-        best_BK = probs_BW.topk(k, dim=-1).values
+        best_BK = probs_BW.topk(k, dim=-1).values.cpu()
         reached_BK = best_BK.cumsum(-1, dtype=torch.float64)
         if k == width or bool(((reached_BK[:, -1:] >= top_p_B1) | off_B1).all()):
             break
     # A token stays while the mass before it falls short of top_p: the first always, but for NaN.
     count_B1 = (reached_BK - best_BK < top_p_B1).sum(-1, keepdim=True).clamp(min=1)
     floor_B1 = best_BK.gather(-1, count_B1 - 1).masked_fill(off_B1, 0)
-    return logits_BW.masked_fill(probs_BW < floor_B1, -torch.inf)
+    return logits_BW.masked_fill(probs_BW < floor_B1.to(probs_BW.device), -torch.inf)
 
 
 def keep_min_p(logits_BW: Tensor, min_p_B: Tensor) -> Tensor:
@@ -89,29 +90,30 @@ def inverse_cdf(probs_BW: Tensor, draws_B: Tensor) -> Tensor:
 
     Args:
         probs_BW: fp32.
-        draws_B: fp64, in (0, 1); shares of the row's sum.
+        draws_B: fp64 on the CPU, in (0, 1); shares of the row's sum.
     """
-    width = probs_BW.size(-1)
+    width, device = probs_BW.size(-1), probs_BW.device
     if width <= _CANDIDATES:
-        summed_BW = probs_BW.cumsum(-1, dtype=torch.float64)
+        summed_BW = probs_BW.cpu().cumsum(-1, dtype=torch.float64)
         targets_B1 = draws_B.unsqueeze(-1) * summed_BW[:, -1:]
-        return torch.searchsorted(summed_BW, targets_B1).squeeze(-1).clamp(max=width - 1)
+        ids_B1 = torch.searchsorted(summed_BW, targets_B1)
+        return ids_B1.squeeze(-1).clamp(max=width - 1).to(device)
     padding = -width % _BLOCK
     blocks_BYb = (F.pad(probs_BW, (0, padding)) if padding else probs_BW).unflatten(
         -1, (-1, _BLOCK)
     )
-    reached_BY = blocks_BYb.sum(-1).cumsum(-1, dtype=torch.float64)
+    reached_BY = blocks_BYb.sum(-1).cpu().cumsum(-1, dtype=torch.float64)
     targets_B1 = draws_B.unsqueeze(-1) * reached_BY[:, -1:]
     # Clamped for NaN, which is beyond all sums.
     block_B1 = torch.searchsorted(reached_BY, targets_B1).clamp(max=reached_BY.size(-1) - 1)
     before_B1 = F.pad(reached_BY, (1, 0)).gather(-1, block_B1)
-    rows_B = torch.arange(len(probs_BW), device=probs_BW.device)
-    inside_Bb = blocks_BYb[rows_B, block_B1.squeeze(-1)].cumsum(-1, dtype=torch.float64)
-    inside_Bb = inside_Bb + before_B1
+    rows_B = torch.arange(len(probs_BW), device=device)
+    block_Bb = blocks_BYb[rows_B, block_B1.squeeze(-1).to(device)].cpu()
+    inside_Bb = block_Bb.cumsum(-1, dtype=torch.float64) + before_B1
     # The two sums of a block differ in the last bits: the draw must not fall behind its end.
     targets_B1 = torch.minimum(targets_B1, inside_Bb[:, -1:])
     ids_B1 = block_B1 * _BLOCK + torch.searchsorted(inside_Bb, targets_B1)
-    return ids_B1.squeeze(-1).clamp(max=width - 1)
+    return ids_B1.squeeze(-1).clamp(max=width - 1).to(device)
 
 
 class Sampler:
@@ -143,12 +145,12 @@ class Sampler:
         self.is_unscaled = all(config.temperature in (0, 1) for config in configs)
         """All those divisors are 1."""
         self._top_k_B = self._column("top_k", torch.int64)
-        self._top_p_B = self._column("top_p", torch.float64)
+        self._top_p_B = self._column("top_p", torch.float64, torch.device("cpu"))
         self._min_p_B = self._column("min_p", torch.float32)
 
-    def _column(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _column(self, name: str, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         values = [getattr(config, name) for config in self._configs]
-        return torch.tensor(values, dtype=dtype, device=self._device)
+        return torch.tensor(values, dtype=dtype, device=device or self._device)
 
     def select(self, rows: Sequence[int]) -> "Sampler":
         """Make the sampler of these rows alone, in this order; their draws stay what they were."""
@@ -181,7 +183,7 @@ class Sampler:
         """
         if self._all_greedy:
             return logits_BW.argmax(-1)
-        draws_B = torch.from_numpy(uniforms(self._keys_B, positions_B)).to(self._device)
+        draws_B = torch.from_numpy(uniforms(self._keys_B, positions_B))
         ids_B = inverse_cdf(self.filtered(logits_BW).softmax(-1), draws_B)
         return (
             torch.where(self._greedy_B, logits_BW.argmax(-1), ids_B) if self._any_greedy else ids_B

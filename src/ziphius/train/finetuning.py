@@ -33,6 +33,8 @@ from ziphius.train.run import (
     RunContext,
     add_adapters_if_asked,
     refuse_longer_rows,
+    refuse_mtp_without_layers,
+    refuse_other_tokenizer,
     run_stage,
 )
 from ziphius.train.settings import SftSettings
@@ -78,7 +80,7 @@ def run_sft(
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
-    model = load(origin, dtype=torch.float32) if new is None else new.build()
+    model = _model(settings, origin, new, tokenizer)
     config = _training(settings, loader, held_out)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
@@ -108,6 +110,21 @@ def run_sft(
         base=origin,
         text=_description(loader, held_out, tokenizer),
     )
+
+
+def _model(
+    settings: SftSettings, origin: Path, new: NewModel | None, tokenizer: Tokenizer
+) -> Model:
+    """Load the model that is taught, or make it."""
+    if new is None:
+        model = load(origin, dtype=torch.float32, drop_mtp=settings.drop_mtp)
+    elif settings.drop_mtp:
+        raise ConfigError("drop_mtp has no effect on a new model.")
+    else:
+        model = new.build()
+    refuse_other_tokenizer(model, tokenizer)
+    refuse_mtp_without_layers(model, settings.train)
+    return model
 
 
 def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:

@@ -24,9 +24,11 @@ from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.core.files import new_folder, write_file
 from ziphius.models.layers import Linear
 from ziphius.models.model import Model
+from ziphius.models.weights.names import layer_of
+from ziphius.train.adapter_config import CONFIG_FILE, read_adapter_config
 from ziphius.train.lora_config import LoraConfig
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _IN_BLOCKS = (".self_attn.", ".mlp.")
 
@@ -66,13 +68,14 @@ def add_adapters(model: Model, config: LoraConfig, *, seed: int) -> list[str]:
         The names of the projections.
     """
     assert config.rank, "rank 0 means no adapters"
-    if found := dict(_adapters(model)):
-        raise ConfigError(f"The model has adapters already, on {next(iter(found))}.")
+    _refuse_existing(model)
     layers = dict(_targets(model, config.targets))
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for layer in layers.values():
-        _adapt(layer, config, generator)
+        _adapt(layer, config.rank, config.alpha / config.rank)
+        assert isinstance(layer, LoraLinear)
+        _begin(layer, generator)
     return list(layers)
 
 
@@ -107,8 +110,9 @@ def save_adapters(model: Model, folder: Path, *, base: str) -> None:
         base: name or path of the model without them.
     """
     layers = dict(_adapters(model))
-    first = next(iter(layers.values()))
-    rank = first.lora_A.out_features
+    ranks = {name: layer.lora_A.out_features for name, layer in layers.items()}
+    alphas = {name: layer.scaling * ranks[name] for name, layer in layers.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     tensors = {
         _PREFIX + name: tensor.detach().cpu().contiguous()
         for name, tensor in adapter_tensors(model).items()
@@ -118,7 +122,9 @@ def save_adapters(model: Model, folder: Path, *, base: str) -> None:
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": first.scaling * rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -135,34 +141,68 @@ def save_adapters(model: Model, folder: Path, *, base: str) -> None:
 
 
 def load_adapters(model: Model, folder: Path) -> None:
-    """Add adapters that `save_adapters` wrote to the model they were made for, in place."""
-    path = folder / CONFIG_FILE
+    """Add adapters in PEFT's format to the model they were made for, in place.
+
+    They may be PEFT's own; what of its settings is applied stands in `adapter_config.py`. Layers
+    that predict further tokens, which transformers lacks, stay as they are if the file has no
+    adapter for any of them.
+
+    Raises:
+        CheckpointError: a setting is refused, or file, settings and model do not fit together.
+    """
+    settings = read_adapter_config(folder)
+    file = folder / WEIGHTS_FILE
     try:
-        settings = json.loads(path.read_bytes())
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no adapters that can be read: {error}.") from error
-    match settings:
-        case {
-            "r": int(rank),
-            "lora_alpha": int() | float() as alpha,
-            "target_modules": list(names),
-        }:
-            config = LoraConfig(rank=rank, alpha=alpha, targets=tuple(names))
-        case _:
-            raise CheckpointError(f"{path} lacks r, lora_alpha or a list of target_modules.")
-    add_adapters(model, config, seed=0)
-    own = {_PREFIX + name: tensor for name, tensor in adapter_tensors(model).items()}
-    for name in own.keys() ^ tensors.keys():
-        where = "is left over" if name in tensors else "is missing"
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {name} {where}.")
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {name} has the shape {list(tensors[name].shape)}, "
-                f"not {list(tensor.shape)}."
-            )
-        tensor.data.copy_(tensors[name])
+    layers = dict(_projections(model))
+    found = {name for name in layers if any(part in tensors for part in _file_names(name))}
+    chosen = settings.select(list(layers))
+    if chosen is None:
+        chosen = [name for name in layers if name in found]
+    further = {name for name in layers if _is_further(model, name)}
+    if found.isdisjoint(further):
+        chosen = [name for name in chosen if name not in further]
+    expected = [part for name in chosen for part in _file_names(name)]
+    for part in (*expected, *tensors):
+        if (part in tensors) != (part in expected):
+            where = "is left over" if part in tensors else "is missing"
+            raise CheckpointError(f"{file}: {part} {where}.")
+    _refuse_existing(model)
+    model.requires_grad_(False)
+    for name in chosen:
+        layer, rank = layers[name], settings.rank(name)
+        _adapt(layer, rank, settings.scaling(name))
+        assert isinstance(layer, LoraLinear)
+        for part, own in zip(_file_names(name), (layer.lora_A, layer.lora_B), strict=True):
+            if own.weight.shape != tensors[part].shape:
+                raise CheckpointError(
+                    f"{file}: {part} has the shape {list(tensors[part].shape)}, "
+                    f"not {list(own.weight.shape)}."
+                )
+            own.weight.data.copy_(tensors[part])
+
+
+def _file_names(name: str) -> tuple[str, str]:
+    return f"{_PREFIX}{name}.lora_A.weight", f"{_PREFIX}{name}.lora_B.weight"
+
+
+def _is_further(model: Model, name: str) -> bool:
+    layer = layer_of(f"{name}.")
+    return layer is not None and layer >= model.config.num_hidden_layers
+
+
+def _refuse_existing(model: Model) -> None:
+    if found := dict(_adapters(model)):
+        raise ConfigError(f"The model has adapters already, on {next(iter(found))}.")
+
+
+def _projections(model: Model) -> Iterator[tuple[str, Linear]]:
+    """Name the projections of attention and of dense and shared feed-forward layers."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and any(mark in name for mark in _IN_BLOCKS):
+            yield name, module
 
 
 def _adapters(model: Model) -> Iterator[tuple[str, LoraLinear]]:
@@ -173,11 +213,7 @@ def _adapters(model: Model) -> Iterator[tuple[str, LoraLinear]]:
 
 def _targets(model: Model, wanted: Sequence[str]) -> Iterator[tuple[str, Linear]]:
     """Find the projections whose name ends as one of the wanted ones does, or all in blocks."""
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and any(mark in name for mark in _IN_BLOCKS)
-    }
+    layers = dict(_projections(model))
     endings = [f".{name}" for name in wanted]
     for ending in endings:
         if not any(f".{name}".endswith(ending) for name in layers):
@@ -190,16 +226,21 @@ def _targets(model: Model, wanted: Sequence[str]) -> Iterator[tuple[str, Linear]
             yield name, layer
 
 
-def _adapt(layer: Linear, config: LoraConfig, generator: torch.Generator) -> None:
+def _adapt(layer: Linear, rank: int, scaling: float) -> None:
+    """Make a projection one with an adapter, whose weights are still to be filled."""
     weight = layer.weight
-    down = Linear(layer.in_features, config.rank).to(weight.device, torch.float32)
-    up = Linear(config.rank, layer.out_features).to(weight.device, torch.float32)
-    # PEFT's draw: A uniform within 1 / sqrt(in), B zero. Adapters stay float32 beside bf16 weights.
-    bound = layer.in_features**-0.5
-    drawn = torch.empty(down.weight.shape).uniform_(-bound, bound, generator=generator)
-    down.weight.data.copy_(drawn)
-    up.weight.data.zero_()
+    # Adapters stay float32 beside bf16 weights.
+    down = Linear(layer.in_features, rank).to(weight.device, torch.float32)
+    up = Linear(rank, layer.out_features).to(weight.device, torch.float32)
     layer.__class__ = LoraLinear
     assert isinstance(layer, LoraLinear)
     layer.lora_A, layer.lora_B = down, up
-    layer.scaling = config.alpha / config.rank
+    layer.scaling = scaling
+
+
+def _begin(layer: LoraLinear, generator: torch.Generator) -> None:
+    """Draw as PEFT does: A uniform within 1 / sqrt(in), B zero."""
+    bound = layer.in_features**-0.5
+    drawn = torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator)
+    layer.lora_A.weight.data.copy_(drawn)
+    layer.lora_B.weight.data.zero_()

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from ziphius.core.device import resolve_device
-from ziphius.core.errors import ConfigError
 from ziphius.core.files import existing_path
 from ziphius.data.config import DataConfig
 from ziphius.data.floors import Floors, floors
@@ -34,6 +33,8 @@ from ziphius.train.run import (
     RunContext,
     add_adapters_if_asked,
     refuse_longer_rows,
+    refuse_mtp_without_layers,
+    refuse_other_tokenizer,
     refuse_too_large,
     run_stage,
 )
@@ -101,15 +102,12 @@ def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
         cut = deepseek_tokenizer(size if size < FULL_SIZE else None)
         tokenizer = cut if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
     else:
-        model = load(settings.from_model, dtype=torch.float32)
+        model = load(settings.from_model, dtype=torch.float32, drop_mtp=settings.drop_mtp)
         tokenizer = load_tokenizer(settings.from_model)
         if settings.extend_context is not None:
             model = _stretched(model, settings, settings.extend_context)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size} rows for them."
-        )
+    refuse_other_tokenizer(model, tokenizer)
+    refuse_mtp_without_layers(model, config)
     refuse_longer_rows(model, config, ", or extend a trained one with extend_context")
     return model, tokenizer
 

@@ -118,6 +118,27 @@ def refuse_too_large(name: str, config: ModelConfig, device: torch.device) -> No
         )
 
 
+def refuse_mtp_without_layers(model: Model, config: TrainConfig) -> None:
+    """Raise a ConfigError if a weight of the MTP loss was chosen for a model that has none."""
+    is_chosen = config.mtp != type(config).model_fields["mtp"].default
+    if is_chosen and not model.config.num_nextn_predict_layers:
+        raise ConfigError(
+            f"mtp = {config.mtp}: the model has no layers that predict further tokens; leave it "
+            "out, or take a model with such layers."
+        )
+
+
+def refuse_other_tokenizer(model: Model, tokenizer: Tokenizer) -> None:
+    """Raise a ConfigError if the tokenizer has tokens that the model has no rows for."""
+    rows = model.config.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ConfigError(
+            f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {rows} rows for "
+            "them: tokens were added to it, and the model was never resized. Resize the model with "
+            "the program that added them, or take the tokenizer it was made with."
+        )
+
+
 def run_stage(
     settings: RunSettings,
     folder: Path,

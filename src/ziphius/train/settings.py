@@ -41,6 +41,8 @@ class PretrainSettings(RunSettings):
     """Architecture of a new model: a preset, or the path of a config.json."""
     from_model: Path | None = None
     """Model folder to go on from, with its tokenizer, instead of new weights."""
+    drop_mtp: bool = False
+    """Leave out the layers of `from_model` that predict further tokens."""
     tokenizer: Path | None = None
     """Folder of a tokenizer; by default DeepSeek's vocabulary cut to the model's size."""
     extend_context: int | None = None
@@ -58,6 +60,8 @@ class PretrainSettings(RunSettings):
                 raise ConfigError("extend_context needs from_model, a trained model.")
             if self.lora.rank:
                 raise ConfigError("lora.rank needs from_model, a trained model.")
+            if self.drop_mtp:
+                raise ConfigError("drop_mtp needs from_model, a trained model.")
         elif self.tokenizer is not None:
             raise ConfigError("tokenizer has no effect with from_model, which brings its own.")
         elif self.preset != type(self).model_fields["preset"].default:
@@ -116,6 +120,8 @@ class SftSettings(RunSettings):
 
     model: Path | None = None
     """Model folder or .gguf file to teach, with its tokenizer."""
+    drop_mtp: bool = False
+    """Leave out the layers of `model` that predict further tokens."""
     data: tuple[Path, ...] = ()
     """Files of JSON Lines, a conversation on each: {"messages": [...]}, with "tools" if it has
     any."""

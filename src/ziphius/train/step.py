@@ -98,7 +98,6 @@ class Stepper:
         batches = self.stage.batches(step)
         weights = self._global_weights(batches)
         sums = self._backward(batches, weights, progress)
-        sums.reduce(self.world)
         self._reduce_gradients()
         outcome = self._outcome(step, weights, sums)
         self._refuse_divergence(step, batches, sums, outcome)
@@ -128,7 +127,7 @@ class Stepper:
         self, batches: Sequence[Batch], weights: Mapping[str, float], progress: float
     ) -> Sums:
         self.optimizer.zero_grad(set_to_none=True)
-        sums = Sums(self.device)
+        sums = Sums()
         for batch in batches:
             with self.autocast():
                 output = self.stage.loss(self.model, batch.to(self.device), progress)
@@ -150,9 +149,10 @@ class Stepper:
         self.world.sum_flat_([p.grad for p in trained if p.grad is not None])
 
     def _outcome(self, step: int, weights: Mapping[str, float], sums: Sums) -> StepOutcome:
+        totals = sums.totals(self.world, self.device)
         terms = {
-            name: float(loss_sum) / _divisor(weights[sums.weight_keys[name]])
-            for name, loss_sum in sums.terms.items()
+            name: loss_sum / _divisor(weights[sums.weight_keys[name]])
+            for name, loss_sum in totals.terms.items()
         }
         first, loss = next(iter(terms.items()))
         is_skipped = weights[sums.weight_keys[first]] == 0
@@ -161,19 +161,13 @@ class Stepper:
         return StepOutcome(
             loss=loss,
             terms=terms,
-            metrics={name: float(value) for name, value in (sums.metrics | sums.largest).items()},
+            metrics=totals.metrics,
             tokens=int(weights[TOKENS]),
             bytes_count=int(weights[BYTES]),
             grad_norm=math.hypot(*by_part.values()),
             grad_norm_by_part=by_part,
-            counts_by_layer={
-                layer: [int(count) for count in counts.tolist()[:-1]]
-                for layer, counts in sums.counts.items()
-            },
-            gate_entropy_by_layer={
-                layer: float(entropy / sums.counts[layer][-1])
-                for layer, entropy in sums.entropies.items()
-            },
+            counts_by_layer=totals.counts,
+            gate_entropy_by_layer=totals.entropies,
             jump=self.guard.observe(step, loss) if is_observed else None,
             is_skipped=is_skipped,
         )

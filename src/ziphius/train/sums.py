@@ -1,76 +1,110 @@
 """What is added up over the micro-batches and ranks of a step.
 
-Sums are float64, so that the order of micro-batches does not show in what is reported.
+Sums are exact, so that the order of micro-batches does not show in what is reported. They are taken
+on the CPU, once a step: not every device has float64, and a transfer for each number would make the
+device wait.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ziphius.core.device import float64_device
 from ziphius.dist.world import World
 from ziphius.models.gates import Routing
 from ziphius.train.stage import LossOutput
 
+Number = Tensor | float
+"""A scalar, on whatever device."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Losses, metrics and routing statistics of a step."""
+
+    terms: dict[str, float]
+    """Summed losses, without coefficients."""
+    metrics: dict[str, float]
+    counts: dict[int, list[int]]
+    """By layer: the tokens each expert received."""
+    entropies: dict[int, float]
+    """By layer: the entropy of the affinities, mean over tokens."""
+
 
 @dataclass
 class Sums:
-    """Losses, metrics and routing statistics of the micro-batches so far."""
+    """What the micro-batches of this rank have had so far."""
 
-    device: torch.device
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    """Summed losses, without coefficients."""
     weight_keys: dict[str, str] = field(default_factory=dict)
-    """What each of them is to be divided by."""
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    largest: dict[str, Tensor] = field(default_factory=dict)
-    """Metrics that keep the largest value."""
-    counts: dict[int, Tensor] = field(default_factory=dict)
-    """By layer: the tokens each expert received, and after them all tokens."""
-    entropies: dict[int, Tensor] = field(default_factory=dict)
-    """By layer: the entropy of the affinities, summed over tokens."""
+    """What each term is to be divided by."""
     losses: list[Tensor] = field(default_factory=list)
-    """The first term of each micro-batch of this rank."""
+    """The first term of each micro-batch."""
+    _terms: dict[str, list[Number]] = field(default_factory=dict)
+    _metrics: dict[str, list[Number]] = field(default_factory=dict)
+    _entropies: dict[int, list[Number]] = field(default_factory=dict)
+    _counts: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, int64: the tokens each expert received, and after them all tokens."""
 
     def add(self, output: LossOutput) -> None:
         """Take in one micro-batch."""
-        self.losses.append(self._number(next(iter(output.terms.values())).loss_sum))
+        self.losses.append(next(iter(output.terms.values())).loss_sum.detach())
         for name, term in output.terms.items():
-            _add(self.terms, name, self._number(term.loss_sum))
+            self._terms.setdefault(name, []).append(term.loss_sum.detach())
             self.weight_keys[name] = term.weight_key
         for name, value in output.metrics.items():
             assert name.endswith(("_sum", "_max")), f"{name}: how is this metric put together?"
-            if name.endswith("_sum"):
-                _add(self.metrics, name, self._number(value))
-            else:
-                held = self.largest.get(name, self._number(value))
-                self.largest[name] = torch.maximum(held, self._number(value))
+            kept = value.detach() if isinstance(value, Tensor) else value
+            self._metrics.setdefault(name, []).append(kept)
         for layer, routing in output.routings.items():
             self._add_routing(layer, routing)
 
-    def reduce(self, world: World) -> None:
-        """Put the ranks together."""
-        groups: tuple[Mapping[Any, Tensor], ...] = (
-            self.terms,
-            self.metrics,
-            self.counts,
-            self.entropies,
+    def totals(self, world: World, device: torch.device) -> Totals:
+        """Put the micro-batches and the ranks together; `device` is where collectives are."""
+        place = float64_device(device)
+        is_largest = {name: name.endswith("_max") for name in self._metrics}
+        summed = {name: values for name, values in self._metrics.items() if not is_largest[name]}
+        largest = {name: values for name, values in self._metrics.items() if is_largest[name]}
+        parts = (*self._terms.values(), *summed.values(), *self._entropies.values())
+        packed = torch.tensor(list(map(_sum, parts)), dtype=torch.float64, device=place)
+        world.sum_flat_([packed, *self._counts.values()])
+        found = iter(packed.tolist())
+        terms = {name: next(found) for name in self._terms}
+        metrics = {name: next(found) for name in summed}
+        entropies = {layer: next(found) for layer in self._entropies}
+        if largest:
+            highest = [max(_read(values)) for values in largest.values()]
+            packed = world.max_(torch.tensor(highest, dtype=torch.float64, device=place))
+            metrics |= dict(zip(largest, packed.tolist(), strict=True))
+        counts = {layer: tokens.tolist() for layer, tokens in self._counts.items()}
+        return Totals(
+            terms,
+            metrics,
+            {layer: tokens[:-1] for layer, tokens in counts.items()},
+            {layer: entropies[layer] / max(1, tokens[-1]) for layer, tokens in counts.items()},
         )
-        world.sum_flat_([tensor for group in groups for tensor in group.values()])
-        for tensor in self.largest.values():
-            world.max_(tensor)
 
     def _add_routing(self, layer: int, routing: Routing) -> None:
         probs_ME = routing.probs_ME.detach()
-        _add(self.entropies, layer, self._number(torch.special.entr(probs_ME).sum()))
-        tokens = torch.tensor([len(probs_ME)], device=self.device)
-        _add(self.counts, layer, torch.cat((routing.counts(), tokens)).double())
+        if routing.text_M is not None:
+            probs_ME = probs_ME[routing.text_M]
+        self._entropies.setdefault(layer, []).append(torch.special.entr(probs_ME).sum())
+        counts_E = routing.counts()
+        counts_E1 = torch.cat((counts_E, counts_E.new_tensor([len(probs_ME)])))
+        held_E1 = self._counts.get(layer)
+        self._counts[layer] = counts_E1 if held_E1 is None else held_E1 + counts_E1
 
-    def _number(self, value: Tensor | float) -> Tensor:
-        return torch.as_tensor(value, device=self.device).detach().double()
+
+def _sum(values: Sequence[Number]) -> float:
+    """Add up without rounding; what is not finite stays so."""
+    numbers = _read(values)
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
-def _add(sums: dict[Any, Tensor], key: Any, value: Tensor) -> None:
-    sums[key] = sums[key] + value if key in sums else value
+def _read(values: Sequence[Number]) -> list[float]:
+    """Bring numbers to the CPU in one transfer."""
+    scalars = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(scalars).tolist() if scalars else [])
+    return [next(read) if isinstance(value, Tensor) else value for value in values]

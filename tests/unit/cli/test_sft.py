@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from ziphius.cli.main import main
 from ziphius.data.conversations import ConversationLoader
 from ziphius.models.model import Model
-from ziphius.models.presets import get_preset
+from ziphius.models.presets import derive, get_preset
 from ziphius.models.weights import load, save
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
@@ -202,3 +204,46 @@ def test_a_budget_needs_epochs_without_end() -> None:
     with pytest.raises(ValidationError, match="Set epochs to 0 to go by the budget"):
         SftSettings(train=SftTraining(budget="5-steps"))
     assert SftSettings(epochs=0, train=SftTraining(budget="5-steps")).train.budget == "5-steps"
+
+
+def without_prediction_layer(base: Path, folder: Path) -> Path:
+    """The model as transformers saves it: the config names the layer, and no file holds it."""
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: t for name, t in weights.items() if not name.startswith("model.layers.3.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_model_whose_prediction_layers_are_missing_is_taught_without(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = without_prediction_layer(base, tmp_path / "base")
+    line = arguments(model, data, tmp_path / "run", "--json", "--epochs", "1")
+    assert main(line) == 0
+    assert "mtp1" not in json.loads(capsys.readouterr().out)["validation"]
+    line = arguments(model, data, tmp_path / "asked", "--train.mtp.early", "0.5")
+    assert main(line) == 2
+    assert "the model has no layers that predict further tokens" in capsys.readouterr().err
+
+
+def test_prediction_layers_are_left_out_on_request(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = arguments(base, data, tmp_path / "run", "--drop-mtp", "--epochs", "1", "--json")
+    assert main(line) == 0
+    assert "mtp1" not in json.loads(capsys.readouterr().out)["validation"]
+
+
+def test_more_tokens_than_rows_are_refused_before_the_run(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "base"
+    model = Model(derive(get_preset("v3-tiny"), vocab_size=500))
+    model.initialize(0)
+    save(model, folder, deepseek_tokenizer(512), weight_format="float32")
+    assert main(arguments(folder, data, tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "The tokenizer has 512 tokens, the model only 500 rows" in error
+    assert not (tmp_path / "run").exists()

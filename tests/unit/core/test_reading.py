@@ -112,6 +112,24 @@ def test_links_stay_in_the_folder_or_in_the_blobs_beside_snapshots(tmp_path: Pat
         file_inside(folder, "circle", CheckpointError)
 
 
+def test_links_may_lead_to_the_blobs_of_a_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "models--owner--name"
+    deep, own = cache / "snapshots" / "1" / "a" / "b", tmp_path / "own"
+    for place in (deep, own, cache / "blobs", tmp_path / "models--x", tmp_path / "x" / "blobs"):
+        place.mkdir(parents=True)
+    kept, *others = cache / "blobs" / "0", tmp_path / "models--x" / "0", tmp_path / "x/blobs/0"
+    for target in (kept, *others):
+        target.write_text("")
+    (deep / "f").symlink_to("../../../../blobs/0")
+    (own / "f").symlink_to(kept)
+    for folder in (deep, own):
+        assert file_inside(folder, "f", CheckpointError) == folder / "f"
+    for number, target in enumerate(others):
+        (own / f"{number}").symlink_to(target)
+        with pytest.raises(CheckpointError, match="is a link that leaves the model folder"):
+            file_inside(own, f"{number}", CheckpointError)
+
+
 def test_names_of_a_folder_are_listed_or_the_reason_is_given(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("")
     (tmp_path / "a").symlink_to("nothing")

@@ -160,3 +160,38 @@ def test_v3_counts_raw_scores_and_not_the_bias():
 def test_a_dense_model_has_nothing_to_balance():
     with pytest.raises(AssertionError, match="nothing to balance"):
         balance_loss(latent_config(), {}, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_padding_changes_no_balance_loss(rows):
+    """Rows of 4 tokens padded to 6, and a row of nothing but padding, are the rows of 4."""
+    text = random_routing(tokens=4 * rows)
+    text_BT = (torch.arange(6) < 4).repeat(rows + 1, 1)
+    text_BT[rows] = False
+    noise = random_routing(tokens=text_BT.numel())
+    parts = []
+    for real, other in (
+        (text.experts_MK, noise.experts_MK),
+        (text.weights_MK, noise.weights_MK),
+        (text.probs_ME, noise.probs_ME),
+        (text.preferred_MK, noise.preferred_MK),
+    ):
+        mixed = other.clone()
+        mixed[text_BT.flatten()] = real
+        parts.append(mixed)
+    padded = Routing(*parts).without_padding(text_BT.flatten())
+    for loss, options in (
+        (expert_loss, [(rows, rows + 1), (1, 1)]),
+        (device_loss, [(4, 4)]),
+    ):
+        for expected, actual in options:
+            torch.testing.assert_close(loss(padded, actual), loss(text, expected))
+    torch.testing.assert_close(communication_loss(padded, 4, 2), communication_loss(text, 4, 2))
+    assert torch.equal(padded.counts(), text.counts())
+
+
+def test_a_batch_of_padding_alone_has_no_balance_loss():
+    routing = random_routing(tokens=6).without_padding(torch.zeros(6, dtype=torch.bool))
+    assert expert_loss(routing, 2) == device_loss(routing, 4) == 0.0
+    assert communication_loss(routing, 4, 2) == 0.0
+    assert routing.counts().sum() == 0

@@ -87,6 +87,35 @@ def test_every_tenth_sequence_keeps_all_its_pairs(rows):
     assert not kept_BX[others].any()
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 5, 20])
+def test_the_same_sequences_of_a_step_are_exempt_in_any_micro_batches(at_once):
+    length, exempt = 6, []
+    for first in range(0, 20, at_once):
+        routing = random_routing(at_once * length, 2, 4, seed=first)
+        dropped = drop_overflow(routing, 2, 0.01, length, first)
+        kept_BX = (dropped.experts_MK < 4).view(at_once, -1)
+        exempt += [first + row for row in range(at_once) if kept_BX[row].all()]
+    assert exempt == [0, 10]
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.7, 1.0])
+def test_padding_takes_no_capacity(factor):
+    rows, length = 4, 6
+    routing = random_routing(rows * length, 2, 4, seed=0)
+    text_M = torch.arange(rows * length) % length < 4
+    padded = drop_overflow(routing.without_padding(text_M), 2, factor, length, 1)
+    cut = Routing(*(part[text_M] for part in parts_of(routing)))
+    alone = drop_overflow(cut, 2, factor, 4, 1)
+    assert 0 < (alone.experts_MK == 4).sum() < alone.experts_MK.numel()
+    assert torch.equal(padded.experts_MK[text_M], alone.experts_MK)
+    assert torch.equal(padded.weights_MK[text_M], alone.weights_MK)
+    assert (padded.experts_MK[~text_M] == 4).all()
+
+
+def parts_of(routing):
+    return routing.experts_MK, routing.weights_MK, routing.probs_ME, routing.preferred_MK
+
+
 def test_gradient_flows_through_what_is_kept_alone():
     routing = random_routing(40, 2, 4, seed=0)
     probs_ME = routing.probs_ME.clone().requires_grad_()

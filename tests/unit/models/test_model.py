@@ -216,3 +216,43 @@ def test_a_table_has_every_name_the_config_allows_and_the_error_lists_them(field
         latent_config(**{field: "unheard-of"})
     (error,) = [e for e in raised.value.errors() if e["loc"] == (field,)]
     assert all(repr(name) in error["msg"] for name in allowed)
+
+
+@pytest.mark.parametrize(
+    "config", [V3, grouped_config(attention_bias=True, tie_word_embeddings=True)]
+)
+@torch.no_grad()
+def test_initialize_leaves_nothing_as_it_was_found(config):
+    expected = Model(config)
+    expected.initialize(seed=3)
+    with torch.device("meta"):
+        model = Model(config)
+    model.to_empty(device="cpu")
+    # A vector of a kind that no module of today has.
+    for each in (expected, model):
+        each.model.register_parameter("sinks", torch.nn.Parameter(torch.empty(3)))
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.fill_(torch.nan)
+    expected.initialize(seed=3)
+    model.initialize(seed=3)
+    wanted = expected.state_dict()
+    assert model.state_dict().keys() == wanted.keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+        assert tensor.isfinite().all(), name
+    assert (model.head.weight is model.model.embed_tokens.weight) == config.tie_word_embeddings
+
+
+def test_padding_is_routed_nowhere_and_changes_nothing_else():
+    model = build(V3)
+    ids_BT = random_ids(2, 9, V3.vocab_size)
+    documents_BT = torch.zeros(2, 9, dtype=torch.int64)
+    documents_BT[:, 6:] = -1
+    with torch.no_grad():
+        padded = model(ids_BT, documents_BT=documents_BT)
+        alone = model(ids_BT[:, :6], documents_BT=documents_BT[:, :6])
+    torch.testing.assert_close(padded.hidden_BTD[:, :6], alone.hidden_BTD, atol=1e-5, rtol=0)
+    for layer, routing in padded.routings.items():
+        assert torch.equal(routing.counts(), alone.routings[layer].counts())
+        assert routing.text_M is not None
+        assert alone.routings[layer].text_M is None

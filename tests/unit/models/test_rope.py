@@ -53,10 +53,19 @@ def test_yarn_with_a_band_of_no_width_is_a_step():
     assert ratio_r.tolist() == [1.0, 0.25, 0.25, 0.25]
 
 
-def test_yarn_leaves_all_frequencies_where_the_slowest_is_fast():
-    scaling = yarn(factor=4.0, original_max_position_embeddings=2**31 - 1)
-    ratio_r = rope_frequencies(8, 2.0, scaling) / rope_frequencies(8, 2.0, None)
-    assert ratio_r.eq(1).all()
+@pytest.mark.parametrize(
+    ("context", "theta", "ratio"),
+    [
+        # every frequency is fast: the band lies beyond the last one
+        (2**31 - 1, 2.0, 0.25),
+        # every frequency is slow: the band ends before the first one
+        (1, 500.0, 1.0),
+    ],
+)
+def test_a_band_beyond_the_frequencies_is_what_transformers_makes_of_it(context, theta, ratio):
+    scaling = yarn(factor=4.0, original_max_position_embeddings=context)
+    ratio_r = rope_frequencies(8, theta, scaling) / rope_frequencies(8, theta, None)
+    assert ratio_r.eq(ratio).all()
 
 
 def test_linear_scaling_divides_all():

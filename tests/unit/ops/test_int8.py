@@ -127,6 +127,23 @@ def test_experts_are_those_of_the_float_layer(form: str) -> None:
     assert (found - expected).norm() < 0.03 * expected.norm()
 
 
+def test_dropped_pairs_add_nothing(form: str) -> None:
+    x_MD, gate_up_E2FD, down_EDF = draw(9, 64), draw(6, 48, 64, seed=1), draw(6, 64, 24, seed=2)
+    experts_MK = torch.stack([torch.randperm(6)[:3] for _ in range(9)])
+    weights_MK = draw(9, 3, seed=3).softmax(-1)
+    gate_up, down = quantize_rows(gate_up_E2FD), quantize_rows(down_EDF)
+    is_kept_MK = torch.arange(27).view(9, 3) % 4 > 0
+    is_kept_MK[5] = False
+    with torch.no_grad():
+        some_MK = torch.where(is_kept_MK, experts_MK, 6)
+        found = int8_experts(x_MD, some_MK, weights_MK, gate_up, down)
+        expected = int8_experts(x_MD, experts_MK, weights_MK * is_kept_MK, gate_up, down)
+        nothing = int8_experts(x_MD, torch.full_like(experts_MK, 6), weights_MK, gate_up, down)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not found[5].any()
+    assert not nothing.any()
+
+
 def test_broken_rows_stay_broken_and_harm_no_other(form: str) -> None:
     x = draw(4, 64)
     x[1, 3], x[2, 5] = float("nan"), float("-inf")

@@ -235,3 +235,43 @@ def test_temperatures_of_1_need_no_division():
     assert plain.is_unscaled
     assert not mixed.is_unscaled
     assert torch.equal(plain.filtered(logits), mixed.filtered(torch.cat((logits, logits[:1])))[:4])
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor on a device such as Apple's, which raises where float64 is asked for."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.cpu:
+                return result.as_subclass(torch.Tensor)
+            parts = result if isinstance(result, tuple) else [result]
+            if any(
+                isinstance(part, torch.Tensor) and part.dtype == torch.float64 for part in parts
+            ):
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+            stays = [p.as_subclass(cls) if isinstance(p, torch.Tensor) else p for p in parts]
+            return type(result)(stays) if isinstance(result, tuple) else stays[0]
+
+
+@pytest.mark.parametrize("width", [300, 5_000])
+@pytest.mark.parametrize("scale", [0.01, 3.0])
+def test_float64_is_never_asked_of_the_device(width, scale):
+    logits_BW = random_logits(8, width, scale)
+    draws_B = torch.linspace(0.01, 0.99, 8, dtype=torch.float64)
+    top_p_B = torch.full((8,), 0.9, dtype=torch.float64)
+    there_BW = logits_BW.as_subclass(WithoutFloat64)
+    with pytest.raises(TypeError, match="float64"):
+        there_BW.double()
+    kept_BW = keep_top_p(there_BW, top_p_B)
+    ids_B = inverse_cdf(there_BW.softmax(-1), draws_B)
+    assert torch.equal(kept_BW, keep_top_p(logits_BW, top_p_B))
+    assert ids_B.tolist() == inverse_cdf(logits_BW.softmax(-1), draws_B).tolist()
+
+
+def test_a_sampler_keeps_no_float64_on_its_device():
+    sampler = Sampler([SamplingConfig(top_p=0.9, min_p=0.1, temperature=0.7)], [0], device="meta")
+    tensors = [value for value in vars(sampler).values() if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in tensors} == {"meta", "cpu"}
+    assert not any(t.is_meta and t.dtype == torch.float64 for t in tensors)

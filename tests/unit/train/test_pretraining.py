@@ -13,7 +13,7 @@ from ziphius.models.config import YarnScaling
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import to_published
-from ziphius.models.weights import load
+from ziphius.models.weights import load, save
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.config import TrainConfig
@@ -21,7 +21,7 @@ from ziphius.train.errors import TrainingError
 from ziphius.train.instruments_config import InstrumentsConfig
 from ziphius.train.lora import load_adapters, merge_adapters
 from ziphius.train.lora_config import LoraConfig
-from ziphius.train.pretraining import run_pretraining
+from ziphius.train.pretraining import _model_and_tokenizer, run_pretraining
 from ziphius.train.records import read_metrics
 from ziphius.train.run import Finished, RunContext
 from ziphius.train.settings import PretrainSettings
@@ -247,3 +247,17 @@ def test_what_does_not_fit_the_model_is_refused(text: Path, tmp_path: Path) -> N
     deepseek_tokenizer(600).save(tmp_path)
     with pytest.raises(ConfigError, match="The tokenizer has 600 tokens, the model only 512 rows"):
         run_pretraining(settings(text, tokenizer=tmp_path), tmp_path)
+
+
+def test_prediction_layers_of_the_model_to_go_on_from_are_left_out_on_request(
+    text: Path, tmp_path: Path
+) -> None:
+    model = Model(get_preset("v3-tiny"))
+    model.initialize(0)
+    save(model, tmp_path / "model", deepseek_tokenizer(512), weight_format="float32")
+    for drop_mtp in (False, True):
+        asked = settings(text, from_model=tmp_path / "model", drop_mtp=drop_mtp)
+        found, _ = _model_and_tokenizer(asked)
+        assert found.config.num_nextn_predict_layers == (not drop_mtp)
+    with pytest.raises(ValueError, match="drop_mtp needs from_model"):
+        settings(text, drop_mtp=True)

@@ -4,7 +4,7 @@ Shapes: M tokens of a batch in one row, D hidden, E experts, K experts per token
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,27 @@ class Routing:
 
     `experts_MK` may hold the value E where capacity dropped the pair. `probs_ME` carries the gate's
     gradient: the affinities of each token, summing to 1. `preferred_MK` are the experts a token
-    would take by affinity alone, which the balance losses count.
+    would take by affinity alone, which the balance losses count. Padding goes to no expert, and
+    `text_M` keeps it out of every statistic.
     """
 
     experts_MK: Tensor
     weights_MK: Tensor
     probs_ME: Tensor
     preferred_MK: Tensor
+    text_M: Tensor | None = None
+    """bool, false on padding; None where there is none."""
+
+    def without_padding(self, text_M: Tensor) -> "Routing":
+        """Send padding to no expert: it shall not train the router, nor take anybody's place."""
+        num_experts = self.probs_ME.shape[1]
+        is_text_M1 = text_M.unsqueeze(-1)
+        return replace(
+            self,
+            experts_MK=torch.where(is_text_M1, self.experts_MK, num_experts),
+            weights_MK=torch.where(is_text_M1, self.weights_MK, 0.0),
+            text_M=text_M,
+        )
 
     def counts(self) -> Tensor:
         """Count the tokens each expert received, [E], dropped pairs left out."""

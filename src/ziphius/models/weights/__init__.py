@@ -41,7 +41,8 @@ def load(
             also for float16 folders, because CPUs multiply float16 14 to 250 times slower.
         device: where the weights go.
         drop_mtp: leave out the layers that predict further tokens. Without it, a folder that holds
-            such layers and a config that does not, or the other way round, is an error.
+            such layers and a config that does not is an error, as is one that lacks a part of
+            them; one without any, as transformers saves V3, is loaded without, and the log warns.
         check_finite: also look through every weight for NaN and infinity.
     """
     path = Path(path)

@@ -4,6 +4,7 @@ Everything that can be wrong is looked for in the headers first; only then is me
 read, one tensor at a time. Weights stay as the file names them (`names.py`).
 """
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,8 @@ from ziphius.models.weights.fp8 import BLOCK, dequantize
 from ziphius.models.weights.matching import FP8, INT8, Plan, check_size, match
 from ziphius.models.weights.names import SCALE_SUFFIX
 from ziphius.models.weights.shards import Stored, stored_tensors
+
+_log = logging.getLogger(__name__)
 
 # They describe the stored numbers, which a loaded model no longer has; `saving.py` writes its own.
 _STORAGE_KEYS = ("quantization_config", "torch_dtype", "dtype")
@@ -65,8 +68,16 @@ def load_folder(
 ) -> Model:
     """Check a model folder from end to end, then read it; see `weights.load`."""
     config, method = _read(folder)
-    stored = stored_tensors(folder)
+    stored = stored_tensors(folder, {*names.file_copies(config), *names.file_frequencies(config)})
     if drop_mtp:
+        config, stored = _without_mtp(folder, config, stored)
+    elif _lacks_mtp(config, stored):
+        _log.warning(
+            "%s: config.json says num_nextn_predict_layers = %d, but no file holds such a layer: "
+            "loaded without.",
+            folder,
+            config.num_nextn_predict_layers,
+        )
         config, stored = _without_mtp(folder, config, stored)
     assembly = Assembly(config, _int8_layers(folder, method, stored, device))
     check_size(folder, assembly.count_numbers(), stored)
@@ -163,6 +174,15 @@ def _quantization(file: Path, quantization: object) -> str:
             )
         case _:
             _refuse(file, "has a quantization_config without a quant_method")
+
+
+def _lacks_mtp(config: ModelConfig, stored: dict[str, Stored]) -> bool:
+    """Tell whether the files leave out all layers that predict further tokens.
+
+    transformers writes such folders: it knows these layers in the config alone.
+    """
+    further = set(names.prediction_layers(config))
+    return bool(further) and further.isdisjoint(map(names.layer_of, stored))
 
 
 def _without_mtp(

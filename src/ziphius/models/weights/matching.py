@@ -126,8 +126,8 @@ def _check_missing(
     layers = {names.layer_of(name) for name in missing}
     if layers <= set(names.prediction_layers(config)):
         reason += (
-            f". config.json says num_nextn_predict_layers = {config.num_nextn_predict_layers}, but "
-            "many conversions leave those layers out. To load the model without them: "
+            f". config.json says num_nextn_predict_layers = {config.num_nextn_predict_layers}, and "
+            "only a part of those layers is there. To load the model without them: "
             "drop_mtp=True (--drop-mtp)"
         )
     _refuse(folder, reason)

@@ -7,6 +7,7 @@ held together by `model.safetensors.index.json`, whose `weight_map` names the fi
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,9 @@ from ziphius.core.reading import file_inside, list_folder, open_file, parse_obje
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ONLY_FILE = "model-00001-of-00001.safetensors"
+"""The one file of programs that number it all the same, and write no index beside it."""
+_SUFFIX = ".safetensors"
 
 LARGEST_HEADER_BYTES = 32 * 2**20
 LARGEST_TENSOR_COUNT = 200_000  # R1 has 92,000
@@ -46,10 +50,21 @@ class Stored:
     shape: tuple[int, ...]
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Read the headers of all weight files of a folder and merge them, each name once."""
+def stored_tensors(folder: Path, repeated: Collection[str] = ()) -> dict[str, Stored]:
+    """Read the headers of all weight files of a folder and merge them, each name once.
+
+    Args:
+        folder: of the model.
+        repeated: tensors that files may hold or leave out, as what they say stands elsewhere too;
+            programs that drop or add them leave the index as it was.
+    """
     weight_map = _weight_map(folder)
-    names = sorted(set(weight_map.values())) if weight_map is not None else [WEIGHTS_FILE]
+    if weight_map is None:
+        names = [
+            WEIGHTS_FILE if WEIGHTS_FILE in list_folder(folder, CheckpointError) else ONLY_FILE
+        ]
+    else:
+        names = sorted(set(weight_map.values()))
     stored: dict[str, Stored] = {}
     for name in names:
         for tensor, entry in read_header(file_inside(folder, name, CheckpointError)).items():
@@ -57,7 +72,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
                 _refuse(entry.file, f"holds {tensor}, which {stored[tensor].file.name} holds too")
             stored[tensor] = entry
     if weight_map is not None:
-        _check_index(folder / INDEX_FILE, weight_map, stored)
+        _check_index(folder / INDEX_FILE, weight_map, stored, repeated)
     return stored
 
 
@@ -89,7 +104,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if has_index and has_single:
         _refuse(folder, f"holds both {WEIGHTS_FILE} and {INDEX_FILE}; remove the stale one")
     if not has_index:
-        if not has_single:
+        if not has_single and [name for name in names if name.endswith(_SUFFIX)] != [ONLY_FILE]:
             _refuse_without_weights(folder, names)
         return None
     index = file_inside(folder, INDEX_FILE, CheckpointError)
@@ -98,14 +113,14 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         _refuse(index, "has no weight_map from tensor names to file names")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or not name.endswith(_SUFFIX):
             _refuse(index, f"puts {tensor} into {name!r}, which is no .safetensors file")
     return weight_map
 
 
 def _refuse_without_weights(folder: Path, names: list[str]) -> NoReturn:
     unsafe = [name for name in names if name.endswith(_UNSAFE_SUFFIXES)]
-    if any(name.endswith(".safetensors") for name in names):
+    if any(name.endswith(_SUFFIX) for name in names):
         _refuse(folder, f"holds safetensors files but neither {WEIGHTS_FILE} nor {INDEX_FILE}")
     gguf = [name for name in names if is_gguf_name(name)]
     if gguf:
@@ -121,12 +136,15 @@ def _refuse_without_weights(folder: Path, names: list[str]) -> NoReturn:
     _refuse(folder, f"holds no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}")
 
 
-def _check_index(index: Path, weight_map: dict[str, str], stored: dict[str, Stored]) -> None:
+def _check_index(
+    index: Path, weight_map: dict[str, str], stored: dict[str, Stored], repeated: Collection[str]
+) -> None:
     for tensor, name in weight_map.items():
-        if tensor not in stored or stored[tensor].file.name != name:
+        is_there = tensor in stored and stored[tensor].file.name == name
+        if not is_there and tensor not in repeated:
             _refuse(index, f"puts {tensor} into {name}, which does not hold it")
     for tensor, entry in stored.items():
-        if tensor not in weight_map:
+        if tensor not in weight_map and tensor not in repeated:
             _refuse(index, f"does not list {tensor}, which {entry.file.name} holds")
 
 

@@ -47,6 +47,11 @@ def extended(
         raise ConfigError(
             f"rope_scaling is {scaling.type}: only plain RoPE and YaRN can be extended."
         )
+    if scaling is not None and (scaling.attention_factor or scaling.attn_factor):
+        raise ConfigError(
+            "rope_scaling sets the temperature of attention for its own factor: take "
+            "attention_factor and attn_factor out of config.json, or do not extend the model."
+        )
     original = trained_context or config.max_position_embeddings
     if scaling is not None:
         if trained_context not in (None, scaling.original_max_position_embeddings):
@@ -123,8 +128,9 @@ def loss_by_position(model: Model, batch: Batch, border: int) -> dict[str, float
         batch.ids_BT, 1, documents_BT=batch.documents_BT, counted_BT=batch.counted_BT
     )
     logits_XW = model.logits(output.hidden_BTD[counts_BT])
-    nats_X = -token_logprobs(logits_XW, targets_BT[counts_BT]).double()
-    is_beyond_X = document_positions(batch.documents_BT)[counts_BT] >= border
+    # Summed on the CPU: not every device has float64.
+    nats_X = -token_logprobs(logits_XW, targets_BT[counts_BT]).cpu().double()
+    is_beyond_X = (document_positions(batch.documents_BT)[counts_BT] >= border).cpu()
     beyond = float(nats_X[is_beyond_X].sum())
     count = int(is_beyond_X.sum())
     return {

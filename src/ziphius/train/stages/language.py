@@ -10,6 +10,8 @@ V2 took them over what one device held.
 Shapes: B rows, T tokens.
 """
 
+from dataclasses import dataclass
+
 from ziphius.data.batch import Batch
 from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
@@ -23,6 +25,14 @@ from ziphius.train.stage import LossOutput, Stage, Term
 
 NEXT, BALANCE, Z = "next_token", "balance", "z"
 SEQUENCES = "sequences"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch(Batch):
+    """A micro-batch that knows its place in its step."""
+
+    first_row: int = 0
+    """Number of its first row among all rows of the step, over micro-batches and ranks."""
 
 
 class LanguageStage(Stage):
@@ -51,8 +61,12 @@ class LanguageStage(Stage):
     def batches(self, step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step."""
         rank, size = self.world.rank, self.world.size
-        micros = self.loader.micros(step, size)
-        return [self.loader.batch(step, micro, rank, size) for micro in range(micros)]
+        found: list[Batch] = []
+        for micro in range(self.loader.micros(step, size)):
+            batch = self.loader.batch(step, micro, rank, size)
+            first_row = (micro * size + rank) * len(batch.ids_BT)
+            found.append(StepBatch(**vars(batch), first_row=first_row))
+        return found
 
     def weights(self, batch: Batch) -> dict[str, float]:
         """Count the targets that count, by depth, and rows."""
@@ -70,7 +84,7 @@ def further(depth: int) -> str:
 
 def language_weights(batch: Batch, config: ModelConfig) -> dict[str, float]:
     """Count what the losses of a micro-batch are divided by, from the data alone."""
-    weights: dict[str, float] = {NEXT: _targets(batch, 1), SEQUENCES: len(batch.ids_BT)}
+    weights: dict[str, float] = {NEXT: _targets(batch, 1), SEQUENCES: _sequences(batch)}
     for depth in range(1, config.num_nextn_predict_layers + 1):
         weights[further(depth)] = _targets(batch, 1 + depth)
     return weights
@@ -79,7 +93,8 @@ def language_weights(batch: Batch, config: ModelConfig) -> dict[str, float]:
 def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: float) -> LossOutput:
     """Return the terms that the model's parts and the config ask for, and the routings."""
     ids_BT, documents_BT, counted_BT = batch.ids_BT, batch.documents_BT, batch.counted_BT
-    output = model(ids_BT, documents_BT=documents_BT)
+    first_row = batch.first_row if isinstance(batch, StepBatch) else 0
+    output = model(ids_BT, documents_BT=documents_BT, first_row=first_row)
     main = next_token_loss(
         model,
         output,
@@ -98,8 +113,9 @@ def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: f
             coefficient = config.mtp.weight(progress) / depths
             terms[further(depth)] = Term(loss.loss_sum, further(depth), coefficient)
     if balances(model.config):
-        # The alphas are in the loss already, which is a mean over rows.
-        loss_sum = len(ids_BT) * balance_loss(model.config, output.routings, len(ids_BT))
+        # The alphas are in the loss already, which is a mean over rows that hold text.
+        mean = balance_loss(model.config, output.routings, len(ids_BT))
+        loss_sum = _sequences(batch) * mean
         terms[BALANCE] = Term(loss_sum, SEQUENCES)
     if main.squares_sum is not None:  # PaLM (arXiv 2204.02311), section 5
         terms[Z] = Term(main.squares_sum, NEXT, config.z_loss)
@@ -110,6 +126,11 @@ def balances(config: ModelConfig) -> bool:
     """Tell whether a model has a loss that balances its experts."""
     alphas = (config.aux_loss_alpha, config.device_loss_alpha, config.communication_loss_alpha)
     return any(alphas)
+
+
+def _sequences(batch: Batch) -> int:
+    """Count the rows that hold more than padding."""
+    return int((batch.documents_BT >= 0).any(dim=1).sum())
 
 
 def _targets(batch: Batch, places: int) -> int:

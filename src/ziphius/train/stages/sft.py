@@ -8,19 +8,14 @@ Shapes: B rows, T tokens, M = B * T.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-from torch import Tensor
 
 from ziphius.data.batch import Batch
 from ziphius.data.floors import bits_per_byte
 from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
-from ziphius.models.gates import Routing
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
-from ziphius.train.stage import LossOutput
 from ziphius.train.stages.language import NEXT, LanguageStage, further, language_losses
 
 
@@ -51,15 +46,6 @@ class Sft(LanguageStage):
         )
         self.validation, self.measured_floors = validation, dict(floors or {})
 
-    def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
-        """Return all losses of a micro-batch; padding moves no router bias."""
-        output = super().loss(model, batch, progress)
-        is_text_M = batch.documents_BT.flatten() >= 0
-        output.routings = {
-            layer: _of(routing, is_text_M) for layer, routing in output.routings.items()
-        }
-        return output
-
     def validate(self, model: Model) -> dict[str, float]:
         """Measure held-out conversations: mean losses of what assistants wrote, bits per byte."""
         assert self.validation, "there is nothing to validate on"
@@ -89,14 +75,3 @@ class Sft(LanguageStage):
     def fingerprint(self) -> str:
         """Name the conversations, their order and the shape of the batches."""
         return f"{self.data_fingerprint} {self.config.rows} x {self.config.context}"
-
-
-def _of(routing: Routing, kept_M: Tensor) -> Routing:
-    """Keep the routing of some tokens."""
-    return replace(
-        routing,
-        experts_MK=routing.experts_MK[kept_M],
-        weights_MK=routing.weights_MK[kept_M],
-        probs_ME=routing.probs_ME[kept_M],
-        preferred_MK=routing.preferred_MK[kept_M],
-    )

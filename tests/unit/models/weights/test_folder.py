@@ -145,11 +145,27 @@ def test_prediction_layers_are_never_dropped_silently(folder):
     assert loaded.config.num_nextn_predict_layers == 0
 
 
-def test_missing_prediction_layers_are_never_made_up(folder):
+def test_prediction_layers_that_no_file_holds_are_left_out_with_one_warning(folder, model, caplog):
     change_tensors(folder / "model.safetensors", without_prediction_layer)
-    with pytest.raises(CheckpointError, match=r"num_nextn_predict_layers = 1.*drop_mtp=True"):
+    loaded = load(folder)
+    assert loaded.config.num_nextn_predict_layers == 0
+    kept = {n: t for n, t in model.state_dict().items() if not n.startswith("model.layers.2.")}
+    assert loaded.state_dict().keys() == kept.keys()
+    [line] = caplog.messages
+    assert line.startswith(f"{folder}: config.json says num_nextn_predict_layers = 1, but no file")
+    assert "\n" not in line
+    caplog.clear()
+    assert load(folder, drop_mtp=True).config.num_nextn_predict_layers == 0
+    assert not caplog.messages
+
+
+def test_a_part_of_the_prediction_layers_is_never_made_up(folder, caplog):
+    name = "model.layers.2.eh_proj.weight"
+    change_tensors(folder / "model.safetensors", lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=rf"lacks {name}.*only a part.*\(--drop-mtp\)"):
         load(folder)
     assert load(folder, drop_mtp=True).config.num_nextn_predict_layers == 0
+    assert not caplog.messages
 
 
 def test_dropping_prediction_layers_leaves_the_rest_equal(model, folder):
@@ -237,6 +253,52 @@ def test_a_hugging_face_cache_with_its_links_is_read(model, tmp_path):
         (tmp_path / "model" / name).rename(repository / "blobs" / f"{index}")
         (snapshot / name).symlink_to(f"../../blobs/{index}")
     assert_equal_models(load(snapshot), model)
+
+
+def test_a_model_in_a_subfolder_of_a_snapshot_and_an_own_folder_of_links_are_read(model, tmp_path):
+    repository = tmp_path / "models--deepseek-ai--tiny"
+    snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
+    places = (snapshot / "checkpoint-10", tmp_path / "own")
+    for place in (blobs, *places):
+        place.mkdir(parents=True)
+    save(model, tmp_path / "model")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).rename(blobs / f"0{name}")
+        for place in places:
+            (place / name).symlink_to(blobs / f"0{name}")
+    for place in places:
+        assert_equal_models(load(place), model)
+    with pytest.raises(CheckpointError, match=r"download cache: give one of the folders in .*snap"):
+        load(repository)
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_an_index_may_be_wrong_about_copies_alone(is_listed, is_stored, tmp_path):
+    model = build(grouped_config(tie_word_embeddings=True))
+    rounded(model)
+    save(model, tmp_path / "m", max_shard_bytes=5_000)
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    last = tmp_path / "m" / sorted(weight_map.values())[-1]
+    if is_listed:
+        change_json(index, weight_map={**weight_map, "lm_head.weight": last.name})
+    if is_stored:
+        embedding = model.model.embed_tokens.weight.detach().bfloat16()
+        change_tensors(last, lambda tensors: tensors.update({"lm_head.weight": embedding}))
+    assert_equal_models(load(tmp_path / "m"), model)
+    change_json(index, weight_map={**weight_map, "model.norm.bias": last.name})
+    with pytest.raises(CheckpointError, match=r"puts model\.norm\.bias into"):
+        load(tmp_path / "m")
+
+
+def test_one_numbered_file_without_an_index_is_read(model, folder):
+    file = folder / "model.safetensors"
+    file.rename(folder / "model-00001-of-00001.safetensors")
+    assert_equal_models(load(folder), model)
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="holds safetensors files but neither"):
+        load(folder)
 
 
 def test_the_config_alone_can_be_read(model, folder):

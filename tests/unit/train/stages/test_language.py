@@ -2,11 +2,13 @@ import pytest
 import torch
 
 from tests.tiny import V2_EXPERTS, build, grouped_config, latent_config, random_ids
-from tests.training import moe_config, train_config
+from tests.training import RandomRows, moe_config, train_config
 from ziphius.data.batch import Batch
+from ziphius.dist.world import World
 from ziphius.models.balance import balance_loss
+from ziphius.models.model import Model
 from ziphius.ops.logprobs import token_logprobs
-from ziphius.train.stages.language import language_losses, language_weights
+from ziphius.train.stages.language import LanguageStage, language_losses, language_weights
 
 
 def batch_of(rows: int = 2, length: int = 12, *, counted: bool = False) -> Batch:
@@ -81,3 +83,58 @@ def test_balance_counts_rows_and_covers_the_mtp_layer() -> None:
 def test_a_model_has_the_terms_of_its_parts(config, names: list[str]) -> None:
     output = language_losses(build(config), batch_of(), train_config(), 0.0)
     assert list(output.terms) == names
+
+
+def test_a_row_of_padding_is_no_sequence_and_padding_trains_no_router() -> None:
+    config = moe_config(num_nextn_predict_layers=0)
+    ids_BT, documents_BT = random_ids(3, 12, 61), torch.zeros(3, 12, dtype=torch.int64)
+    documents_BT[:, 8:] = -1
+    documents_BT[2] = -1
+    padded = Batch(ids_BT, documents_BT, documents_BT >= 0)
+    alone = Batch(ids_BT[:2, :8], documents_BT[:2, :8])
+    assert language_weights(padded, config) == language_weights(alone, config)
+    losses, router = [], []
+    for batch in (padded, alone):
+        model = build(config)
+        output = language_losses(model, batch, train_config(), progress=0.0)
+        output.terms["balance"].loss_sum.backward()
+        losses.append(output.terms["balance"].loss_sum)
+        router.append(model.get_parameter("model.layers.1.mlp.gate.weight").grad)
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(router[0], router[1], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2, 12])
+def test_capacity_exempts_the_same_rows_in_any_micro_batches(micro_rows: int) -> None:
+    experts = V2_EXPERTS | {"capacity_factor": 0.01}
+    config = latent_config(model_type="deepseek_v2", **experts)
+    training = train_config(batch_rows=12, micro_rows=micro_rows)
+    stage = LanguageRows(RandomRows(training, micro_rows=micro_rows), config, training)
+    model = build(config).train()
+    exempt: list[int] = []
+    for batch in stage.batches(1):
+        [routing] = stage.loss(model, batch, progress=0.0).routings.values()
+        kept_BX = (routing.experts_MK < 8).view(len(batch.ids_BT), -1)
+        exempt += [batch.first_row + row for row in range(len(kept_BX)) if kept_BX[row].all()]
+    assert exempt == [0, 10]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_are_counted_over_micro_batches_and_ranks(rank: int) -> None:
+    training = train_config(batch_rows=8, micro_rows=2)
+    stage = LanguageRows(
+        RandomRows(training, micro_rows=2), moe_config(), training, world=World(rank, 2, rank)
+    )
+    assert [batch.first_row for batch in stage.batches(3)] == [2 * rank, 4 + 2 * rank]
+
+
+class LanguageRows(LanguageStage):
+    """A stage that is never measured."""
+
+    name = "rows"
+
+    def validate(self, model: Model) -> dict[str, float]:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        return ""
