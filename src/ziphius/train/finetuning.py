@@ -73,8 +73,7 @@ def run_sft(
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
     device = local_device(resolve_device(settings.train.device))
     tokenizer = _tokenizer(settings, origin)
-    report = _report(settings, context)
-    learned, held_out = _conversations(settings, tokenizer, report)
+    learned, held_out, report = _conversations(settings, tokenizer, context)
     loader = ConversationLoader(
         learned,
         seed=settings.train.seed,
@@ -141,10 +140,11 @@ def _report(settings: SftSettings, context: RunContext) -> RowReport:
 
 
 def _conversations(
-    settings: SftSettings, tokenizer: Tokenizer, report: RowReport
-) -> tuple[Conversations, Conversations]:
+    settings: SftSettings, tokenizer: Tokenizer, context: RunContext
+) -> tuple[Conversations, Conversations, RowReport]:
     """Read, share out and encode what is learned and what is measured on, row by row."""
     assert tokenizer.chat_format is not None
+    report = _report(settings, context)
     learned, held_out = (
         ConversationEncoder(
             tokenizer,
@@ -166,7 +166,8 @@ def _conversations(
         for conversation in read_conversations(settings.validation, report):
             held_out.add(conversation)
     report.check()
-    return learned.result(), fill_rows(held_out.result(), settings.train.validate_rows)
+    measured = fill_rows(held_out.result(), settings.train.validate_rows)
+    return learned.result(), measured, report
 
 
 def _training(
