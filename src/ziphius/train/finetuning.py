@@ -198,14 +198,12 @@ def _description(
     parts = [
         f"{learned.sources:,} conversations{as_samples} in the format {tokenizer.chat_format}",
         f"{learned.tokens:,} tokens, {100 * learned.learned_tokens / learned.tokens:.0f} % of them "
-        f"learned, {learned.learned_tokens / learned.sources:,.0f} a conversation",
+        "learned",
         f"{_extent(loader)}, {100 * loader.filled_share:.0f} % filled",
         f"{len(held_out.kept):,} others measured on"
         if held_out.kept
         else "none is held out, so nothing is measured: there are too few for hold_out, or it is 0",
     ]
-    if report.skipped:
-        parts.append(f"{report.skipped:,} of {report.read:,} rows skipped, as they cannot be used")
     if too_long := learned.too_long + held_out.too_long:
         longest = max(learned.longest, held_out.longest)
         parts.append(
@@ -213,6 +211,9 @@ def _description(
         )
     if unanswered := learned.unanswered + held_out.unanswered:
         parts.append(f"{unanswered:,} left out, as no answer is in them or it was cut off")
+    if report.skipped:
+        parts.append(f"{report.skipped:,} of {report.read:,} rows skipped, as they cannot be used")
+    parts.append(f"{learned.learned_tokens / learned.sources:,.0f} tokens a conversation learned")
     changes = report.changes + Counter(learned.changes) + Counter(held_out.changes)
     parts += [f"{count:,} {words}" for words, count in changes.items()]
     return "; ".join(parts) + "."

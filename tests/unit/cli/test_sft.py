@@ -244,7 +244,7 @@ def test_turns_that_think_become_samples_and_are_counted(
     assert "1 conversations as 2 samples in the format" in seen["text"]
     assert "2 think blocks in contents were read as reasoning" in seen["text"]
     learned = sum(int(entry.learned_T.sum()) for entry in seen["loader"].conversations.kept)
-    assert f"learned, {learned} a conversation" in seen["text"]
+    assert f"{learned} tokens a conversation learned" in seen["text"]
     _, seen = prepare(monkeypatch, base, path, tmp_path / "run", "--earlier-turns", "mask")
     assert "1 earlier turns were not learned" in seen["text"]
     assert len(seen["loader"].conversations.kept) == 1
