@@ -4,12 +4,12 @@ The predecessor of a learned token may be the prompt's last; what the prompt say
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ziphius.data.conversations import Conversations, EncodedConversation
-from ziphius.data.floors import FITTED_SHARE, Pairs, fit
+from ziphius.data.floors import COUNTED_TOKENS, FITTED_SHARE, Pairs, fit
 
 
 def conversation_floors(
@@ -23,9 +23,10 @@ def conversation_floors(
     """
     if not held_out.kept or not learned.kept:
         return {}
+    some = _first(learned.kept)
     # The last ones fit the constants and are not counted; a single conversation has to do both.
-    border = min(int(len(learned.kept) * (1.0 - FITTED_SHARE)), len(learned.kept) - 1)
-    counted, fitted = learned.kept[:border], learned.kept[border:]
+    border = min(int(len(some) * (1.0 - FITTED_SHARE)), len(some) - 1)
+    counted, fitted = some[:border], some[border:]
     model = fit(_pairs(counted or fitted), _pairs(fitted), vocab_size)
     pairs = _pairs(held_out.kept)
     return {
@@ -35,11 +36,17 @@ def conversation_floors(
     }
 
 
+def _first(conversations: Sequence[EncodedConversation]) -> Sequence[EncodedConversation]:
+    """Return as many as the floors count tokens: pairs of all would be another copy of the data."""
+    sums = np.cumsum([int(entry.learned_T.sum()) for entry in conversations])
+    return conversations[: int(np.searchsorted(sums, COUNTED_TOKENS)) + 1]
+
+
 def _pairs(conversations: Iterable[EncodedConversation]) -> Pairs:
     """Join the learned tokens of conversations, each with its predecessor."""
     parts = [
         np.stack([entry.ids_T[:-1], entry.ids_T[1:]])[:, entry.learned_T[1:]]
         for entry in conversations
     ]
-    joined: Pairs = np.concatenate(parts, axis=1)
+    joined: Pairs = np.concatenate(parts, axis=1, dtype=np.int64)
     return joined

@@ -8,22 +8,27 @@ Shapes: B rows, T tokens.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ziphius.core.errors import ChatError, ConfigError
+from ziphius.core.errors import ChatError, ConfigError, TokenizerError
 from ziphius.data.batch import Batch
 from ziphius.data.config import OverLong
+from ziphius.data.conversation_config import EarlierTurns, ThinkBlocks
 from ziphius.data.errors import DataError
 from ziphius.data.loader import Rows, fixed_rows
 from ziphius.data.messages import Conversation
 from ziphius.data.packing import permutation
+from ziphius.data.row_report import RowReport
+from ziphius.data.turns import Sample, fitted, text_sample, turn_samples
 from ziphius.text.chat import ChatFormat
 from ziphius.text.tokenizer import Tokenizer
 
@@ -34,11 +39,11 @@ _STREAM = 0x5F7
 """Keeps these permutations apart from those of running text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """One conversation as ids, and which of them are to be learned."""
+    """One conversation, or the part of it up to a turn, as ids, and which of them are learned."""
 
-    ids_T: NDArray[np.int64]
+    ids_T: NDArray[np.integer[Any]]
     learned_T: NDArray[np.bool_]
     bytes_count: int
     """UTF-8 bytes of the tokens that are learned, special tokens left out."""
@@ -51,11 +56,15 @@ class Conversations:
     kept: tuple[EncodedConversation, ...]
     context: int
     too_long: int = 0
-    """Conversations longer than a row: left out, or cut."""
+    """Samples longer than a row: left out, or cut."""
     longest: int = 0
-    """Tokens of the longest conversation, before any cut."""
+    """Tokens of the longest sample, before any cut."""
     unanswered: int = 0
-    """Conversations left out because nothing an assistant wrote is in them, or was cut off."""
+    """Samples left out because nothing an assistant wrote is in them, or was cut off."""
+    sources: int = 0
+    """Conversations that the kept samples come from: one may become several (`data/turns.py`)."""
+    changes: Mapping[str, int] = field(default_factory=dict)
+    """What was read in another way than it was written: words for it -> how often."""
 
     @property
     def tokens(self) -> int:
@@ -73,8 +82,116 @@ class Conversations:
         digest = hashlib.sha256(str(self.context).encode())
         for entry in self.kept:
             digest.update(len(entry.ids_T).to_bytes(8, "little"))
-            digest.update(entry.ids_T.tobytes() + entry.learned_T.tobytes())
+            digest.update(entry.ids_T.astype(np.int64).tobytes() + entry.learned_T.tobytes())
         return digest.hexdigest()[:20]
+
+
+class ConversationEncoder:
+    """Turns conversations into ids as they come; nothing else of them is kept.
+
+    Args:
+        tokenizer: of the model.
+        chat_format: how the model is spoken to.
+        context: tokens of a row.
+        over_long: what no row holds is left out, cut at the end of the row, or an error.
+        thinking: whether an answer begins inside a think block; None goes by each turn.
+        earlier_turns: whether turns that a whole conversation cannot teach get samples of their own
+            (`data/turns.py`).
+        think_blocks: whether a think block in a content is the reasoning (`data/think_blocks.py`).
+        report: takes conversations that the format cannot say; without it one is an error.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_format: ChatFormat,
+        *,
+        context: int,
+        over_long: OverLong = "skip",
+        thinking: bool | None = None,
+        earlier_turns: EarlierTurns = "expand",
+        think_blocks: ThinkBlocks = "parse",
+        report: RowReport | None = None,
+    ) -> None:
+        self.tokenizer, self.chat_format = tokenizer, chat_format
+        self.context, self.over_long, self.thinking = context, over_long, thinking
+        self.earlier_turns, self.think_blocks = earlier_turns, think_blocks
+        self.report = report or RowReport()
+        self._kept: list[EncodedConversation] = []
+        self._changes = Counter[str]()
+        self._too_long = self._longest = self._unanswered = self._sources = 0
+
+    def add(self, conversation: Conversation) -> None:
+        """Encode one conversation.
+
+        Raises:
+            DataError: naming file and line: it is too long, or cannot be said, where that is an
+                error.
+        """
+        changes = Counter[str]()
+        try:
+            samples = self._samples(conversation, changes)
+        except (ChatError, TokenizerError) as error:
+            self.report.refuse(DataError(f"{conversation.where}: {error}"))
+            return
+        self._changes += changes
+        before = len(self._kept)
+        for ids, mask in samples:
+            self._keep(conversation.where, ids, mask)
+        self._unanswered += not samples
+        self._sources += len(self._kept) > before
+
+    def result(self) -> Conversations:
+        """Return what was encoded so far."""
+        return Conversations(
+            tuple(self._kept),
+            self.context,
+            self._too_long,
+            self._longest,
+            self._unanswered,
+            self._sources,
+            dict(self._changes),
+        )
+
+    def _samples(self, conversation: Conversation, changes: Counter[str]) -> list[Sample]:
+        if conversation.text is not None:
+            return [text_sample(conversation.text, self.tokenizer)]
+        messages = fitted(
+            conversation.messages,
+            self.chat_format,
+            self.tokenizer,
+            reads_blocks=self.think_blocks == "parse",
+            changes=changes,
+        )
+        return turn_samples(
+            messages,
+            conversation.tools,
+            self.tokenizer,
+            self.chat_format,
+            unlearned=conversation.unlearned,
+            thinking=self.thinking,
+            earlier_turns=self.earlier_turns,
+            changes=changes,
+        )
+
+    def _keep(self, where: str, ids: list[int], mask: list[bool]) -> None:
+        self._longest = max(self._longest, len(ids))
+        if len(ids) > self.context:
+            self._too_long += 1
+            if self.over_long == "refuse":
+                raise DataError(
+                    f"{where}: {len(ids)} tokens, and a row has {self.context}. Give a longer "
+                    "context, or let such conversations be skipped or cut."
+                )
+            if self.over_long == "skip":
+                return
+            ids, mask = ids[: self.context], mask[: self.context]
+        if not any(mask[1:]):  # the first token has nothing to be predicted from
+            self._unanswered += 1
+            return
+        learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
+        size = len(self.tokenizer.decode(learned, skip_special=True).encode())
+        self._kept.append(EncodedConversation(np.array(ids, np.int32), np.array(mask), size))
 
 
 def encode_conversations(
@@ -85,55 +202,22 @@ def encode_conversations(
     context: int,
     over_long: OverLong = "skip",
     thinking: bool | None = None,
+    earlier_turns: EarlierTurns = "expand",
+    think_blocks: ThinkBlocks = "parse",
 ) -> Conversations:
-    """Turn conversations into ids.
-
-    Args:
-        conversations: what was read.
-        tokenizer: of the model.
-        chat_format: how the model is spoken to.
-        context: tokens of a row.
-        over_long: a conversation that no row holds is left out, cut at the end of the row, or an
-            error.
-        thinking: whether an answer begins inside a think block; None leaves it to the format.
-    """
-    kept: list[EncodedConversation] = []
-    too_long = longest = unanswered = 0
+    """Turn conversations into ids; the arguments are those of `ConversationEncoder`."""
+    encoder = ConversationEncoder(
+        tokenizer,
+        chat_format,
+        context=context,
+        over_long=over_long,
+        thinking=thinking,
+        earlier_turns=earlier_turns,
+        think_blocks=think_blocks,
+    )
     for conversation in conversations:
-        ids, mask = _encode(conversation, tokenizer, chat_format, thinking)
-        longest = max(longest, len(ids))
-        if len(ids) > context:
-            too_long += 1
-            if over_long == "refuse":
-                raise DataError(
-                    f"{conversation.where}: {len(ids)} tokens, and a row has {context}. Give a "
-                    "longer context, or let such conversations be skipped or cut."
-                )
-            if over_long == "skip":
-                continue
-            ids, mask = ids[:context], mask[:context]
-        if any(mask[1:]):  # the first token has nothing to be predicted from
-            learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
-            size = len(tokenizer.decode(learned, skip_special=True).encode())
-            kept.append(EncodedConversation(np.array(ids, np.int64), np.array(mask), size))
-        else:
-            unanswered += 1
-    return Conversations(tuple(kept), context, too_long, longest, unanswered)
-
-
-def _encode(
-    conversation: Conversation,
-    tokenizer: Tokenizer,
-    chat_format: ChatFormat,
-    thinking: bool | None,
-) -> tuple[list[int], list[bool]]:
-    try:
-        encoded = chat_format.encode(
-            conversation.messages, tokenizer, tools=conversation.tools, thinking=thinking
-        )
-    except ChatError as error:
-        raise DataError(f"{conversation.where}: {error}") from error
-    return encoded.ids, encoded.completion_mask
+        encoder.add(conversation)
+    return encoder.result()
 
 
 class ConversationLoader:

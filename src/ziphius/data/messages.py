@@ -1,22 +1,42 @@
-"""Conversations from JSON Lines: `{"messages": [...], "tools": [...]}`, the OpenAI API's shape.
+"""Conversations from files: rows of many shapes become messages and tools, or say what is wrong.
 
-A line that cannot be used is an error that names file and line, because a conversation that is
-dropped without a word is one that nobody learns from. Keys beside `messages` and `tools` are the
-user's own; inside a message every key counts, so an unknown one is an error too.
+A row that cannot be used is never dropped without a word, because a conversation that is dropped
+is one that nobody learns from: it is an error, or counted in a `RowReport`. Inside a message every
+key counts, so one that is unknown and has a value is an error too.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ziphius.core.errors import ChatError
+from ziphius.data.chat_rows import COLUMNS, chat_row, entries, from_json
 from ziphius.data.document import fraction
 from ziphius.data.errors import DataError
+from ziphius.data.json_rows import Row
+from ziphius.data.row_files import read_rows
+from ziphius.data.row_report import RowReport
 from ziphius.text.chat import Message, Tool, ToolCall
 
-MESSAGE_KEYS = frozenset(("role", "content", "reasoning_content", "tool_calls", "tool_call_id"))
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of what an assistant thought: DeepSeek's, vLLM's, and that of newer templates."""
+WEIGHTS = ("weight", "train", "loss")
+"""Keys that say whether an assistant's turn is learned: OpenAI's, and two of other trainers."""
+_OTHERS = ("role", "content", "tool_calls", "tool_call_id", "name", "refusal", "function_call")
+MESSAGE_KEYS = frozenset((*_OTHERS, *REASONING, *WEIGHTS))
+ABOUT = frozenset(
+    (
+        *("annotations", "id", "timestamp", "created", "created_at", "index", "turn_identifier"),
+        *("model", "finish_reason", "type", "status", "source", "language", "metadata", "usage"),
+        "logprobs",
+    )
+)
+"""Keys about a message that are no part of what it says."""
+JOINED = "assistant messages that followed another one were joined to it"
+NAMED = "names of speakers were left out, as chat formats have none"
 
 
 @dataclass(frozen=True)
@@ -27,111 +47,207 @@ class Conversation:
     """File and line, for errors."""
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    unlearned: frozenset[int] = frozenset()
+    """Places of assistants' messages that are context and not learned."""
+    text: str | None = None
+    """Running text instead of messages, all of it learned."""
 
 
-def read_conversations(path: Path) -> Iterator[Conversation]:
-    """Read a file of one conversation per line; empty lines count for nothing.
+def read_conversations(path: Path, report: RowReport | None = None) -> Iterator[Conversation]:
+    """Read a file of conversations, all files of a folder, or `hf:NAME`, as a stream.
+
+    Args:
+        path: what the user named.
+        report: counts rows and takes the bad ones; without it the first of them is an error.
 
     Raises:
-        DataError: naming file and line: no JSON, no messages, a message that no role can say, or
-            no assistant to learn from.
+        DataError: a file cannot be read or holds nothing; or naming file and line: no JSON, no
+            shape that is known, a message that no role can say, no assistant to learn from.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    is_empty = True
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            is_empty = False
-            yield _conversation(line, f"{path}, line {number}")
-    if is_empty:
+    report = report or RowReport()
+    before = report.read
+    for row in read_rows(path, COLUMNS):
+        report.read += 1
+        try:
+            conversation = _conversation(row, report.changes)
+        except ChatError as error:
+            report.refuse(DataError(f"{row.where}: {error}"))
+        else:
+            yield conversation
+    if report.read == before:
         raise DataError(f"{path} holds no conversations: give one JSON object on each line.")
+
+
+def is_held_out(conversation: Conversation, share: float) -> bool:
+    """Say whether a conversation is kept from training, by what its messages say.
+
+    Copies of a conversation fall on one side, wherever they stand and whatever comes beside them.
+    """
+    words = repr(conversation.messages) if conversation.text is None else conversation.text
+    return fraction("held out", words) < share
 
 
 def split_held_out(
     conversations: Iterable[Conversation], share: float
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """Take a share away for validation, by what the messages say.
-
-    Copies of a conversation fall on one side, wherever they stand and whatever comes beside them.
-    """
+    """Take a share away for validation, as `is_held_out` says."""
     learned: list[Conversation] = []
     held_out: list[Conversation] = []
     for conversation in conversations:
-        is_out = fraction("held out", repr(conversation.messages)) < share
-        (held_out if is_out else learned).append(conversation)
+        (held_out if is_held_out(conversation, share) else learned).append(conversation)
     return learned, held_out
 
 
-def _conversation(line: bytes, where: str) -> Conversation:
-    try:
-        data = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: no UTF-8.") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: no JSON: {error}.") from error
-    if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
-        raise DataError(f'{where}: must be {{"messages": [...]}}.')
-    try:
-        messages = tuple(map(_message, data["messages"]))
-        tools = tuple(map(_tool, _list_of(data, "tools")))
-    except ChatError as error:
-        raise DataError(f"{where}: {error}") from error
+def _conversation(row: Row, changes: Counter[str]) -> Conversation:
+    if row.problem is not None:
+        raise ChatError(row.problem)
+    found = chat_row(row.data)
+    if found.text is not None:
+        if not found.text.strip():
+            raise ChatError("has an empty text, so there is nothing to learn.")
+        return Conversation(row.where, (), text=unicode(found.text))
+    messages = [_message(entry, changes) for entry in found.messages]
+    learned = [
+        _is_learned(entry, message) and place >= found.prompt
+        for place, (entry, message) in enumerate(zip(found.messages, messages, strict=True))
+    ]
+    messages, learned = _joined(messages, learned, changes)
     if not any(message.role == "assistant" for message in messages):
-        raise DataError(f"{where}: has no assistant message, so there is nothing to learn.")
-    return Conversation(where, messages, tools)
+        raise ChatError("has no assistant message, so there is nothing to learn.")
+    for message, weight in zip(messages, learned, strict=True):
+        if weight and not (message.content or message.reasoning_content or message.tool_calls):
+            raise ChatError("has an assistant message that says nothing, which would be learned.")
+    if not any(learned):
+        raise ChatError("has no assistant message of weight 1, so there is nothing to learn.")
+    tools = tuple(map(_tool, entries(found.tools, "`tools`")))
+    spoken = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    unlearned = frozenset(place for place in spoken if not learned[place])
+    return Conversation(row.where, tuple(messages), tools, unlearned)
 
 
-def _message(data: Any) -> Message:
-    entry = _object(data, "A message")
-    if unknown := sorted(entry.keys() - MESSAGE_KEYS):
+def _message(entry: Mapping[str, Any], changes: Counter[str]) -> Message:
+    unknown = [key for key in entry.keys() - MESSAGE_KEYS - ABOUT if entry[key]]
+    if unknown:
         raise ChatError(
-            f"A message has the unknown key {unknown[0]!r}; known are "
+            f"A message has the unknown key {min(unknown)!r}; known are "
             f"{', '.join(sorted(MESSAGE_KEYS))}."
         )
+    if entry.get("name") and entry["role"] != "tool":
+        changes[NAMED] += 1
+    calls = entries(entry.get("tool_calls"), "`tool_calls`")
+    if entry.get("function_call"):
+        calls = [*calls, entry["function_call"]]
+    content = _text(entry.get("content"))
     return Message(
-        role=entry.get("role", ""),
-        content=_text(entry.get("content")),
-        reasoning_content=entry.get("reasoning_content"),
-        tool_calls=tuple(map(_tool_call, _list_of(entry, "tool_calls"))),
-        tool_call_id=entry.get("tool_call_id"),
+        role=entry["role"],
+        content=content or _string(entry.get("refusal"), "The refusal"),
+        reasoning_content=_reasoning(entry),
+        tool_calls=tuple(map(_tool_call, calls)),
+        tool_call_id=_string(entry.get("tool_call_id"), "The tool_call_id") or None,
     )
 
 
 def _text(content: Any) -> str:
     """Join the text parts of a content; None, as beside tool calls, is empty."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
     if isinstance(content, list):
         parts = [_object(part, "A part of a content") for part in content]
         if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
-            return "".join(part["text"] for part in parts)
+            return unicode("".join(part["text"] for part in parts))
+    elif content is None or isinstance(content, str):
+        return unicode(content or "")
     raise ChatError("The content of a message must be text, or a list of text parts.")
 
 
-def _tool_call(data: Any) -> ToolCall:
-    function = _function(data, "A tool call")
-    arguments = function.get("arguments", "{}")
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(_name(function, "A tool call"), arguments, data.get("id"))
+def _reasoning(entry: Mapping[str, Any]) -> str:
+    said = {_string(entry.get(key), f"`{key}`") for key in REASONING} - {""}
+    if len(said) > 1:
+        names = ", ".join(key for key in REASONING if entry.get(key))
+        raise ChatError(f"A message has two reasonings that differ ({names}): leave one of them.")
+    return said.pop() if said else ""
 
 
-def _tool(data: Any) -> Tool:
-    function = _function(data, "A tool")
-    parameters = function.get("parameters")
-    return Tool(
-        _name(function, "A tool"),
-        str(function.get("description") or ""),
-        None if parameters is None else _object(parameters, "The parameters of a tool"),
+def _is_learned(entry: Mapping[str, Any], message: Message) -> bool:
+    """Read the weight of a message; what nobody but an assistant can write is never learned."""
+    given = {key: entry[key] for key in WEIGHTS if entry.get(key) is not None}
+    for key, weight in given.items():
+        if not isinstance(weight, int | float) or weight not in (0, 1):
+            raise ChatError(f"The {key} of a message must be 0 or 1, not {weight!r}.")
+        if weight and message.role != "assistant":
+            raise ChatError(
+                f"A message of role {message.role!r} has {key} {weight!r}, but only what "
+                f"assistants write is learned. Leave {key} out there."
+            )
+    if len({bool(weight) for weight in given.values()}) > 1:
+        raise ChatError(f"A message has weights that differ: {', '.join(given)}.")
+    return message.role == "assistant" and all(given.values())
+
+
+def _joined(
+    messages: list[Message], learned: list[bool], changes: Counter[str]
+) -> tuple[list[Message], list[bool]]:
+    """Make one turn of assistants' messages that follow each other.
+
+    A model ends its turn once, and what follows its end is the user's or a tool's: a second message
+    behind it would be learned where no prompt ever ends. Logs split a turn into what was thought,
+    said and called.
+    """
+    kept: list[Message] = []
+    weights: list[bool] = []
+    for message, weight in zip(messages, learned, strict=True):
+        if message.role == "assistant" and kept and kept[-1].role == "assistant":
+            if weight != weights[-1]:
+                raise ChatError("Two assistant messages follow each other with unlike weights.")
+            kept[-1] = _one(kept[-1], message)
+            changes[JOINED] += 1
+        else:
+            kept.append(message)
+            weights.append(weight)
+    return kept, weights
+
+
+def _one(first: Message, second: Message) -> Message:
+    """Join two messages, if that keeps the order of what they say: thought, words, calls."""
+    said = first.content or first.tool_calls
+    if (second.reasoning_content and said) or (second.content and first.tool_calls):
+        raise ChatError(
+            "Two assistant messages follow each other, and as one turn they would be out of order: "
+            "thoughts come first, then words, then calls. Join them, or put in what lies between."
+        )
+    thoughts = filter(None, (first.reasoning_content, second.reasoning_content))
+    return replace(
+        first,
+        content="\n\n".join(filter(None, (first.content, second.content))),
+        reasoning_content="\n\n".join(thoughts),
+        tool_calls=(*first.tool_calls, *second.tool_calls),
     )
 
 
-def _function(data: Any, what: str) -> Mapping[str, Any]:
-    return _object(_object(data, what).get("function"), f"The `function` of {what.lower()}")
+def _tool_call(data: Any) -> ToolCall:
+    call = _object(data, "A tool call")
+    function = (
+        _object(call["function"], "The `function` of a tool call") if "function" in call else call
+    )
+    arguments = function.get("arguments")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = "{}"
+    elif not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    call_id = _string(call.get("id"), "The id of a tool call") or None
+    return ToolCall(_name(function, "A tool call"), unicode(arguments), call_id)
+
+
+def _tool(data: Any) -> Tool:
+    tool = _object(data, "A tool")
+    function = _object(tool["function"], "The `function` of a tool") if "function" in tool else tool
+    parameters = function.get("parameters")
+    if parameters is None:
+        parameters = function.get("input_schema")
+    parameters = from_json(parameters, "The parameters of a tool") if parameters != "" else None
+    return Tool(
+        _name(function, "A tool"),
+        unicode(str(function.get("description") or "")),
+        None if parameters is None else _object(parameters, "The parameters of a tool"),
+    )
 
 
 def _name(function: Mapping[str, Any], what: str) -> str:
@@ -147,10 +263,19 @@ def _object(value: Any, what: str) -> Mapping[str, Any]:
     return value
 
 
-def _list_of(data: Mapping[str, Any], key: str) -> Sequence[Any]:
-    value = data.get(key)
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise ChatError(f"`{key}` must be a list, not {type(value).__name__}.")
-    return value
+def _string(value: Any, what: str) -> str:
+    """Return a text, '' for none."""
+    if value is not None and not isinstance(value, str):
+        raise ChatError(f"{what} must be text, not {type(value).__name__}.")
+    return unicode(value or "")
+
+
+def unicode(text: str) -> str:
+    """Return a text that any encoding can express."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ChatError(
+            f"A text holds half of a UTF-16 pair at character {error.start}: replace it."
+        ) from error
+    return text

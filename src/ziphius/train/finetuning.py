@@ -3,24 +3,27 @@
 The command, recipes and tests all start here.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
 from ziphius.data.conversation_floors import conversation_floors
 from ziphius.data.conversations import (
+    ConversationEncoder,
     ConversationLoader,
     Conversations,
-    encode_conversations,
     fill_rows,
     validation_batches,
 )
 from ziphius.data.loader import Loader
-from ziphius.data.messages import Conversation, read_conversations, split_held_out
+from ziphius.data.messages import is_held_out, read_conversations
+from ziphius.data.row_report import RowReport
 from ziphius.dist.world import local_device
 from ziphius.models.model import Model
 from ziphius.models.weights import load
@@ -72,7 +75,7 @@ def run_sft(
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
     device = local_device(resolve_device(settings.train.device))
     tokenizer = _tokenizer(settings, origin)
-    learned, held_out = _conversations(settings, tokenizer)
+    learned, held_out, report = _conversations(settings, tokenizer, context)
     loader = ConversationLoader(
         learned,
         seed=settings.train.seed,
@@ -108,7 +111,7 @@ def run_sft(
         loader=loader,
         build=build,
         base=origin,
-        text=_description(loader, held_out, tokenizer),
+        text=_description(loader, held_out, tokenizer, report),
     )
 
 
@@ -139,31 +142,49 @@ def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:
     return tokenizer if name == tokenizer.chat_format else tokenizer.with_chat_format(name)
 
 
+def _report(settings: SftSettings, context: RunContext) -> RowReport:
+    """Name skipped rows to people, on the first rank alone."""
+    console = context.console or Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return RowReport(
+        strict=settings.strict,
+        max_bad_share=settings.max_bad_share,
+        say=say if context.world.is_first else None,
+    )
+
+
 def _conversations(
-    settings: SftSettings, tokenizer: Tokenizer
-) -> tuple[Conversations, Conversations]:
-    """Read, share out and encode what is learned and what is measured on."""
-    everything: list[Conversation] = [
-        conversation for path in settings.data for conversation in read_conversations(path)
-    ]
-    if settings.validation is None:
-        learned, held_out = split_held_out(everything, settings.hold_out)
-    else:
-        learned, held_out = everything, list(read_conversations(settings.validation))
+    settings: SftSettings, tokenizer: Tokenizer, context: RunContext
+) -> tuple[Conversations, Conversations, RowReport]:
+    """Read, share out and encode what is learned and what is measured on, row by row."""
     assert tokenizer.chat_format is not None
-    encoded = (
-        encode_conversations(
-            part,
+    report = _report(settings, context)
+    learned, held_out = (
+        ConversationEncoder(
             tokenizer,
             get_chat_format(tokenizer.chat_format),
             context=settings.train.context,
             over_long=settings.over_long,
             thinking=settings.thinking,
+            earlier_turns=settings.earlier_turns,
+            think_blocks=settings.think_blocks,
+            report=report,
         )
-        for part in (learned, held_out)
+        for _ in range(2)
     )
-    first, second = encoded
-    return first, fill_rows(second, settings.train.validate_rows)
+    share = settings.hold_out if settings.validation is None else 0.0
+    for path in settings.data:
+        for conversation in read_conversations(path, report):
+            (held_out if is_held_out(conversation, share) else learned).add(conversation)
+    if settings.validation is not None:
+        for conversation in read_conversations(settings.validation, report):
+            held_out.add(conversation)
+    report.check()
+    measured = fill_rows(held_out.result(), settings.train.validate_rows)
+    return learned.result(), measured, report
 
 
 def _training(
@@ -184,11 +205,15 @@ def _extent(loader: ConversationLoader) -> str:
     return "rows without end" if rows is None else f"{rows:,} rows in {loader.epochs} epochs"
 
 
-def _description(loader: ConversationLoader, held_out: Conversations, tokenizer: Tokenizer) -> str:
-    """Say what is learned from, and what was left out."""
+def _description(
+    loader: ConversationLoader, held_out: Conversations, tokenizer: Tokenizer, report: RowReport
+) -> str:
+    """Say what is learned from, what was left out, and what was read in another way."""
     learned = loader.conversations
+    samples = len(learned.kept)
+    as_samples = f" as {samples:,} samples" if samples != learned.sources else ""
     parts = [
-        f"{len(learned.kept):,} conversations in the format {tokenizer.chat_format}",
+        f"{learned.sources:,} conversations{as_samples} in the format {tokenizer.chat_format}",
         f"{learned.tokens:,} tokens, {100 * learned.learned_tokens / learned.tokens:.0f} % of them "
         "learned",
         f"{_extent(loader)}, {100 * loader.filled_share:.0f} % filled",
@@ -203,4 +228,9 @@ def _description(loader: ConversationLoader, held_out: Conversations, tokenizer:
         )
     if unanswered := learned.unanswered + held_out.unanswered:
         parts.append(f"{unanswered:,} left out, as no answer is in them or it was cut off")
+    if report.skipped:
+        parts.append(f"{report.skipped:,} of {report.read:,} rows skipped, as they cannot be used")
+    parts.append(f"{learned.learned_tokens / learned.sources:,.0f} tokens a conversation learned")
+    changes = report.changes + Counter(learned.changes) + Counter(held_out.changes)
+    parts += [f"{count:,} {words}" for words, count in changes.items()]
     return "; ".join(parts) + "."

@@ -8,12 +8,15 @@ from pydantic import Field, model_validator
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 from ziphius.data.config import DataConfig, OverLong
+from ziphius.data.conversation_config import EarlierTurns, ThinkBlocks
 from ziphius.train.config import TrainConfig
 from ziphius.train.instruments_config import InstrumentsConfig
 from ziphius.train.lora_config import LoraConfig
 from ziphius.train.schedules import LambdaSchedule
 
 DEFAULT_BUDGET = TrainConfig.model_fields["budget"].default
+MAX_BAD_SHARE = 0.1
+"""One slip in a small file costs its row; a tenth of a large one is another format, not slips."""
 EXTENSION_SHARE = 7.3 / 220.0
 """V3's rate of context extension as a share of the highest of pretraining."""
 
@@ -123,8 +126,9 @@ class SftSettings(RunSettings):
     drop_mtp: bool = False
     """Leave out the layers of `model` that predict further tokens."""
     data: tuple[Path, ...] = ()
-    """Files of JSON Lines, a conversation on each: {"messages": [...]}, with "tools" if it has
-    any."""
+    """Files of conversations, folders of such files, or hf:NAME for a data set of the hub: JSON
+    Lines, JSON, parquet or arrow, packed or not; rows of {"messages": [...]}, with "tools" if it
+    has any, ShareGPT's conversations, prompt and completion, Alpaca's instructions, or text."""
     epochs: Annotated[int, Field(ge=0)] = 3
     """How often each conversation is seen, each time in another order; 0 for as often as
     train.budget lasts."""
@@ -133,10 +137,22 @@ class SftSettings(RunSettings):
     thinking: bool | None = None
     """Whether an answer begins inside a think block, where the format can do both; by default
     where it has reasoning. With deepseek-r1 `False` lets the model learn when to open one."""
+    earlier_turns: EarlierTurns = "expand"
+    """What happens to turns whose reasoning the format drops from what comes later, so that in the
+    whole conversation they would be learned bare: a sample of their own up to there, so that
+    everything is learned once and as it is asked for (expand), or they are context only (mask),
+    which is cheaper and teaches less."""
+    think_blocks: ThinkBlocks = "parse"
+    """What a <think> block in the content of an answer is: its reasoning, where the format thinks
+    (parse), or letters like any other (text)."""
+    max_bad_share: Annotated[float, Field(ge=0, lt=1)] = MAX_BAD_SHARE
+    """Largest share of rows that cannot be used and are skipped, each named; more is an error."""
+    strict: bool = False
+    """Stop at the first row that cannot be used."""
     over_long: OverLong = "skip"
     """What happens to a conversation that no row holds: left out, cut at the end, or an error."""
     validation: Path | None = None
-    """File of conversations to measure on, instead of held-out ones."""
+    """File or folder of conversations to measure on, instead of held-out ones."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the conversations that is kept from training and measured on."""
     train: TrainConfig = SftTraining()
@@ -152,6 +168,8 @@ class SftSettings(RunSettings):
         held_out = type(self).model_fields["hold_out"].default
         if self.validation is not None and self.hold_out != held_out:
             raise ConfigError("hold_out has no effect with validation, a file to measure on.")
+        if self.strict and self.max_bad_share != MAX_BAD_SHARE:
+            raise ConfigError("max_bad_share has no effect with strict, which skips no row.")
         return self
 
     @property

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from ziphius.cli.main import main
+from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import ConversationLoader
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
@@ -181,6 +182,74 @@ def test_a_bad_line_is_named(
     path.write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n{"messages": 1}\n')
     assert main(arguments(base, path, tmp_path / "run")) == 2
     assert "bad.jsonl, line 2: must be" in capsys.readouterr().err
+
+
+def rows(path: Path, good: int, *bad: str) -> Path:
+    """A file whose last rows are bad."""
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path.write_text("".join(line + "\n" for line in (*[json.dumps(talk)] * good, *bad)))
+    return path
+
+
+def prepare(
+    monkeypatch: pytest.MonkeyPatch, base: Path, data: Path, out: Path, *more: str
+) -> tuple[int, dict[str, Any]]:
+    """Run the command up to where it would train."""
+    seen: dict[str, Any] = {}
+
+    def run_stage(*args: Any, **given: Any) -> Any:
+        seen.update(given)
+        raise ConfigError("prepared")
+
+    monkeypatch.setattr("ziphius.train.finetuning.run_stage", run_stage)
+    return main(arguments(base, data, out, "--hold-out", "0", *more)), seen
+
+
+def test_a_bad_row_is_skipped_and_said_up_to_a_share(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unclosed = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b"}]
+    path = rows(tmp_path / "rows.jsonl", 19, '{"messages": 1}', json.dumps({"messages": unclosed}))
+    _, seen = prepare(monkeypatch, base, path, tmp_path / "run")
+    error = capsys.readouterr().err
+    assert "Skipped: " in error
+    assert "rows.jsonl, line 20: must be" in error
+    assert "rows.jsonl, line 21: An answer never closes <think>" in error
+    assert "2 of 21 rows skipped" in seen["text"]
+    assert "19 conversations in the format" in seen["text"]
+    assert len(seen["loader"].conversations.kept) == 19
+    for more, problem in (
+        (
+            ("--max-bad-share", "0.05"),
+            "2 of 21 rows cannot be used, more than max_bad_share = 0.05",
+        ),
+        (("--strict",), "line 20: must be"),
+    ):
+        code, seen = prepare(monkeypatch, base, path, tmp_path / "run", *more)
+        assert (code, seen) == (2, {})
+        assert problem in capsys.readouterr().err
+    with pytest.raises(ValidationError, match="max_bad_share has no effect with strict"):
+        SftSettings(strict=True, max_bad_share=0.5)
+
+
+def test_turns_that_think_become_samples_and_are_counted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thoughts = [
+        {"role": role, "content": content}
+        for content in ("<think>x</think>1", "<think>y</think>2")
+        for role, content in (("user", "q"), ("assistant", content))
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": thoughts}) + "\n")
+    _, seen = prepare(monkeypatch, base, path, tmp_path / "run")
+    assert "1 conversations as 2 samples in the format" in seen["text"]
+    assert "2 think blocks in contents were read as reasoning" in seen["text"]
+    learned = sum(int(entry.learned_T.sum()) for entry in seen["loader"].conversations.kept)
+    assert f"{learned} tokens a conversation learned" in seen["text"]
+    _, seen = prepare(monkeypatch, base, path, tmp_path / "run", "--earlier-turns", "mask")
+    assert "1 earlier turns were not learned" in seen["text"]
+    assert len(seen["loader"].conversations.kept) == 1
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,10 @@ def test_one_conversation_is_enough_and_none_is_not() -> None:
     one = talks([1, 2, 3])
     assert set(conversation_floors(one, one, 8)) == {"uniform", "unigram", "bigram"}
     assert conversation_floors(one, talks(), 8) == {}
+
+
+def test_floors_count_only_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ziphius.data.conversation_floors.COUNTED_TOKENS", 100)
+    known, other = [[0, 1, 2]] * 100, [[0, 1, 3]] * 900
+    floors = conversation_floors(talks(*known, *other), talks([0, 1, 2]), vocab_size=8)
+    assert floors["unigram"] < 0.1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import (
+    ConversationEncoder,
     ConversationLoader,
     Conversations,
     EncodedConversation,
@@ -18,6 +19,8 @@ from ziphius.data.conversations import (
 )
 from ziphius.data.errors import DataError
 from ziphius.data.messages import Conversation
+from ziphius.data.row_report import RowReport
+from ziphius.data.think_blocks import READ
 from ziphius.text.chat import Message, get_chat_format
 from ziphius.text.vocabulary import deepseek_tokenizer
 
@@ -71,10 +74,58 @@ def test_over_long_conversations_are_skipped_cut_or_refused() -> None:
     assert (nothing.kept, nothing.unanswered, nothing.too_long) == ((), 1, 1)
 
 
-def test_a_conversation_that_the_format_cannot_say_is_named() -> None:
+def test_a_conversation_that_the_format_cannot_say_is_named_or_skipped() -> None:
     messages = Message("user", "a"), Message("assistant", "b"), Message("assistant", "c")
+    bad = Conversation("f, line 7", messages)
     with pytest.raises(DataError, match="f, line 7: Two assistant messages"):
-        encode(Conversation("f, line 7", messages))
+        encode(bad)
+    report = RowReport(strict=False, max_bad_share=0.5)
+    encoder = ConversationEncoder(TOKENIZER, FORMAT, context=64, report=report)
+    for conversation in (bad, talk("a", "b"), Conversation("f, line 9", (), text="\ud800")):
+        encoder.add(conversation)
+    assert len(encoder.result().kept) == encoder.result().sources == 1
+    assert report.skipped == 2
+    # What is too long is no bad row: over_long says what becomes of it.
+    encoder = ConversationEncoder(
+        TOKENIZER, FORMAT, context=64, over_long="refuse", report=RowReport(strict=False)
+    )
+    with pytest.raises(DataError, match="and a row has 64"):
+        encoder.add(talk("a", "b" * 400))
+
+
+def test_reasoning_in_a_content_is_learned_as_reasoning() -> None:
+    r1, ask = get_chat_format("deepseek-r1"), Message("user", "2+3?")
+    inline = Message("assistant", "<think>\nadd them\n</think>\n\n5")
+    field = Message("assistant", "5", "add them")
+    read, meant, spelled = (
+        encode_conversations(
+            [Conversation("f, line 1", (ask, message, ask, message))],
+            TOKENIZER,
+            r1,
+            context=64,
+            think_blocks=think_blocks,
+        )
+        for message, think_blocks in ((inline, "parse"), (field, "parse"), (inline, "text"))
+    )
+    assert read.fingerprint == meant.fingerprint
+    assert read.changes == {READ: 2}
+    assert (read.sources, len(read.kept)) == (1, 2)
+    think = TOKENIZER.token_id("<think>")
+    assert [think in entry.ids_T for entry in (*read.kept, *spelled.kept)] == [True, True, False]
+
+
+def test_running_text_is_a_sample() -> None:
+    [entry] = encode(Conversation("f, line 1", (), text="Whales dive.")).kept
+    assert entry.learned_T.tolist() == [False] + [True] * (len(entry.ids_T) - 1)
+    assert entry.bytes_count == len("Whales dive.")
+
+
+def test_turns_that_are_context_only_are_not_learned() -> None:
+    messages = (*talk("a", "bad").messages, *talk("c", "good").messages)
+    [entry] = encode(Conversation("f, line 1", messages, unlearned=frozenset((1,)))).kept
+    assert TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist()).startswith("good")
+    nothing = encode(Conversation("f, line 1", messages, unlearned=frozenset((1, 3))))
+    assert (nothing.kept, nothing.unanswered, nothing.sources) == ((), 1, 0)
 
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=40), st.integers(0, 5))

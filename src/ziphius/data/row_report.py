@@ -1,0 +1,67 @@
+"""What became of the rows of conversation files: how many were read, skipped or changed.
+
+One bad row of a large file costs that row and not the run; a file that is bad throughout is an
+error. Both name file and line.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from ziphius.data.errors import DataError
+
+SHOWN = 10
+"""Skipped rows that are named one by one; the others are counted."""
+
+
+class RowReport:
+    """Counts rows, takes those that cannot be used, and says when there are too many of them.
+
+    Args:
+        strict: the first bad row is an error.
+        max_bad_share: largest share of bad rows, of all that were read.
+        say: is told of each skipped row, and of nothing after the first few.
+    """
+
+    def __init__(
+        self,
+        *,
+        strict: bool = True,
+        max_bad_share: float = 0.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.strict, self.max_bad_share = strict, max_bad_share
+        self._say = say
+        self.read = 0
+        """Rows so far, bad ones included."""
+        self.skipped = 0
+        """Bad ones among them."""
+        self.changes = Counter[str]()
+        """What was read in another way than it was written: words for it -> how often."""
+        self._first: DataError | None = None
+
+    def refuse(self, error: DataError) -> None:
+        """Skip the row that an error names.
+
+        Raises:
+            DataError: that very error, if no row may be skipped.
+        """
+        if self.strict:
+            raise error
+        self.skipped += 1
+        self._first = self._first or error
+        if self._say is not None and self.skipped <= SHOWN:
+            self._say(f"Skipped: {error}")
+
+    def check(self) -> None:
+        """Refuse rows of which too many are bad; to be called once all are read.
+
+        Raises:
+            DataError: naming the first of them.
+        """
+        if self.skipped > self.max_bad_share * self.read:
+            raise DataError(
+                f"{self._first} {self.skipped:,} of {self.read:,} rows cannot be used, more than "
+                f"max_bad_share = {self.max_bad_share:g} allows. Mend them, or allow more."
+            ) from self._first
+        if self._say is not None and self.skipped > SHOWN:
+            self._say(f"Skipped: {self.skipped - SHOWN:,} more rows.")
