@@ -19,10 +19,11 @@ import tokenizers
 from ziphius.core.errors import TokenizerError
 from ziphius.core.gguf_header import is_gguf_path
 from ziphius.text.byte_level import BYTE_OF_LETTER, spelled_bytes
+from ziphius.text.chat import WrittenFormat, get_chat_format
 from ziphius.text.detokenizer import Detokenizer
 from ziphius.text.folder import read_folder, write_folder
 from ziphius.text.gguf_vocabulary import read_gguf
-from ziphius.text.parts import TokenizerParts
+from ziphius.text.parts import TokenizerParts, detect_chat_format
 
 MAX_VOCAB_SIZE = 1_048_576
 _REPLACEMENT = "\ufffd".encode()
@@ -33,7 +34,8 @@ class Tokenizer:
 
     `special_ids` are the added tokens, flagged special in the file or not: what text can never
     become. (An added token that merges make anyway is an ordinary one and not among them.)
-    `eos_ids` end a generation; `bos_id`, `pad_id`, `chat_format` are None where the file has none.
+    `special_tokens` are their texts with their ids. `eos_ids` end a generation; `bos_id`, `pad_id`,
+    `chat_format` are None where the file has none.
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
@@ -42,13 +44,13 @@ class Tokenizer:
         self._ids = {token.content: token_id for token_id, token in self._added.items()}
         self._plain, plain_ids = _without_added_tokens(parts.backend, self._ids)
         self.special_ids = frozenset(self._ids.values()) - plain_ids
+        self.special_tokens = {t: i for t, i in self._ids.items() if i in self.special_ids}
         self._bytes = _byte_table(parts.backend)
         self.vocab_size = len(self._bytes)
         self.bos_id = None if parts.bos is None else self.token_id(parts.bos)
         self.eos_ids = tuple(self.token_id(token) for token in parts.eos)
         self.pad_id = None if parts.pad is None else self.token_id(parts.pad)
         self.add_bos = parts.add_bos
-        self.chat_format = parts.chat_format
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -60,11 +62,53 @@ class Tokenizer:
         """Read the vocabulary inside a GGUF file."""
         return cls(read_gguf(path))
 
+    @property
+    def chat_format(self) -> str | None:
+        """Name of the chat format that the vocabulary speaks, None if it is not known.
+
+        A chat template of the file decides, and is run for it, once and beside this process: by
+        reading this, or never.
+        """
+        parts = self._parts
+        if parts.chat_template is None:
+            by_tokens = parts.told_by_tokens
+            return detect_chat_format(None, self._ids) if by_tokens else parts.chat_format
+        known = {"bos_token": parts.bos, "eos_token": next(iter(parts.eos), None)}
+        tool_use = parts.named_templates.get("tool_use")
+        found = detect_chat_format(
+            parts.chat_template,
+            self._ids,
+            tool_use=tool_use,
+            named_tokens={**known, "pad_token": parts.pad},
+        )
+        return parts.chat_format if found is None else found
+
     def with_chat_format(self, name: str | None) -> Self:
-        """Return the same vocabulary with another chat format as its own."""
+        """Return the same vocabulary with another chat format as its own, and its end as the first.
+
+        One that brought the template of just this format keeps it, and its ends.
+
+        Raises:
+            TokenizerError: the vocabulary has no token for the format's end.
+        """
+        parts = self._parts
+        if name is not None and parts.chat_template is not None and name == self.chat_format:
+            return self
+        spoken = None if name is None else get_chat_format(name)
+        ends = parts.eos
+        if isinstance(spoken, WrittenFormat) and not spoken.ends_as_vocabulary:
+            self.token_id(spoken.end)
+            ends = tuple(dict.fromkeys((str(spoken.end), *parts.eos)))
         other = copy(self)
-        other._parts = replace(self._parts, chat_format=name, chat_template=None)
-        other.chat_format = name
+        other._parts = replace(
+            parts,
+            chat_format=name,
+            told_by_tokens=False,
+            chat_template=None,
+            named_templates={},
+            eos=ends,
+        )
+        other.eos_ids = tuple(self.token_id(token) for token in ends)
         return other
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
