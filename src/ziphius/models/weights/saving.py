@@ -88,8 +88,9 @@ def save(
     shards = _shards(list(_pieces(model, weight_format)), max_shard_bytes)
     with new_folder(folder) as temporary:
         config = _published_config(model, weight_format)
-        if tokenizer is not None and tokenizer.eos_ids:
-            ends = list(tokenizer.eos_ids)
+        # An id that has no row is none that the model can write, and no reader takes it.
+        rows = model.config.vocab_size
+        if ends := [end for end in (tokenizer.eos_ids if tokenizer else ()) if end < rows]:
             config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         write_file(temporary / "config.json", _as_json(config))
         weight_map: dict[str, str] = {}

@@ -74,6 +74,7 @@ __all__ = [
     "ToolCallEnd",
     "ToolCallStart",
     "TurnEnd",
+    "WrittenFormat",
     "get_chat_format",
     "message_of",
 ]

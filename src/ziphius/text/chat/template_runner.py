@@ -136,11 +136,15 @@ class TemplateRunner:
                 except BrokenPipeError:
                     continue  # what was not sent belongs to a process that is gone
 
-    def close(self) -> None:
-        """End the process, if there is one."""
-        with self._turn:
+    def close(self, *, wait: bool = True) -> None:
+        """End the process, if there is one; without waiting, only if it has nothing to do."""
+        if not self._turn.acquire(blocking=wait):
+            return
+        try:
             if self._process is not None and self._owner == os.getpid():
                 self._end(self._process)
+        finally:
+            self._turn.release()
 
 
 def _make_room_for(runner: TemplateRunner) -> None:
@@ -148,7 +152,7 @@ def _make_room_for(runner: TemplateRunner) -> None:
         _waiting.remove(runner)
     _waiting.append(runner)
     while len(_waiting) > MOST_PROCESSES:
-        _waiting.pop(0).close()
+        _waiting.pop(0).close(wait=False)  # one that is at work goes on, and ends with us
 
 
 @atexit.register

@@ -156,7 +156,7 @@ def compared(tree: nodes.Template) -> Iterator[nodes.Expr]:
             yield from node.args or []
         elif isinstance(node, nodes.Filter):
             yield from (node.args or [])[:1] if node.name == "replace" else []
-        elif isinstance(node.node, nodes.Getattr):
+        elif isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
             name, arguments = node.node.attr, node.args or []
             yield from arguments if name in LOOKS else arguments[: name == "replace"]
 
