@@ -84,8 +84,9 @@ def test_a_pre_tokenizer_of_another_model_is_warned_of(
 ) -> None:
     model = json.loads(full._parts.backend.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)[:30_000]
+    types = [3] * 3 + [1] * (len(tokens) - 3)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    path = write(tmp_path / "a.gguf", pre=pre, tokens=tokens, types=[3] * 3 + [1] * (len(tokens) - 3),
+    path = write(tmp_path / "a.gguf", pre=pre, tokens=tokens, types=types,
                  merges=merges[: len(tokens) - 259], bos=0, eos=1)  # fmt: skip
     load_tokenizer(path)
     said = capsys.readouterr().err

@@ -18,7 +18,6 @@ from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.special import Mark
 
 _PLANE = 0x100000  # the last plane of Unicode, for private use
-_STAND_INS = re.compile("[\U00100000-\U0010ffff]")
 GENERATION = "\U0010fffc", "\U0010fffd"
 """What stands around a `{% generation %}` block; no stand-in for a letter."""
 
@@ -32,8 +31,8 @@ class Spelling(NamedTuple):
     all_of_them: str
     """Joined by line breaks, to look for a name inside one of them."""
 
-    def pieces(self, hidden: str) -> Pieces:
-        """Cut a text with stand-ins into marks and text as it is.
+    def pieces(self, hidden: str, names: Iterable[str] = ()) -> Pieces:
+        """Cut a text with stand-ins, those of `names` too, into marks and text as it is.
 
         Marks that stand between turns and are not in the vocabulary are marks all the same: they
         will be missed when they become ids.
@@ -41,15 +40,20 @@ class Spelling(NamedTuple):
         pieces: Pieces = []
         place = 0
         for found in self.pattern.finditer(hidden):
-            pieces += _text(hidden[place : found.start()])
+            pieces += special.marked(hidden[place : found.start()], special.TURN_MARKS)
             pieces.append(Mark(found.group()))
             place = found.end()
-        return pieces + _text(hidden[place:])
+        pieces += special.marked(hidden[place:], special.TURN_MARKS)
+        back = self._back(names)
+        return [p if isinstance(p, Mark) else p.translate(back) for p in pieces]
 
+    def shown(self, hidden: str, names: Iterable[str] = ()) -> str:
+        """Put the letters back."""
+        return hidden.translate(self._back(names))
 
-def _text(hidden: str) -> Pieces:
-    cut = special.marked(hidden, special.TURN_MARKS) if "<" in hidden else [hidden]
-    return [piece if isinstance(piece, Mark) else shown(piece) for piece in cut]
+    def _back(self, names: Iterable[str]) -> dict[int, str]:
+        letters = {*self.stand_ins, *(letter for name in names for letter in name)}
+        return {_PLANE + ord(letter): letter for letter in letters}
 
 
 @lru_cache(maxsize=8)
@@ -70,11 +74,6 @@ def _is_told(letter: str) -> bool:
     return not letter.isalnum() and not letter.isspace() and ord(letter) < 0xFFFC
 
 
-def shown(text: str) -> str:
-    """Put the letters back."""
-    return _STAND_INS.sub(lambda found: chr(ord(found.group()) - _PLANE), text)
-
-
 def texts_of(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterable[str]:
     """Yield all that somebody wrote, names included."""
     for message in messages:
@@ -91,7 +90,7 @@ def names_of(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterable[str
     for message in messages:
         for call in message.tool_calls:
             yield call.name
-            yield from call.values()
+            yield from (key for key in call.values() if all(ord(c) < 0xFFFC for c in key))
     for tool in tools:
         yield tool.name
 
@@ -100,7 +99,7 @@ def hide(value: Any, stand_ins: Mapping[str, str], names: frozenset[str]) -> Any
     """Replace letters in all texts of a value, keys included; names lose every letter."""
     if isinstance(value, str):
         if value in names:
-            return "".join(chr(_PLANE + ord(c)) if ord(c) < 0xFFFC else c for c in value)
+            return "".join(chr(_PLANE + ord(letter)) for letter in value)
         return value.translate({ord(letter): other for letter, other in stand_ins.items()})
     if isinstance(value, Mapping):
         return {hide(k, stand_ins, names): hide(v, stand_ins, names) for k, v in value.items()}

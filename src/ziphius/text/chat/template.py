@@ -107,7 +107,7 @@ class TemplateFormat(ChatFormat):
         asked = self._asked(messages, tools, thinking, generation_prompt, reply_schema)
         text = self._text(asked)
         spelling = hiding.spelling_of(frozenset(tokenizer.special_tokens))
-        hidden = self._hidden(asked, text, spelling)
+        hidden, names = self._hidden(asked, text, spelling)
         spans: list[tuple[int, int]] = []
         untold: ChatError | None = None
         if not generation_prompt:
@@ -119,7 +119,7 @@ class TemplateFormat(ChatFormat):
         ids: list[int] = []
         mask: list[bool] = []
         for start, end, is_answer in _covered(spans, len(hidden)):
-            new = piece_ids(spelling.pieces(hidden[start:end]), tokenizer)
+            new = piece_ids(spelling.pieces(hidden[start:end], names), tokenizer)
             ids += new
             mask += [is_answer] * len(new)
         opened = generation_prompt and _opens_thinking(hidden)
@@ -225,24 +225,30 @@ class TemplateFormat(ChatFormat):
             raise ChatError(f"The model's chat template leaves out the tools. {ADVICE}")
         return text
 
-    def _hidden(self, asked: Asked, text: str, spelling: hiding.Spelling) -> str:
-        """Write a conversation with stand-ins where its own texts could spell a special token."""
+    def _hidden(
+        self, asked: Asked, text: str, spelling: hiding.Spelling
+    ) -> tuple[str, frozenset[str]]:
+        """Write a conversation with stand-ins where its own texts could spell a special token.
+
+        Returns:
+            The text, and the names that have stand-ins for all letters.
+        """
         letters = set(spelling.stand_ins)
         names = frozenset(hiding.names_of(asked.messages, asked.tools))
-        risky = frozenset(name for name in names if name in spelling.all_of_them)
+        risky = frozenset(name for name in names if name and name in spelling.all_of_them)
         if not risky and not any(
             letters & set(words) for words in hiding.texts_of(asked.messages, asked.tools)
         ):
-            return text
+            return text, frozenset()
         hidden = self._run(asked, stand_ins=spelling.stand_ins, names=risky)
-        if hiding.shown(hidden) != text:
+        if spelling.shown(hidden, risky) != text:
             found = spelling.pattern.search("\n".join(hiding.texts_of(asked.messages, asked.tools)))
             what = f"spells {found.group()!r}" if found else "comes close to a special token"
             raise ChatError(
                 f"A text of the conversation {what}, and the model's chat template looks at it in "
                 f"a way that cannot be followed. Change the text, or: {ADVICE}"
             )
-        return hidden
+        return hidden, risky
 
     def _run(
         self,
