@@ -8,7 +8,7 @@ Where a mark belongs is the chat format's business, which places it by id.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ziphius.core.errors import TokenizerError
 from ziphius.core.gguf_header import is_gguf_path
 from ziphius.text.byte_level import BYTE_OF_LETTER, spelled_bytes
 from ziphius.text.chat import WrittenFormat, get_chat_format
+from ziphius.text.chat.packaged import packaged_format
 from ziphius.text.detokenizer import Detokenizer
 from ziphius.text.folder import read_folder, write_folder
 from ziphius.text.gguf_vocabulary import read_gguf
@@ -27,6 +28,24 @@ from ziphius.text.parts import TokenizerParts, detect_chat_format
 
 MAX_VOCAB_SIZE = 1_048_576
 _REPLACEMENT = "\ufffd".encode()
+
+
+class _FormatOfTemplate:
+    """The chat format of a template that is not ours: found out when it is asked for, or never.
+
+    The template is run for it, once and beside this process.
+    """
+
+    def __get__(self, tokenizer: "Tokenizer", owner: type["Tokenizer"]) -> str | None:
+        parts = tokenizer._parts
+        named = {"bos_token": parts.bos, "eos_token": parts.eos[0] if parts.eos else None}
+        found = detect_chat_format(
+            parts.chat_template,
+            tokenizer.special_tokens,
+            tool_use=parts.named_templates.get("tool_use"),
+            named_tokens={**named, "pad_token": parts.pad},
+        )
+        return parts.chat_format if found is None else found
 
 
 class Tokenizer:
@@ -37,6 +56,8 @@ class Tokenizer:
     `special_tokens` are their texts with their ids. `eos_ids` end a generation; `bos_id`, `pad_id`,
     `chat_format` are None where the file has none.
     """
+
+    chat_format: str | None = _FormatOfTemplate()  # type: ignore[assignment]
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
@@ -51,6 +72,9 @@ class Tokenizer:
         self.eos_ids = tuple(self.token_id(token) for token in parts.eos)
         self.pad_id = None if parts.pad is None else self.token_id(parts.pad)
         self.add_bos = parts.add_bos
+        is_ours, stated = _stated_format(parts, self._ids)
+        if is_ours:
+            self.chat_format = stated
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -61,27 +85,6 @@ class Tokenizer:
     def from_gguf(cls, path: Path) -> Self:
         """Read the vocabulary inside a GGUF file."""
         return cls(read_gguf(path))
-
-    @property
-    def chat_format(self) -> str | None:
-        """Name of the chat format that the vocabulary speaks, None if it is not known.
-
-        A chat template of the file decides, and is run for it, once and beside this process: by
-        reading this, or never.
-        """
-        parts = self._parts
-        if parts.chat_template is None:
-            by_tokens = parts.told_by_tokens
-            return detect_chat_format(None, self._ids) if by_tokens else parts.chat_format
-        known = {"bos_token": parts.bos, "eos_token": next(iter(parts.eos), None)}
-        tool_use = parts.named_templates.get("tool_use")
-        found = detect_chat_format(
-            parts.chat_template,
-            self._ids,
-            tool_use=tool_use,
-            named_tokens={**known, "pad_token": parts.pad},
-        )
-        return parts.chat_format if found is None else found
 
     def with_chat_format(self, name: str | None) -> Self:
         """Return the same vocabulary with another chat format as its own, and its end as the first.
@@ -109,6 +112,7 @@ class Tokenizer:
             eos=ends,
         )
         other.eos_ids = tuple(self.token_id(token) for token in ends)
+        other.chat_format = name
         return other
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -184,6 +188,15 @@ class Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a model folder or of a .gguf file."""
     return Tokenizer.from_gguf(path) if is_gguf_path(path) else Tokenizer.from_folder(path)
+
+
+def _stated_format(parts: TokenizerParts, tokens: Container[str]) -> tuple[bool, str | None]:
+    """Say whether the chat format is known without running a template, and which it is."""
+    if parts.chat_template is None:
+        by_tokens = parts.told_by_tokens
+        return True, detect_chat_format(None, tokens) if by_tokens else parts.chat_format
+    ours = None if "tool_use" in parts.named_templates else packaged_format(parts.chat_template)
+    return ours is not None, ours
 
 
 def _without_added_tokens(
