@@ -9,6 +9,7 @@ know, is still a call if it says whom it calls: not complete, with what there is
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from ziphius.text import special
 from ziphius.text.chat import parser
@@ -91,7 +92,7 @@ def _parts(text: str) -> tuple[str | None, str, bool]:
     """Find the name and the arguments as they stand; whether the whole is a call."""
     values = json_object(text)
     if values is not None and isinstance(values.get("name"), str):
-        given = next((values[key] for key in ("arguments", "parameters") if key in values), {})
+        given: Any = next((values[key] for key in ("arguments", "parameters") if key in values), {})
         if isinstance(given, str):  # some models quote the object once more
             return values["name"], given, True
         return values["name"], _as_written(text, given), True

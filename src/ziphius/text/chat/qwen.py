@@ -35,7 +35,9 @@ class Qwen25(ChatML):
     """Qwen2.5-Instruct: a system text of its own where none is given."""
 
     name = "qwen2.5"
-    default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    default_system: str | None = (
+        "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    )
     roles = ("system", "user", "assistant", "tool")
     has_tools = True
     spelled = frozenset({*_MARKS, special.TOOL_RESPONSE, special.END_TOOL_RESPONSE})

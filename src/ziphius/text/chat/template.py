@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class TemplateFormat(ChatFormat):
         """Write a conversation as text; see `ChatFormat.render`."""
         asked = self._asked(messages, tools, thinking, generation_prompt, reply_schema)
         text = self._text(asked)
-        _refuse_lost_reasoning(asked, text)
+        self._refuse_lost_reasoning(asked, text)
         return text
 
     def encode(
@@ -112,7 +113,7 @@ class TemplateFormat(ChatFormat):
         untold: ChatError | None = None
         if not generation_prompt:
             try:
-                _refuse_lost_reasoning(asked, text)
+                self._refuse_lost_reasoning(asked, text)
                 spans = self._answers(asked, text, hidden)
             except ChatError as error:
                 untold = error  # the ids are what they are; who asks for the mask is told
@@ -219,11 +220,30 @@ class TemplateFormat(ChatFormat):
     def _text(self, asked: Asked) -> str:
         """Write a conversation, and refuse what would be left out."""
         text = self._run(asked)
-        if any(c.name not in text for m in asked.messages for c in m.tool_calls):
-            raise ChatError(f"The model's chat template leaves out a tool call. {ADVICE}")
+        for place, message in enumerate(asked.messages):
+            if message.tool_calls and self._says_nothing_of(asked, place, text, tool_calls=()):
+                raise ChatError(f"The model's chat template leaves out a tool call. {ADVICE}")
         if asked.tools and text == self._run(asked._replace(tools=())):
             raise ChatError(f"The model's chat template leaves out the tools. {ADVICE}")
         return text
+
+    def _refuse_lost_reasoning(self, asked: Asked, text: str) -> None:
+        """Refuse to write or teach a last answer whose reasoning the template drops."""
+        last = len(asked.messages) - 1
+        reasons = asked.messages[last].reasoning_content is not None
+        if reasons and self._says_nothing_of(asked, last, text, reasoning_content=None):
+            raise ChatError(
+                "The model's chat template leaves out the reasoning of the last message. " + ADVICE
+            )
+
+    def _says_nothing_of(self, asked: Asked, place: int, text: str, **without: Any) -> bool:
+        """Tell whether a message could as well be without a part of it."""
+        messages = list(asked.messages)
+        messages[place] = replace(messages[place], **without)
+        try:
+            return self._run(asked._replace(messages=messages)) == text
+        except ChatError:
+            return False  # without that part the conversation makes no sense to the template
 
     def _hidden(
         self, asked: Asked, text: str, spelling: hiding.Spelling
@@ -293,7 +313,7 @@ class TemplateFormat(ChatFormat):
             raise ChatError(f"What is to be learned cannot be told from the template. {ADVICE}")
         places = [i for i, message in enumerate(asked.messages) if message.role == "assistant"]
         starts = [self._start(asked, i, text) for i in places]
-        limits = [*starts[1:], len(text)]
+        limits = [*starts[1:], len(text)][: len(places)]
         return [
             (start, self._end_of(asked, i, text, hidden, start, limit))
             for i, start, limit in zip(places, starts, limits, strict=True)
@@ -349,15 +369,6 @@ def template_format(source: Source) -> TemplateFormat:
 def known_template(name: str) -> TemplateFormat | None:
     """Return a format by its name, if its template has been read."""
     return _known.get(name)
-
-
-def _refuse_lost_reasoning(asked: Asked, text: str) -> None:
-    """Refuse to write or teach a last answer whose reasoning the template drops."""
-    reasoning = asked.messages[-1].reasoning_content
-    if reasoning is not None and reasoning.strip() not in text:
-        raise ChatError(
-            f"The model's chat template leaves out the reasoning of the last message. {ADVICE}"
-        )
 
 
 def _as_dict(message: Message, shape: Shape, own: Any) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def reading_of(source: str, end: str, gap: str, lead: str) -> Reading:
         gap: white space that the template puts before it.
         lead: white space that it puts before an answer.
     """
-    thinks = special.THINK in source and special.END_THINK in source
+    # A template that cuts past reasoning off names the end of a block alone.
+    thinks = special.END_THINK in source
     states = dict(_calls(source, end))
     if gap and "content" in states:
         content = states["content"]
