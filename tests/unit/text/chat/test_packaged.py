@@ -4,6 +4,7 @@ Held together through transformers, from a folder as we save it.
 """
 
 import tomllib
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.unit.text.chat.conversations import conversations, theirs, with_all_marks
 from ziphius.core.errors import ChatError
-from ziphius.text.chat import CHAT_FORMATS
+from ziphius.text.chat import CHAT_FORMATS, Message
 from ziphius.text.chat.packaged import packaged_templates
 from ziphius.text.parts import TokenizerParts
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
@@ -48,9 +49,21 @@ def test_transformers_writes_what_a_format_writes(
             continue
         as_text = name not in ("qwen2.5", "deepseek-v3.2")
         expected = theirs(conversation, other, as_text=as_text)
-        assert ours == expected, (conversation, loaded.decode(ours), loaded.decode(expected))
+        if is_text_alone(name, messages):
+            ours, expected = loaded.decode(ours), loaded.decode(expected)
+        assert ours == expected, (conversation, ours, expected)
         equal += 1
     assert equal >= FEW.get(name, 40)
+
+
+def is_text_alone(name: str, messages: Sequence[Message]) -> bool:
+    """Tell where we cut a text otherwise than transformers, on purpose.
+
+    The tags of `plain` are text to us, also in a vocabulary with such tokens. And an answer begins
+    where its prompt ends: Coder's line break before an empty one does not join the answer's own.
+    """
+    empty = any(message.role == "assistant" and not message.content for message in messages)
+    return name == "plain" or (name == "deepseek-coder" and empty)
 
 
 def test_each_format_has_a_template_and_each_template_is_packaged() -> None:
