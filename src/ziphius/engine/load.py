@@ -83,7 +83,7 @@ def load_preset(
         parameter.data = parameter.data.to(dtype)
     tokenizer = deepseek_tokenizer(config.vocab_size if config.vocab_size < FULL_SIZE else None)
     spoken = (form for start, form in CHAT_FORMAT_OF_PRESETS.items() if name.startswith(start))
-    tokenizer = tokenizer.with_chat_format(next(spoken, tokenizer.chat_format))
+    tokenizer = tokenizer.with_chat_format(next(spoken, "deepseek-r1"))
     return Loaded(model.to(device).eval(), tokenizer, is_random=True)
 
 

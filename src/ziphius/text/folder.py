@@ -1,6 +1,11 @@
-"""tokenizer.json and tokenizer_config.json of model folders, in and out; nothing in them is run."""
+"""tokenizer.json and tokenizer_config.json of model folders, in and out; nothing is run here.
+
+Beside them stand generation_config.json, whose unknown keys are kept, and the chat template, which
+older folders have in a file of its own.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,15 @@ from ziphius.core.files import write_file
 from ziphius.core.gguf_header import is_gguf_name
 from ziphius.core.reading import file_inside, list_folder, read_object, read_text
 from ziphius.text import special
-from ziphius.text.parts import TokenizerParts, detect_chat_format
+from ziphius.text.chat.packaged import packaged_template
+from ziphius.text.parts import TokenizerParts
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_CONFIG_BYTES = 1024 * 1024
 _CONFIG_FILE = "tokenizer_config.json"
 _GENERATION_FILE = "generation_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
+_OLD_TEMPLATE_FILE = "chat_template.json"
 _OWN_KEY = "ziphius"
 _ROLES = ("bos", "eos", "pad")
 
@@ -37,10 +44,11 @@ def read_folder(folder: Path) -> TokenizerParts:
     config: dict[str, Any] = {f"{k}_token": v for k, v in zip(_ROLES, found, strict=True)}
     if _CONFIG_FILE in names:
         config = _read_config(folder, _CONFIG_FILE)
-    template = _template(folder, names, config)
+    templates = _templates(folder, names, config)
     own_ends, own_format = _own_settings(folder, config, added)
     bos, eos, pad = (_name(folder, config, f"{role}_token", added) for role in _ROLES)
-    further = _further_ends(folder, backend) if _GENERATION_FILE in names else []
+    generation = _read_config(folder, _GENERATION_FILE) if _GENERATION_FILE in names else {}
+    further = _further_ends(generation, backend)
     ends = [*([eos] if eos else []), *own_ends, *further]
     return TokenizerParts(
         backend=backend,
@@ -48,13 +56,20 @@ def read_folder(folder: Path) -> TokenizerParts:
         eos=tuple(dict.fromkeys(end for end in ends if end in added)),
         pad=pad,
         add_bos=bos is not None and _adds_bos(folder, config, backend, bos),
-        chat_format=own_format[0] if own_format else detect_chat_format(template, added),
-        chat_template=template,
+        chat_format=own_format[0] if own_format else None,
+        told_by_tokens=not own_format and "default" not in templates,
+        chat_template=templates.pop("default", None),
+        named_templates=templates,
+        generation=generation,
     )
 
 
 def write_folder(folder: Path, parts: TokenizerParts) -> None:
-    """Write the two files, each whole or not at all."""
+    """Write the files, each whole or not at all.
+
+    A tokenizer that came with a chat template keeps it; one that speaks a format of ours brings the
+    template that writes the same. The first end of text is the one that other programs know.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -63,12 +78,37 @@ def write_folder(folder: Path, parts: TokenizerParts) -> None:
         "pad_token": parts.pad,
         "add_bos_token": parts.add_bos,
         "clean_up_tokenization_spaces": False,
-        _OWN_KEY: {"chat_format": parts.chat_format, "eos_tokens": list(parts.eos)},
+        _OWN_KEY: {"eos_tokens": list(parts.eos)},
     }
-    if parts.chat_template is not None:
-        config["chat_template"] = parts.chat_template
+    if parts.chat_format is not None or not (parts.chat_template or parts.told_by_tokens):
+        config[_OWN_KEY]["chat_format"] = parts.chat_format
+    template = parts.chat_template
+    if template is None and parts.chat_format is not None:
+        template = packaged_template(parts.chat_format, add_bos=parts.add_bos)
+    if parts.named_templates:
+        named = {} if template is None else {"default": template}
+        entries = {**named, **parts.named_templates}
+        config["chat_template"] = [{"name": k, "template": v} for k, v in entries.items()]
+    elif template is not None:
+        config["chat_template"] = template
     write_file(folder / "tokenizer.json", parts.backend.to_str())
-    write_file(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
+    write_file(folder / _CONFIG_FILE, _as_json(config))
+    write_file(folder / _GENERATION_FILE, _as_json(_generation(parts)))
+
+
+def _as_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _generation(parts: TokenizerParts) -> dict[str, Any]:
+    """Say how to generate: what the file said, and the special tokens as they are now."""
+    ids = [parts.backend.token_to_id(end) for end in parts.eos]
+    found = {
+        "bos_token_id": None if parts.bos is None else parts.backend.token_to_id(parts.bos),
+        "eos_token_id": ids[0] if len(ids) == 1 else ids or None,
+        "pad_token_id": None if parts.pad is None else parts.backend.token_to_id(parts.pad),
+    }
+    return {**parts.generation, **{key: value for key, value in found.items() if value is not None}}
 
 
 def backend_of(spec: dict[str, Any], origin: Path) -> tokenizers.Tokenizer:
@@ -141,21 +181,30 @@ def _name(folder: Path, config: dict[str, Any], key: str, added: set[str]) -> st
     return name
 
 
-def _template(folder: Path, names: list[str], config: dict[str, Any]) -> str | None:
-    """Find the chat template: a file of its own, or a string or a list in the configuration."""
+def _templates(folder: Path, names: list[str], config: dict[str, Any]) -> dict[str, str]:
+    """Find the chat templates by name: in files of their own, or in the configuration."""
+    found = _named(config.get("chat_template"))
+    if not found and _OLD_TEMPLATE_FILE in names:
+        found = _named(_read_config(folder, _OLD_TEMPLATE_FILE).get("chat_template"))
     if _TEMPLATE_FILE in names:
         path = file_inside(folder, _TEMPLATE_FILE, TokenizerError)
-        return read_text(path, MAX_CONFIG_BYTES, TokenizerError)
-    template = config.get("chat_template")
+        found["default"] = read_text(path, MAX_CONFIG_BYTES, TokenizerError)
+    return found
+
+
+def _named(template: Any) -> dict[str, str]:
+    """Read a text, a list of objects with name and template, or an object of names."""
+    if isinstance(template, str):
+        return {"default": template}
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
-        texts = [entry.get("template") for entry in entries if entry.get("name") == "default"]
-        template = texts[0] if texts else None
-    return template if isinstance(template, str) else None
+        template = {str(entry.get("name")): entry.get("template") for entry in entries}
+    pairs = template.items() if isinstance(template, dict) else ()
+    return {name: text for name, text in pairs if isinstance(text, str)}
 
 
-def _further_ends(folder: Path, backend: tokenizers.Tokenizer) -> list[str | None]:
-    found = _read_config(folder, _GENERATION_FILE).get("eos_token_id")
+def _further_ends(generation: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str | None]:
+    found = generation.get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return [backend.id_to_token(i) for i in ids if type(i) is int and 0 <= i < 2**32]
 

@@ -4,19 +4,26 @@ The file names its pre-tokenizer instead of describing it; `pretokenizers.PRE_TO
 each name means. The header is read by `core.gguf_header`, which follows no number unchecked.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from ziphius.core.errors import TokenizerError
 from ziphius.core.gguf_header import read_gguf_header
-from ziphius.text.byte_level import added_token, tokenizer_json
+from ziphius.text.byte_level import added_token, spelled_bytes, tokenizer_json
 from ziphius.text.folder import backend_of
-from ziphius.text.parts import TokenizerParts, detect_chat_format
+from ziphius.text.parts import TokenizerParts
 from ziphius.text.pretokenizers import IGNORE_MERGES, NFC_NORMALIZED, PRE_TOKENIZERS
 
 _CONTROL, _USER_DEFINED = 3, 4
 _PREFIX = "tokenizer.ggml."
+_TOKENS_LOOKED_AT = 2_000
+_ENOUGH_TOKENS = 1_000
+_MOST_CUT = 0.005
+"""Share of tokens: a vocabulary has few that its own pre-tokenizer cuts, if any."""
 
 
 def read_gguf(path: Path) -> TokenizerParts:
@@ -27,7 +34,7 @@ def read_gguf(path: Path) -> TokenizerParts:
             names a pre-tokenizer that is not known here.
     """
     fields = _fields(path)
-    kind, pre = fields.get("model"), fields.get("pre", "default")
+    kind, pre = fields.get("model"), fields.get("pre") or "default"
     if kind != "gpt2":
         raise TokenizerError(
             f"{path} holds a vocabulary of kind {kind!r}; only byte-level BPE ('gpt2') is read."
@@ -46,19 +53,66 @@ def read_gguf(path: Path) -> TokenizerParts:
         ignore_merges=pre in IGNORE_MERGES,
         normalizer={"type": "NFC"} if pre in NFC_NORMALIZED else None,
     )
+    backend = backend_of(spec, path)
+    _warn_of_other_cuts(path, backend, fields, {token["content"] for token in added})
     names = {role: _special(fields, role, tokens, path) for role in ("bos", "eos", "padding")}
     eot = _special(fields, "eot", tokens, path)
     found = fields.get("chat_template")
     template = found if isinstance(found, str) else None
+    named = {
+        key.removeprefix("chat_template."): text
+        for key, text in fields.items()
+        if key.startswith("chat_template.") and isinstance(text, str)
+    }
     return TokenizerParts(
-        backend=backend_of(spec, path),
+        backend=backend,
         bos=names["bos"],
         eos=tuple(dict.fromkeys(end for end in (names["eos"], eot) if end)),
         pad=names["padding"],
         add_bos=bool(fields.get("add_bos_token", False)),
-        chat_format=detect_chat_format(template, {token["content"] for token in added}),
+        told_by_tokens=template is None,
         chat_template=template,
+        named_templates=named,
     )
+
+
+def _warn_of_other_cuts(
+    path: Path, backend: tokenizers.Tokenizer, fields: Mapping[str, Any], added: set[str]
+) -> None:
+    """Say on stderr that texts are cut otherwise than the vocabulary was learned with.
+
+    A piece of text that the pre-tokenizer cuts can never become one token. So a vocabulary with
+    many such tokens was learned with another pre-tokenizer than the file names.
+    """
+    if not fields.get("pre"):
+        print(
+            f"{path} names no pre-tokenizer (tokenizer.ggml.pre). Text is cut by the default "
+            "rules, as llama.cpp does: the model will answer worse. Convert it anew.",
+            file=sys.stderr,
+        )
+        return
+    cut, looked_at = _tokens_cut(backend, added)
+    if looked_at >= _ENOUGH_TOKENS and cut > _MOST_CUT * looked_at:
+        print(
+            f"{path} names the pre-tokenizer {fields['pre']!r}, which cuts {cut} of {looked_at} "
+            "tokens of its own vocabulary: it is another model's. The model will answer worse. "
+            "Convert it anew.",
+            file=sys.stderr,
+        )
+
+
+def _tokens_cut(backend: tokenizers.Tokenizer, added: set[str]) -> tuple[int, int]:
+    """Count the tokens that the pre-tokenizer cuts, and those that were looked at."""
+    cutter = backend.pre_tokenizer
+    assert cutter is not None, "every name stands for one"
+    tokens = [token for token in sorted(backend.get_vocab()) if token not in added]
+    texts = []
+    for token in tokens[:: max(1, len(tokens) // _TOKENS_LOOKED_AT)]:
+        try:
+            texts.append(spelled_bytes(token).decode())
+        except UnicodeDecodeError:
+            continue  # a part of a character
+    return sum(len(cutter.pre_tokenize_str(text)) > 1 for text in texts), len(texts)
 
 
 def _fields(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ The bar is U+FF5C and the joint U+2581, so that no keyboard types them by accide
 between vocabularies; `Tokenizer.token_id` finds them.
 """
 
+from collections.abc import Sequence
+
 
 class Mark(str):
     """A special token in a prompt, told apart from text that spells the same by its type alone.
@@ -40,6 +42,23 @@ DSML = Mark("\uff5cDSML\uff5c")  # V3.2; without angle brackets
 
 IM_START = Mark("<|im_start|>")
 IM_END = Mark("<|im_end|>")
+TOOL_CALL = Mark("<tool_call>")
+END_TOOL_CALL = Mark("</tool_call>")
+TOOL_RESPONSE = Mark("<tool_response>")
+END_TOOL_RESPONSE = Mark("</tool_response>")
+
+# Llama 3
+BEGIN_OF_TEXT = Mark("<|begin_of_text|>")
+START_HEADER = Mark("<|start_header_id|>")
+END_HEADER = Mark("<|end_header_id|>")
+EOT_ID = Mark("<|eot_id|>")
+PYTHON_TAG = Mark("<|python_tag|>")
+
+TURN_MARKS = (
+    *(BOS, EOS, USER, ASSISTANT, EOT, CALL_BEGIN, CALL_END, CALL_SEP),
+    *(IM_START, IM_END, BEGIN_OF_TEXT, START_HEADER, END_HEADER, EOT_ID),
+)
+"""What no model was trained to read as text: a format that writes them needs their tokens."""
 
 HEAD_TOKENS = (BOS, EOS, PAD)
 """Ids 0, 1, 2 of every vocabulary of the family since V3."""
@@ -70,3 +89,17 @@ TAIL_TOKENS = (
 The placeholders fill the block to 32, as DeepSeek's own file does: a later format takes a slot over
 and no id moves.
 """
+
+
+def marked(text: str, marks: Sequence[Mark]) -> list[str]:
+    """Cut a text of ours at the marks it spells; never for text of others."""
+    pieces: list[str] = [text]
+    for mark in marks:
+        cut: list[str] = []
+        for piece in pieces:
+            first, *others = [piece] if isinstance(piece, Mark) else piece.split(mark)
+            cut.append(first)
+            for other in others:
+                cut += [mark, other]
+        pieces = cut
+    return pieces

@@ -8,7 +8,7 @@ Where a mark belongs is the chat format's business, which places it by id.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,33 @@ import tokenizers
 from ziphius.core.errors import TokenizerError
 from ziphius.core.gguf_header import is_gguf_path
 from ziphius.text.byte_level import BYTE_OF_LETTER, spelled_bytes
+from ziphius.text.chat import WrittenFormat, get_chat_format
+from ziphius.text.chat.packaged import packaged_format
 from ziphius.text.detokenizer import Detokenizer
 from ziphius.text.folder import read_folder, write_folder
 from ziphius.text.gguf_vocabulary import read_gguf
-from ziphius.text.parts import TokenizerParts
+from ziphius.text.parts import TokenizerParts, detect_chat_format
 
 MAX_VOCAB_SIZE = 1_048_576
 _REPLACEMENT = "\ufffd".encode()
+
+
+class _FormatOfTemplate:
+    """The chat format of a template that is not ours: found out when it is asked for, or never.
+
+    The template is run for it, once and beside this process.
+    """
+
+    def __get__(self, tokenizer: "Tokenizer", owner: type["Tokenizer"]) -> str | None:
+        parts = tokenizer._parts
+        named = {"bos_token": parts.bos, "eos_token": parts.eos[0] if parts.eos else None}
+        found = detect_chat_format(
+            parts.chat_template,
+            tokenizer.special_tokens,
+            tool_use=parts.named_templates.get("tool_use"),
+            named_tokens={**named, "pad_token": parts.pad},
+        )
+        return parts.chat_format if found is None else found
 
 
 class Tokenizer:
@@ -33,8 +53,11 @@ class Tokenizer:
 
     `special_ids` are the added tokens, flagged special in the file or not: what text can never
     become. (An added token that merges make anyway is an ordinary one and not among them.)
-    `eos_ids` end a generation; `bos_id`, `pad_id`, `chat_format` are None where the file has none.
+    `special_tokens` are their texts with their ids. `eos_ids` end a generation; `bos_id`, `pad_id`,
+    `chat_format` are None where the file has none.
     """
+
+    chat_format: str | None = _FormatOfTemplate()  # type: ignore[assignment]
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
@@ -42,13 +65,16 @@ class Tokenizer:
         self._ids = {token.content: token_id for token_id, token in self._added.items()}
         self._plain, plain_ids = _without_added_tokens(parts.backend, self._ids)
         self.special_ids = frozenset(self._ids.values()) - plain_ids
+        self.special_tokens = {t: i for t, i in self._ids.items() if i in self.special_ids}
         self._bytes = _byte_table(parts.backend)
         self.vocab_size = len(self._bytes)
         self.bos_id = None if parts.bos is None else self.token_id(parts.bos)
         self.eos_ids = tuple(self.token_id(token) for token in parts.eos)
         self.pad_id = None if parts.pad is None else self.token_id(parts.pad)
         self.add_bos = parts.add_bos
-        self.chat_format = parts.chat_format
+        is_ours, stated = _stated_format(parts, self._ids)
+        if is_ours:
+            self.chat_format = stated
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -61,9 +87,31 @@ class Tokenizer:
         return cls(read_gguf(path))
 
     def with_chat_format(self, name: str | None) -> Self:
-        """Return the same vocabulary with another chat format as its own."""
+        """Return the same vocabulary with another chat format as its own, and its end as the first.
+
+        One that brought the template of just this format keeps it, and its ends.
+
+        Raises:
+            TokenizerError: the vocabulary has no token for the format's end.
+        """
+        parts = self._parts
+        if name is not None and parts.chat_template is not None and name == self.chat_format:
+            return self
+        spoken = None if name is None else get_chat_format(name)
+        ends = parts.eos
+        if isinstance(spoken, WrittenFormat) and not spoken.ends_as_vocabulary:
+            self.token_id(spoken.end)
+            ends = tuple(dict.fromkeys((str(spoken.end), *parts.eos)))
         other = copy(self)
-        other._parts = replace(self._parts, chat_format=name, chat_template=None)
+        other._parts = replace(
+            parts,
+            chat_format=name,
+            told_by_tokens=False,
+            chat_template=None,
+            named_templates={},
+            eos=ends,
+        )
+        other.eos_ids = tuple(self.token_id(token) for token in ends)
         other.chat_format = name
         return other
 
@@ -140,6 +188,15 @@ class Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a model folder or of a .gguf file."""
     return Tokenizer.from_gguf(path) if is_gguf_path(path) else Tokenizer.from_folder(path)
+
+
+def _stated_format(parts: TokenizerParts, tokens: Container[str]) -> tuple[bool, str | None]:
+    """Say whether the chat format is known without running a template, and which it is."""
+    if parts.chat_template is None:
+        by_tokens = parts.told_by_tokens
+        return True, detect_chat_format(None, tokens) if by_tokens else parts.chat_format
+    ours = None if "tool_use" in parts.named_templates else packaged_format(parts.chat_template)
+    return ours is not None, ours
 
 
 def _without_added_tokens(

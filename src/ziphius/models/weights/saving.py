@@ -43,6 +43,10 @@ SCALE_FORMATS: dict[str, ScaleFormat] = {"fp8": "float", "fp8-ue8m0": "ue8m0"}
 class SavesFiles(Protocol):
     """Anything that belongs into a model folder and can write itself there: a tokenizer."""
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation, for config.json to say the same."""
+
     def save(self, folder: Path) -> None:
         """Write files into an existing folder."""
 
@@ -83,7 +87,12 @@ def save(
         )
     shards = _shards(list(_pieces(model, weight_format)), max_shard_bytes)
     with new_folder(folder) as temporary:
-        write_file(temporary / "config.json", _as_json(_published_config(model, weight_format)))
+        config = _published_config(model, weight_format)
+        # An id that has no row is none that the model can write, and no reader takes it.
+        rows = model.config.vocab_size
+        if ends := [end for end in (tokenizer.eos_ids if tokenizer else ()) if end < rows]:
+            config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        write_file(temporary / "config.json", _as_json(config))
         weight_map: dict[str, str] = {}
         for index, pieces in enumerate(shards, 1):
             file = temporary / _file_name(index, len(shards))

@@ -4,28 +4,30 @@ from collections.abc import Mapping, Sequence
 
 from ziphius.text import special
 from ziphius.text.chat import parser
-from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.format import Pieces
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import State
+from ziphius.text.chat.written import Turn, WrittenFormat
 
 
-class ChatML(ChatFormat):
+class ChatML(WrittenFormat):
     """Each turn between `<|im_start|>role` and `<|im_end|>`; no token begins the text."""
 
     name = "chatml"
     end = special.IM_END
     closing = "\n"
+    keeps_systems = True
     default_system: str | None = None
     """System text of conversations that have none."""
 
     def start(self, system: str | None, tools: Sequence[Tool], reply: str) -> Pieces:
         """Write the system text as a turn."""
         text = self.default_system if system is None else system
-        return [] if text is None else _turn("system", text)
+        return [] if text is None else turn("system", text)
 
     def user(self, message: Message, tools: Sequence[Tool]) -> Pieces:
-        """Write a question."""
-        return _turn("user", message.content)
+        """Write a question, or a later system text."""
+        return turn(message.role, message.content)
 
     def opening(self, turn: Turn) -> Pieces:
         """Begin the assistant's turn."""
@@ -69,5 +71,6 @@ class SmolLM2(ChatML):
     default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
-def _turn(role: str, text: str) -> Pieces:
+def turn(role: str, text: str) -> Pieces:
+    """Write one whole turn."""
     return [special.IM_START, f"{role}\n{text}", special.IM_END, "\n"]

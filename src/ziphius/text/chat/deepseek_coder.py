@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from ziphius.text import special
 from ziphius.text.chat import parser
-from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.format import Pieces
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import State
+from ziphius.text.chat.written import Turn, WrittenFormat
 
 DEFAULT_SYSTEM = (
     "You are an AI programming assistant, utilizing the DeepSeek Coder model, developed by "
@@ -20,7 +21,7 @@ DEFAULT_SYSTEM = (
 )
 
 
-class DeepSeekCoder(ChatFormat):
+class DeepSeekCoder(WrittenFormat):
     """`### Instruction:` and `### Response:`; the published system text where none is given."""
 
     name = "deepseek-coder"

@@ -18,15 +18,16 @@ from typing import Any
 from ziphius.core.errors import ChatError
 from ziphius.text import special
 from ziphius.text.chat import parser
-from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.format import Pieces
 from ziphius.text.chat.messages import Message, Tool, ToolCall
 from ziphius.text.chat.parser import State, Step
 from ziphius.text.chat.tool_tokens import states_with_calls
+from ziphius.text.chat.written import Turn, WrittenFormat
 
 _FENCE = "\n```"
 
 
-class DeepSeekV3(ChatFormat):
+class DeepSeekV3(WrittenFormat):
     """Tokens for the roles and for tools; the answer to tool results has no role token."""
 
     name = "deepseek-v3"

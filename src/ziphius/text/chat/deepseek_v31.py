@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from ziphius.text import special
 from ziphius.text.chat import parser
-from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.format import Pieces
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import State, Step
 from ziphius.text.chat.tool_tokens import states_with_calls
+from ziphius.text.chat.written import Turn, WrittenFormat
 
 _TOOL_RULES: Pieces = [
     "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n",
@@ -32,7 +33,7 @@ _TOOL_RULES: Pieces = [
 ]
 
 
-class DeepSeekV31(ChatFormat):
+class DeepSeekV31(WrittenFormat):
     """Past turns and direct answers begin with a closed think block, others with an open one."""
 
     name = "deepseek-v3.1"

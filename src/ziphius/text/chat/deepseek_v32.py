@@ -12,9 +12,10 @@ from typing import Any
 
 from ziphius.text import special
 from ziphius.text.chat import parser
-from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.format import Pieces
 from ziphius.text.chat.messages import Message, Tool, ToolCall
 from ziphius.text.chat.parser import Action, State, Step, StreamParser
+from ziphius.text.chat.written import Turn, WrittenFormat
 
 _CALLS, _END_CALLS = f"<{special.DSML}function_calls>", f"</{special.DSML}function_calls>"
 _INVOKE, _END_INVOKE = f'<{special.DSML}invoke name="', f"</{special.DSML}invoke>"
@@ -58,7 +59,7 @@ Here are the functions available in JSONSchema format:
 _TOOLS_AFTER = "\n</functions>\n"
 
 
-class DeepSeekV32(ChatFormat):
+class DeepSeekV32(WrittenFormat):
     """V3.1's turns, with other tools; reasoning stays since the last user message."""
 
     name = "deepseek-v3.2"
@@ -156,17 +157,7 @@ def _call_pieces(call: ToolCall) -> Pieces:
 
 
 def _marked(text: str) -> Pieces:
-    """Cut a text of ours at the marks it spells; never for text of others."""
-    pieces: Pieces = [text]
-    for mark in (special.DSML, special.THINK, special.END_THINK):
-        cut: Pieces = []
-        for piece in pieces:
-            first, *others = [piece] if isinstance(piece, special.Mark) else piece.split(mark)
-            cut.append(first)
-            for other in others:
-                cut += [mark, other]
-        pieces = cut
-    return pieces
+    return special.marked(text, (special.DSML, special.THINK, special.END_THINK))
 
 
 def _json(value: Any) -> str:

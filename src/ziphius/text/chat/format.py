@@ -1,31 +1,55 @@
-"""`ChatFormat`: what all chat formats share, so that one of them is a small file of its own.
+"""`ChatFormat`: what callers may ask of a chat format, and how pieces become ids.
 
 A conversation becomes segments of pieces. A piece is text, or a `Mark`: a special token. Marks come
 from the format alone and become ids by name; text, whoever wrote it, is encoded as text, so nothing
-in it can turn into a special token. Rules that hold for every format:
+in it can turn into a special token.
 
-1. system messages are joined by a blank line and stand at the front, as V3's template has it;
-2. the reasoning of past turns is dropped (V3.2: of turns before the last user message);
-3. results of one round stand in the order of its calls;
-4. we render the clean form that the models write themselves, also where a published Jinja template
-   has a bug: each round of calls is opened and closed once, and so is each round of results;
-5. a setting that would have no effect, such as tools in a format without them, is an error.
+Two kinds exist: formats written by hand (`written.py`), and the templates that checkpoints bring
+(`template.py`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 from ziphius.core.errors import ChatError
 from ziphius.text import special
-from ziphius.text.chat.messages import Message, Tool, ordered_turns
-from ziphius.text.chat.parser import State, Step, StreamParser, message_of
+from ziphius.text.chat.messages import Message, Tool
+from ziphius.text.chat.parser import StreamParser, message_of
 from ziphius.text.special import Mark
-from ziphius.text.tokenizer import Tokenizer
 
 Pieces = list[str]
 """Text and marks, in order."""
+
+
+class Vocabulary(Protocol):
+    """What a format asks of a tokenizer."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins a text."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether a raw text begins with it."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text."""
+
+    @property
+    def special_tokens(self) -> "Mapping[str, int]":
+        """What text can never become, with its ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of text."""
+
+    def has_token(self, text: str) -> bool:
+        """Say whether an added token is spelled so."""
+
+    def token_id(self, text: str) -> int:
+        """Return the id of an added token, or raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,91 +61,35 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What an assistant's turn depends on besides its message."""
-
-    thinks: bool
-    """It shows its reasoning."""
-    thinking: bool
-    """The conversation was asked to think."""
-    after_results: bool
-    """It follows tool results instead of a user's message."""
-
-
-@dataclass(frozen=True, slots=True)
 class Encoded:
     """A rendered conversation as ids."""
 
     ids: list[int]
-    completion_mask: list[bool]
-    """True for the tokens that assistants write, their end tokens included."""
+    written: list[bool] | ChatError
+    """The mask, or why there is none."""
     thinking: bool
     """The prompt ends inside a think block: what `ChatFormat.parser` has to know."""
 
+    @property
+    def completion_mask(self) -> list[bool]:
+        """True for the tokens that assistants write, their end tokens included.
+
+        Raises:
+            ChatError: the checkpoint's template does not let it be told.
+        """
+        if isinstance(self.written, ChatError):
+            raise self.written
+        return self.written
+
 
 class ChatFormat(ABC):
-    """One published way to write a conversation for a model, and to read its answer."""
+    """One way to write a conversation for a model, and to read its answer."""
 
-    name: ClassVar[str]
-    end: ClassVar[Mark] = special.EOS
-    """What a model writes to end its turn."""
-    closing: ClassVar[str] = ""
-    """Text between an assistant's end token and the next turn."""
-    thinking_modes: ClassVar[tuple[bool, ...]] = (False,)
+    name: str
+    thinking_modes: tuple[bool, ...] = (False,)
     """Values of `thinking` that the format knows, its default first."""
-    opens_own_thinking: ClassVar[bool] = False
-    """The model may write the token that opens a think block itself."""
-    keeps_reasoning: ClassVar[bool] = False
-    """Reasoning stays since the last user message, not of the last message alone."""
-    roles: ClassVar[tuple[str, ...]] = ("system", "user", "assistant")
-    has_tools: ClassVar[bool] = False
-    thinks_with_tools: ClassVar[bool] = True
-    has_fim: ClassVar[bool] = False
-    spelled: ClassVar[frozenset[Mark]] = frozenset()
-    """Marks that are written as text where a vocabulary has no such token."""
-
-    # What a format says.
 
     @abstractmethod
-    def start(self, system: str | None, tools: Sequence[Tool], reply: str) -> Pieces:
-        """Write what stands before the first turn.
-
-        Args:
-            system: the system text; None without a system message.
-            tools: the tools, unless they belong into a user's turn.
-            reply: what `reply_schema` wrote, or nothing.
-        """
-
-    @abstractmethod
-    def user(self, message: Message, tools: Sequence[Tool]) -> Pieces:
-        """Write a user's turn; `tools` only where they belong into it and not to the start."""
-
-    @abstractmethod
-    def opening(self, turn: Turn) -> Pieces:
-        """Write what stands before an assistant's turn and ends the prompt."""
-
-    @abstractmethod
-    def completion(self, message: Message, turn: Turn) -> Pieces:
-        """Write what an assistant writes, without the end token."""
-
-    @abstractmethod
-    def states(self) -> Mapping[str, State]:
-        """List the states of the parser; each one must lead to an end on `self.end`."""
-
-    def results(self, results: Sequence[Message]) -> Pieces:
-        """Write the results of one round of calls."""
-        raise AssertionError(f"{self.name} renders no tool results: {results}")
-
-    def reply_schema(self, schema: Mapping[str, Any]) -> str:
-        """Write the demand for an answer in JSON, to stand at the end of the system text."""
-        raise ChatError(f"Chat format {self.name} cannot demand JSON; give no reply_schema.")
-
-    def first_step(self, thinking: bool) -> Step:
-        """Say where the parser starts."""
-        return Step("reasoning" if thinking else "start" if self.opens_own_thinking else "content")
-
-    # What callers use.
-
     def render(
         self,
         messages: Sequence[Message],
@@ -141,13 +109,12 @@ class ChatFormat(ABC):
             generation_prompt: end where the assistant's next turn begins.
             reply_schema: JSON schema the answer must fit; {} for any JSON object.
         """
-        segments = self._segments(messages, tools, thinking, generation_prompt, reply_schema)
-        return "".join(piece for segment in segments for piece in segment.pieces)
 
+    @abstractmethod
     def encode(
         self,
         messages: Sequence[Message],
-        tokenizer: Tokenizer,
+        tokenizer: Vocabulary,
         *,
         tools: Sequence[Tool] = (),
         thinking: bool | None = None,
@@ -155,29 +122,18 @@ class ChatFormat(ABC):
         reply_schema: Mapping[str, Any] | None = None,
     ) -> Encoded:
         """Write a conversation as ids; the arguments are those of `render`."""
-        segments = self._segments(messages, tools, thinking, generation_prompt, reply_schema)
-        ids = self._first_ids(tokenizer)
-        mask = [False] * len(ids)
-        for segment in _joined(segments):
-            new = self._piece_ids(segment.pieces, tokenizer)
-            ids += new
-            mask += [segment.completion] * len(new)
-        opened = generation_prompt and segments[-1].pieces.count(special.THINK) > 0
-        return Encoded(ids, mask, opened)
 
-    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+    @abstractmethod
+    def stop_ids(self, tokenizer: Vocabulary) -> tuple[int, ...]:
         """Return the ids that end a generation: the tokenizer's, and this format's own end."""
-        return tuple(dict.fromkeys((*tokenizer.eos_ids, self._mark_id(self.end, tokenizer))))
 
+    @abstractmethod
     def parser(self, *, thinking: bool = False) -> StreamParser:
         """Return a parser of one answer.
 
         Args:
             thinking: the prompt ended inside a think block (`Encoded.thinking`).
         """
-        if thinking and True not in self.thinking_modes:
-            raise ChatError(f"Chat format {self.name} does not think.")
-        return StreamParser(self.states(), self.first_step(thinking))
 
     def parse(self, text: str, *, thinking: bool = False) -> Message:
         """Read one whole answer; calls that cannot be run are marked as not complete."""
@@ -188,154 +144,50 @@ class ChatFormat(ABC):
         """Write a hole in code to be filled in, prefix first (PSM); the model writes the middle."""
         return "".join(self._fim_pieces(prefix, suffix))
 
-    def encode_fim(self, prefix: str, suffix: str, tokenizer: Tokenizer) -> list[int]:
+    def encode_fim(self, prefix: str, suffix: str, tokenizer: Vocabulary) -> list[int]:
         """Write a hole in code as ids, without the token that begins a text."""
-        return self._piece_ids(self._fim_pieces(prefix, suffix), tokenizer)
-
-    # How it is put together.
-
-    def _segments(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Tool],
-        thinking: bool | None,
-        generation_prompt: bool,
-        reply_schema: Mapping[str, Any] | None,
-    ) -> list[Segment]:
-        turns = self._checked_turns(messages, tools, generation_prompt)
-        thinking = self._checked_thinking(turns, tools, thinking)
-        systems = [message.content for message in messages if message.role == "system"]
-        system = "\n\n".join(systems) if systems else None
-        in_turn = not systems and turns[0].role == "developer"
-        reply = "" if reply_schema is None else self.reply_schema(reply_schema)
-        segments = [Segment(self.start(system, () if in_turn else tools, reply))]
-        for i, message in enumerate(turns):
-            if message.role == "assistant":
-                segments += self._assistant(turns, i, thinking)
-            elif message.role == "tool":
-                if turns[i - 1].role != "tool":
-                    segments.append(Segment(self.results(list(_round(turns, i)))))
-            else:
-                segments.append(Segment(self.user(message, tools if in_turn and i == 0 else ())))
-        if generation_prompt:
-            after_results = turns[-1].role == "tool"
-            segments.append(Segment(self.opening(Turn(thinking, thinking, after_results))))
-        return segments
-
-    def _assistant(self, turns: Sequence[Message], i: int, thinking: bool) -> list[Segment]:
-        message = turns[i]
-        if self.keeps_reasoning:
-            live = i > _last_user(turns)
-            thinks = thinking and live
-        else:
-            live = i == len(turns) - 1
-            thinks = live and message.reasoning_content is not None
-        turn = Turn(thinks, thinking and live, i > 0 and turns[i - 1].role == "tool")
-        return [
-            Segment(self.opening(turn)),
-            Segment([*self.completion(message, turn), self.end], completion=True),
-            Segment([self.closing]),
-        ]
-
-    def _checked_turns(
-        self, messages: Sequence[Message], tools: Sequence[Tool], generation_prompt: bool
-    ) -> list[Message]:
-        """Refuse what the format cannot say."""
-        for message in messages:
-            if message.role not in self.roles:
-                raise ChatError(
-                    f"Chat format {self.name} has no role {message.role!r}; it has "
-                    f"{', '.join(self.roles)}."
-                )
-            if message.tool_calls and not self.has_tools:
-                raise ChatError(f"Chat format {self.name} has no tool calls.")
-            broken = [call.name for call in message.tool_calls if not call.complete]
-            if broken:
-                raise ChatError(f"The tool call of {broken[0]!r} is not complete; mend or drop it.")
-        if tools and not self.has_tools:
-            raise ChatError(f"Chat format {self.name} has no tools; give none, or another format.")
-        turns = ordered_turns(messages)
-        if not turns:
-            raise ChatError("A conversation needs at least one message that is no system message.")
-        if generation_prompt and turns[-1].role == "assistant":
-            raise ChatError("The assistant spoke last: a generation prompt needs a user's message.")
-        return turns
-
-    def _checked_thinking(
-        self, turns: Sequence[Message], tools: Sequence[Tool], asked: bool | None
-    ) -> bool:
-        """Decide whether the conversation thinks, and refuse what that would make void."""
-        last = turns[-1]
-        reasons = last.reasoning_content is not None
-        thinking = asked
-        if asked is None:
-            thinking = True if reasons and True in self.thinking_modes else self.thinking_modes[0]
-        elif asked not in self.thinking_modes:
-            does = "does not think" if asked else "always thinks"
-            raise ChatError(f"Chat format {self.name} {does}: leave `thinking` alone.")
-        if reasons and not thinking and not self.opens_own_thinking:
-            raise ChatError(
-                f"The reasoning of the last message would be lost: chat format {self.name} "
-                f"{'was asked not to think' if asked is False else 'does not think'}."
-            )
-        if asked and last.role == "assistant" and not reasons and not self.keeps_reasoning:
-            raise ChatError("thinking is asked for, but the last message has no reasoning_content.")
-        live = turns[_last_user(turns) + 1 :]
-        uses_tools = bool(tools) or any(turn.tool_calls or turn.role == "tool" for turn in live)
-        if thinking and uses_tools and not self.thinks_with_tools:
-            raise ChatError(f"Chat format {self.name} uses tools only without thinking.")
-        return bool(thinking)
-
-    def _first_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Begin with what no piece says; formats that bring their own first token need nothing."""
-        return []
-
-    def _piece_ids(self, pieces: Pieces, tokenizer: Tokenizer) -> list[int]:
-        """Encode marks by name and everything else as text."""
-        ids: list[int] = []
-        text = ""
-        for piece in pieces:
-            if isinstance(piece, Mark) and not self._is_spelled(piece, tokenizer):
-                ids += [*tokenizer.encode(text), self._mark_id(piece, tokenizer)]
-                text = ""
-            else:
-                text += piece
-        return ids + tokenizer.encode(text)
-
-    def _mark_id(self, mark: Mark, tokenizer: Tokenizer) -> int:
-        return tokenizer.token_id(mark)
-
-    def _is_spelled(self, mark: Mark, tokenizer: Tokenizer) -> bool:
-        return mark in self.spelled and not tokenizer.has_token(mark)
+        return piece_ids(self._fim_pieces(prefix, suffix), tokenizer)
 
     def _fim_pieces(self, prefix: str, suffix: str) -> Pieces:
-        if not self.has_fim:
-            raise ChatError(f"Chat format {self.name} cannot fill in the middle.")
-        return [special.FIM_BEGIN, str(prefix), special.FIM_HOLE, str(suffix), special.FIM_END]
+        raise ChatError(f"Chat format {self.name} cannot fill in the middle.")
 
 
-def _round(turns: Sequence[Message], start: int) -> Iterator[Message]:
-    """Yield the tool results that stand together from `start` on."""
-    for message in turns[start:]:
-        if message.role != "tool":
-            return
-        yield message
+def fim_pieces(prefix: str, suffix: str) -> Pieces:
+    """Write a hole in code as the DeepSeek family does."""
+    return [special.FIM_BEGIN, str(prefix), special.FIM_HOLE, str(suffix), special.FIM_END]
 
 
-def _last_user(turns: Sequence[Message]) -> int:
-    places = [i for i, message in enumerate(turns) if message.role in ("user", "developer")]
-    return places[-1] if places else -1
+def piece_ids(
+    pieces: Pieces, tokenizer: Vocabulary, spelled: frozenset[Mark] = frozenset()
+) -> list[int]:
+    """Encode marks by name and everything else as text.
+
+    Args:
+        pieces: text and marks.
+        tokenizer: of the model.
+        spelled: marks that are written as text where the vocabulary has no such token.
+    """
+    ids: list[int] = []
+    text = ""
+    for piece in pieces:
+        is_token = isinstance(piece, Mark) and (piece not in spelled or tokenizer.has_token(piece))
+        if is_token:
+            ids += [*tokenizer.encode(text), tokenizer.token_id(piece)]
+            text = ""
+        else:
+            text += piece
+    return ids + tokenizer.encode(text)
 
 
-def _joined(segments: Sequence[Segment]) -> list[Segment]:
+def joined(segments: Sequence[Segment]) -> list[Segment]:
     """Join neighbours of one kind, so that text is cut by the vocabulary and not by our methods.
 
     The border between a prompt and a completion stays: a model generates from exactly there.
     """
-    joined: list[Segment] = []
+    found: list[Segment] = []
     for segment in segments:
-        if joined and joined[-1].completion == segment.completion:
-            joined[-1] = Segment([*joined[-1].pieces, *segment.pieces], segment.completion)
+        if found and found[-1].completion == segment.completion:
+            found[-1] = Segment([*found[-1].pieces, *segment.pieces], segment.completion)
         else:
-            joined.append(segment)
-    return joined
+            found.append(segment)
+    return found

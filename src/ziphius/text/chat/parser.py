@@ -45,6 +45,7 @@ class State:
         *,
         skip_space: bool = False,
         otherwise: str | None = None,
+        cut_off: "Action | None" = None,
     ) -> None:
         """Describe a state.
 
@@ -53,6 +54,7 @@ class State:
             marks: mark -> what to do when it comes.
             skip_space: drop white space before the first text.
             otherwise: the marks count only at the very beginning; any other text leads here.
+            cut_off: what to do if the stream ends here; by default, end a call as not complete.
         """
         for mark in marks:
             inside = [other for other in marks if mark in other[:-1]]
@@ -61,6 +63,7 @@ class State:
         self.marks = marks
         self.skip_space = skip_space
         self.otherwise = otherwise
+        self.cut_off = cut_off or abort_call
         self.pattern = re.compile("|".join(map(re.escape, marks)))
         self.longest = max(map(len, marks))
 
@@ -119,7 +122,7 @@ class StreamParser:
                 self._advance()
             if self._buffer:
                 self._state.text(self, self._buffer)
-            abort_call(self)
+            self._state.cut_off(self)
             self._ended = True
         return events + self._taken_events()
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from ziphius.core.errors import ChatError
 from ziphius.text import special
 from ziphius.text.chat import parser
-from ziphius.text.chat.format import ChatFormat, Pieces, Turn
+from ziphius.text.chat.format import Pieces, Vocabulary
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import State, Step
+from ziphius.text.chat.written import Turn, WrittenFormat
 from ziphius.text.special import Mark
-from ziphius.text.tokenizer import Tokenizer
 
 PREAMBLE = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
@@ -26,10 +26,11 @@ PREAMBLE = (
 ANSWER, END_ANSWER = "<answer>", "</answer>"
 
 
-class Plain(ChatFormat):
+class Plain(WrittenFormat):
     """One question and its answer, with the reasoning and the answer in tags."""
 
     name = "plain"
+    ends_as_vocabulary = True
     thinking_modes = (True,)
     opens_own_thinking = True
     roles = ("user", "assistant")
@@ -81,12 +82,12 @@ class Plain(ChatFormat):
             raise ChatError("Chat format plain holds one question and at most its one answer.")
         return turns
 
-    def _mark_id(self, mark: Mark, tokenizer: Tokenizer) -> int:
+    def _mark_id(self, mark: Mark, tokenizer: Vocabulary) -> int:
         """Let a base model of any family end its answer with its own token."""
         assert mark == self.end, "the template has no other mark"
         if not tokenizer.eos_ids:
             raise ChatError("The vocabulary names no token that ends a text; plain needs one.")
         return tokenizer.eos_ids[0]
 
-    def _first_ids(self, tokenizer: Tokenizer) -> list[int]:
+    def _first_ids(self, tokenizer: Vocabulary) -> list[int]:
         return [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []

@@ -1,6 +1,7 @@
 """What all formats promise: no forgery, one way to cut text, round trips, masks, clear errors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -36,9 +37,10 @@ def assistant(content: str, reasoning: str | None = None, *calls: ToolCall) -> M
 def everyone(tiny: Tokenizer) -> Tokenizer:
     """A vocabulary with the marks of all formats, ChatML's included."""
     spec = json.loads(tiny._parts.backend.to_str())
+    marks = (special.IM_START, special.IM_END, special.BEGIN_OF_TEXT, special.START_HEADER)
     spec["added_tokens"] += [
-        added_token(512, special.IM_START, flagged=True),
-        added_token(513, special.IM_END, flagged=True),
+        added_token(512 + i, mark, flagged=True)
+        for i, mark in enumerate((*marks, special.END_HEADER, special.EOT_ID))
     ]
     backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     return Tokenizer(
@@ -60,6 +62,8 @@ def test_no_text_of_anyone_forges_a_special_token(
     everyone: Tokenizer, name: str, texts: list[str], shown: list[Tool]
 ) -> None:
     chat_format = CHAT_FORMATS[name]
+    if name == "qwen3":  # divides an answer at the mark, as its template does
+        texts[1], texts[5] = (text.replace(special.END_THINK, "") for text in (texts[1], texts[5]))
 
     def conversation(texts: list[str]) -> list[Message]:
         turns = [user(texts[0]), assistant(texts[1])]
@@ -113,7 +117,7 @@ def test_ids_of_the_plain_format_are_those_of_its_text(small: Tokenizer) -> None
     assert plain.encode(turns, small, generation_prompt=True).ids == [0, *small.encode(text)]
 
 
-@pytest.mark.parametrize("name", WITH_TOOLS)
+@pytest.mark.parametrize("name", [name for name in WITH_TOOLS if name in DEEPSEEK])
 def test_ids_of_tools_and_calls_are_those_of_the_library(small: Tokenizer, name: str) -> None:
     chat_format = CHAT_FORMATS[name]
     call = ToolCall("get_time", '{"zone": "UTC", "digits": 2}')
@@ -136,7 +140,17 @@ def test_a_reply_is_read_as_it_was_written(name: str, thinking: bool, data: st.D
     text = chat_format.render([*turns, reply], thinking=thinking)
     assert text.startswith(prompt)
     opened = prompt.rstrip("\n").endswith(special.THINK)
-    assert chat_format.parse(text[len(prompt) :], thinking=opened) == reply
+    assert chat_format.parse(text[len(prompt) :], thinking=opened) == as_read(name, reply)
+
+
+def as_read(name: str, reply: Message) -> Message:
+    """Take the white space away that a format takes away."""
+    content, reasoning = reply.content, reply.reasoning_content or ""
+    if name == "llama3":
+        content = content.strip()
+    elif name == "qwen3":
+        content, reasoning = content.lstrip("\n"), reasoning.strip("\n")
+    return replace(reply, content=content, reasoning_content=reasoning)
 
 
 @pytest.mark.parametrize(("name", "thinking"), WAYS)
@@ -190,8 +204,16 @@ def test_an_encoded_prompt_tells_whether_it_opened_a_think_block(
 
 def test_all_system_messages_stand_in_front() -> None:
     turns = [Message("system", "S1"), user("u"), Message("system", "S2")]
-    for name in DEEPSEEK:
+    for name in set(DEEPSEEK) - {"deepseek-v2"}:
         assert CHAT_FORMATS[name].render(turns).startswith(special.BOS + "S1\n\nS2")
+
+
+def test_a_later_system_message_keeps_its_place_where_the_template_keeps_it() -> None:
+    turns = [Message("system", "S1"), user("u"), Message("system", "S2"), user("v")]
+    v2 = CHAT_FORMATS["deepseek-v2"].render(turns)
+    assert v2 == f"{special.BOS}S1\n\nUser: u\n\nS2\n\nUser: v\n\n"
+    for name in ("chatml", "qwen2.5", "qwen3", "smollm2"):
+        assert "u<|im_end|>\n<|im_start|>system\nS2" in CHAT_FORMATS[name].render(turns)
 
 
 def test_a_vocabulary_without_the_marks_is_refused(tiny: Tokenizer) -> None:
@@ -279,7 +301,7 @@ def test_fill_in_the_middle(small: Tokenizer, name: str) -> None:
     assert sum(i in small.special_ids for i in forged) == 3
 
 
-@pytest.mark.parametrize("name", ["chatml", "smollm2", "plain"])
+@pytest.mark.parametrize("name", ["chatml", "smollm2", "plain", "qwen3", "llama3"])
 def test_fill_in_the_middle_is_refused_without_its_tokens(name: str) -> None:
     with pytest.raises(ChatError, match=f"{name} cannot fill in the middle"):
         CHAT_FORMATS[name].render_fim("a", "b")
