@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ziphius.core.errors import MissingExtraError
+from ziphius.data.config import HUB
 from ziphius.data.errors import DataError
 from ziphius.data.json_rows import BLOCK, Row, json_rows
-from ziphius.data.readers import HUB, own_files
+from ziphius.data.readers import own_files
+from ziphius.data.texts import rows_of_the_hub
 
 GZIP, BZIP2, XZ, ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
 PARQUET, ARROW = b"PAR1", b"\xff\xff\xff\xff"
@@ -146,9 +148,7 @@ def without_padding(value: Any) -> Any:
 
 
 def _hub_rows(name: str) -> Iterator[Row]:
-    from ziphius.data.readers import _hub_rows as stream
-
-    for number, data in enumerate(stream(name.removeprefix(HUB)), 1):
+    for number, data in enumerate(rows_of_the_hub(name.removeprefix(HUB), None), 1):
         yield Row(f"{name}, row {number}", without_padding(data))
 
 

@@ -88,6 +88,12 @@ class ChatFormat(ABC):
     name: str
     thinking_modes: tuple[bool, ...] = (False,)
     """Values of `thinking` that the format knows, its default first."""
+    opens_own_thinking: bool = False
+    """The model may write the token that opens a think block itself."""
+    keeps_reasoning: bool = False
+    """Reasoning stays since the last user message, not of the last message alone."""
+    roles: tuple[str, ...] = ("system", "user", "assistant")
+    """Who can speak; a template decides for itself, and gets no developer."""
 
     @abstractmethod
     def render(

@@ -153,6 +153,11 @@ class TemplateFormat(ChatFormat):
         return (True, False) if default == on else (False, True)
 
     @cached_property
+    def opens_own_thinking(self) -> bool:  # type: ignore[override]
+        """Whether answers have a think block, and no prompt opens it."""
+        return self._reading.thinks and True not in self.thinking_modes
+
+    @cached_property
     def _frame(self) -> "_Frame":
         """Find what stands around an answer."""
         turns = [Message("user", "u")]

@@ -54,13 +54,8 @@ class WrittenFormat(ChatFormat):
     """An answer ends with the vocabulary's own end of text, whatever that is."""
     closing: ClassVar[str] = ""
     """Text between an assistant's end token and the next turn."""
-    opens_own_thinking: ClassVar[bool] = False
-    """The model may write the token that opens a think block itself."""
     keeps_systems: ClassVar[bool] = False
     """A later system message stands where it was said, not in front."""
-    keeps_reasoning: ClassVar[bool] = False
-    """Reasoning stays since the last user message, not of the last message alone."""
-    roles: ClassVar[tuple[str, ...]] = ("system", "user", "assistant")
     has_tools: ClassVar[bool] = False
     thinks_with_tools: ClassVar[bool] = True
     has_fim: ClassVar[bool] = False
