@@ -100,6 +100,18 @@ def kind_of(path: Path) -> Kind:
     return Kind.CODE if plain_suffix(path) in CODE else Kind.TEXT
 
 
+def table_kind(path: Path) -> Kind | None:
+    """Tell whether a file is a table of columns, by its first bytes alone.
+
+    Raises:
+        DataError: it cannot be read, or is damaged.
+    """
+    with opened(path) as file:
+        head = file.read(8)
+    tables = (kind for magic, kind in _BY_MAGIC.items() if head.startswith(magic))
+    return next((kind for kind in tables if kind in (Kind.PARQUET, Kind.ARROW)), None)
+
+
 def _kind_of_json(path: Path, by_name: Kind | None) -> Kind:
     """Tell what begins with a bracket: rows, a document, or a text that only looks like it."""
     with opened(path) as file:

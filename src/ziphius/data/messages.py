@@ -17,7 +17,7 @@ from ziphius.data.chat_rows import COLUMNS, chat_row, entries, from_json
 from ziphius.data.document import fraction
 from ziphius.data.errors import DataError
 from ziphius.data.json_rows import Row
-from ziphius.data.row_files import read_rows
+from ziphius.data.row_files import conversation_rows
 from ziphius.data.row_report import RowReport
 from ziphius.text.chat import Message, Tool, ToolCall
 
@@ -66,7 +66,7 @@ def read_conversations(path: Path, report: RowReport | None = None) -> Iterator[
     """
     report = report or RowReport()
     before = report.read
-    for row in read_rows(path, COLUMNS):
+    for row in conversation_rows(path, COLUMNS):
         report.read += 1
         try:
             conversation = _conversation(row, report.changes)

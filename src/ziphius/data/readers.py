@@ -88,7 +88,7 @@ class OwnText:
             if file.left_out is not None:
                 skipped[file.left_out] += 1
             elif file.kind in ROWS:
-                found = read_rows(file.path, file.kind, self.column)
+                found = read_rows(file.path, file.kind, (self.column,))
                 yield from texts_of(str(file.path), found, self.column, skipped)
             elif file.kind == Kind.NOTEBOOK:
                 yield from read_notebook(file.path, skipped)
@@ -103,7 +103,9 @@ class OwnText:
             document = json_document(path)
             rows = document if isinstance(document, list) else [document]
             return any(isinstance(row, dict) and self.column in row for row in rows)
-        first = next((row for row in read_rows(path, kind, self.column) if row is not None), None)
+        first = next(
+            (row for row in read_rows(path, kind, (self.column,)) if row is not None), None
+        )
         return None if first is None else self.column in first
 
 

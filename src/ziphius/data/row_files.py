@@ -4,35 +4,26 @@ What a file is, its first bytes say and not its name; in a folder the name decid
 meant. Packed files are unpacked as they are read.
 """
 
-import bz2
-import gzip
 import io
-import lzma
 import re
-import zlib
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
-from ziphius.core.errors import MissingExtraError
 from ziphius.data.config import HUB
 from ziphius.data.errors import DataError
 from ziphius.data.json_rows import BLOCK, Row, json_rows
+from ziphius.data.kinds import opened, table_kind
 from ziphius.data.readers import own_files
+from ziphius.data.tables import table_rows
 from ziphius.data.texts import rows_of_the_hub
 
-GZIP, BZIP2, XZ, ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
-PARQUET, ARROW = b"PAR1", b"\xff\xff\xff\xff"
-BATCH = 256
-"""Rows of a table in memory at a time."""
 _DATA = re.compile(r".*\.(jsonl|ndjson|json|parquet|arrow)(\.(gz|bz2|xz|zst|zstd))?", re.IGNORECASE)
 _ABOUT = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
 """What the datasets library writes beside the rows."""
-_INSTALL = "pip install 'ziphius[data]'"
 
 
-def read_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
+def conversation_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
     """Read a file, all files of a folder, or `hf:NAME` (or `hf:NAME:SPLIT`) row by row.
 
     Args:
@@ -71,71 +62,23 @@ def _some(files: list[Path]) -> str:
 
 
 def _file_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    with _named(path), ExitStack() as stack:
-        file = stack.enter_context(_open(path))
-        head = file.read(8)
-        file.seek(0)
-        if head.startswith(PARQUET):
-            yield from _table_rows(path, _parquet(path, file, columns))
-        elif head.startswith(ARROW):
-            yield from _table_rows(path, _arrow(path, file))
-        else:
-            stream = stack.enter_context(_unpacked(path, file, head))
-            yield from json_rows(str(path), stream)
+    _refuse_hub_name(path)
+    kind = table_kind(path)
+    if kind is not None:
+        for number, data in enumerate(table_rows(path, kind, columns), 1):
+            yield Row(f"{path}, row {number}", without_padding(data))
+        return
+    with opened(path) as file, io.BufferedReader(cast(io.RawIOBase, file), BLOCK) as stream:
+        yield from json_rows(str(path), stream)
 
 
-def _open(path: Path) -> BinaryIO:
+def _refuse_hub_name(path: Path) -> None:
     if not path.exists() and not path.is_symlink() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise DataError(
             f"{path} cannot be read: there is no such file. For a data set of the Hugging Face "
             f"hub give {HUB}{path}, or fetch it first: hf download --repo-type dataset {path} "
             "--local-dir FOLDER, and give the folder."
         )
-    return path.open("rb")
-
-
-def _unpacked(path: Path, file: BinaryIO, head: bytes) -> io.BufferedReader:
-    """Return the bytes inside a packed file, those of any other as they are."""
-    raw: Any = file
-    if head.startswith(GZIP):
-        raw = gzip.GzipFile(fileobj=file)
-    elif head.startswith(BZIP2):
-        raw = bz2.BZ2File(file)
-    elif head.startswith(XZ):
-        raw = lzma.LZMAFile(file)  # noqa: SIM115
-    elif head.startswith(ZSTD):
-        raw = _pyarrow(path).input_stream(str(path), compression="zstd")
-    return io.BufferedReader(raw, BLOCK)
-
-
-def _parquet(path: Path, file: BinaryIO, columns: Collection[str]) -> Iterator[Any]:
-    _pyarrow(path)
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.ParquetFile(file)
-    wanted = [name for name in table.schema_arrow.names if name in columns]
-    yield from table.iter_batches(batch_size=BATCH, columns=wanted or None)
-
-
-def _arrow(path: Path, file: BinaryIO) -> Iterator[Any]:
-    _pyarrow(path)
-    import pyarrow.ipc
-
-    for batch in pyarrow.ipc.open_stream(file):
-        yield from (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
-
-
-def _table_rows(path: Path, batches: Iterator[Any]) -> Iterator[Row]:
-    import pyarrow
-
-    number = 0
-    try:
-        for batch in batches:
-            for data in batch.to_pylist():
-                number += 1
-                yield Row(f"{path}, row {number}", without_padding(data))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} cannot be read after row {number}: {error}") from error
 
 
 def without_padding(value: Any) -> Any:
@@ -150,22 +93,3 @@ def without_padding(value: Any) -> Any:
 def _hub_rows(name: str) -> Iterator[Row]:
     for number, data in enumerate(rows_of_the_hub(name.removeprefix(HUB), None), 1):
         yield Row(f"{name}, row {number}", without_padding(data))
-
-
-def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingExtraError(f"Reading {path} needs pyarrow: {_INSTALL}") from error
-    return cast(Any, pyarrow)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into an error that names it."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Fetch it anew.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error

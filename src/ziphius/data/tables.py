@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ Row = dict[str, Any]
 ROWS_AT_ONCE = 1_024
 
 
-def read_rows(path: Path, kind: Kind, column: str) -> Iterator[Row | None]:
-    """Yield the rows of a file, of many columns the wanted one alone; None where one is no UTF-8.
+def read_rows(path: Path, kind: Kind, columns: Collection[str]) -> Iterator[Row | None]:
+    """Yield the rows of a file; None where one is no UTF-8. Of tables see `table_rows`.
 
     Raises:
         DataError: the file is damaged, or holds no rows.
@@ -31,10 +31,18 @@ def read_rows(path: Path, kind: Kind, column: str) -> Iterator[Row | None]:
             return iter(json_rows(path))
         case Kind.CSV:
             return _csv(path)
-        case Kind.PARQUET:
-            return _parquet(path, column)
         case _:
-            return _arrow(path, column)
+            return table_rows(path, kind, columns)
+
+
+def table_rows(path: Path, kind: Kind, columns: Collection[str]) -> Iterator[Row]:
+    """Yield the rows of a parquet or Arrow file: the wanted columns, or all if it has none of them.
+
+    Raises:
+        DataError: the file is damaged.
+        MissingExtraError: pyarrow is not there.
+    """
+    return _parquet(path, columns) if kind == Kind.PARQUET else _arrow(path, columns)
 
 
 def json_rows(path: Path) -> list[Row]:
@@ -84,16 +92,15 @@ def _csv(path: Path) -> Iterator[Row]:
             text.detach()
 
 
-def _parquet(path: Path, column: str) -> Iterator[Row]:
+def _parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
     pyarrow = _pyarrow(path)
     with _table_errors(path, Kind.PARQUET), pyarrow.parquet.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        wanted = [column] if column in names else names
+        wanted = _wanted(file.schema_arrow.names, columns)
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
             yield from batch.to_pylist()
 
 
-def _arrow(path: Path, column: str) -> Iterator[Row]:
+def _arrow(path: Path, columns: Collection[str]) -> Iterator[Row]:
     """Read both forms of Arrow files: the one with an index and the stream that datasets writes."""
     pyarrow = _pyarrow(path)
     with _table_errors(path, Kind.ARROW), explained(path), pyarrow.memory_map(str(path)) as file:
@@ -103,9 +110,13 @@ def _arrow(path: Path, column: str) -> Iterator[Row]:
         count = source.num_record_batches if is_indexed else None
         batches = source if count is None else (source.get_batch(i) for i in range(count))
         for batch in batches:
-            chosen = batch.select([column]) if column in batch.schema.names else batch
+            chosen = batch.select(_wanted(batch.schema.names, columns))
             for first in range(0, chosen.num_rows, ROWS_AT_ONCE):
                 yield from chosen.slice(first, ROWS_AT_ONCE).to_pylist()
+
+
+def _wanted(names: list[str], columns: Collection[str]) -> list[str]:
+    return [name for name in names if name in columns] or names
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 from ziphius.data.chat_rows import COLUMNS
 from ziphius.data.errors import DataError
 from ziphius.data.json_rows import BLOCK
-from ziphius.data.row_files import conversation_files, read_rows, without_padding
+from ziphius.data.row_files import conversation_files, conversation_rows, without_padding
 
 ROWS = [{"messages": [{"role": "user", "content": f"{i}, \u4f60\U0001f40b"}]} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -29,7 +29,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def read(path: Path) -> list[Any]:
-    rows = list(read_rows(path, COLUMNS))
+    rows = list(conversation_rows(path, COLUMNS))
     assert all(row.problem is None for row in rows)
     return [row.data for row in rows]
 
@@ -77,8 +77,8 @@ def test_tables_have_the_same_rows(tmp_path: Path) -> None:
         pyarrow.ipc.new_stream(file, table.schema) as writer,
     ):
         writer.write_table(table.drop(["note"]).append_column("note", table["note"]))
-    assert read(tmp_path / "rows.PARQUET") == ROWS
-    assert read(tmp_path / "rows.arrow") == [{**row, "note": "x"} for row in ROWS]
+    for name in ("rows.PARQUET", "rows.arrow"):
+        assert read(tmp_path / name) == ROWS
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "other.parquet")
     assert read(tmp_path / "other.parquet") == [{"body": "x"}]
 
@@ -106,7 +106,7 @@ def test_rows_say_where_they_stand(tmp_path: Path) -> None:
     where = {}
     for name in ("lines.ndjson", "pretty.json", "several.json", "array.json"):
         (tmp_path / name).write_bytes(KINDS[name])
-        rows = list(read_rows(tmp_path / name, COLUMNS))
+        rows = list(conversation_rows(tmp_path / name, COLUMNS))
         where[name] = rows[1].where.removeprefix(f"{tmp_path}/{name}, ")
     second = PRETTY[: PRETTY.index('"1, ')].count("\n")  # the line of its role
     assert where["pretty.json"] == f"line {second - 3}, entry 2"
@@ -118,14 +118,14 @@ def test_rows_say_where_they_stand(tmp_path: Path) -> None:
 def test_a_bad_line_is_a_row_with_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": \n\xff\n{"a": "\\ud800"}\n{"a": 2}')
-    rows = list(read_rows(path, COLUMNS))
+    rows = list(conversation_rows(path, COLUMNS))
     assert [row.data for row in rows][::4] == [{"a": 1}, {"a": 2}]
     assert [row.problem and row.problem.split(":")[0] for row in rows] == [
         *(None, "no JSON", "no UTF-8.", None, None)
     ]
     path.write_bytes(b"[" * 100_000 + b"\n")
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1: no JSON: nested too deeply"):
-        list(read_rows(path, COLUMNS))
+        list(conversation_rows(path, COLUMNS))
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_a_bad_line_is_a_row_with_a_problem(tmp_path: Path) -> None:
         (b'[{"a": 1}]\n[{"a": 2}]', "line 2: more follows after the end"),
         (b'[{"a": "\xff"}]', "Write the file as UTF-8"),
         (LINES.encode("utf-16")[:-21] + b"\x00\xd8", "is no utf-16: "),
-        (gzip.compress(LINES.encode())[:-9], "is damaged or cut off"),
-        (gzip.compress(LINES.encode())[:12] + bytes(20), "is damaged or cut off"),
-        (lzma.compress(LINES.encode())[:-9], "is damaged or cut off"),
-        (bz2.compress(LINES.encode())[:-9], "is damaged or cut off"),
-        (zstd(LINES.encode())[:-9], "cannot be read|is damaged"),
+        (gzip.compress(LINES.encode())[:-9], "is no whole compressed file"),
+        (gzip.compress(LINES.encode())[:12] + bytes(20), "is no whole compressed file"),
+        (lzma.compress(LINES.encode())[:-9], "is no whole compressed file"),
+        (bz2.compress(LINES.encode())[:-9], "is no whole compressed file"),
+        (zstd(LINES.encode())[:-9], "cannot be read|is no whole"),
         (b"PAR1" + bytes(50), "cannot be read"),
         (b"\xff\xff\xff\xff" + bytes(50), "cannot be read"),
     ],
@@ -151,15 +151,15 @@ def test_a_bad_line_is_a_row_with_a_problem(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes, problem: str) -> None:
     (tmp_path / "rows.json").write_bytes(data)
     with pytest.raises(DataError, match=problem) as caught:
-        list(read_rows(tmp_path / "rows.json", COLUMNS))
+        list(conversation_rows(tmp_path / "rows.json", COLUMNS))
     assert "rows.json" in str(caught.value)
 
 
 def test_a_name_of_the_hub_says_how_to_have_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hf download --repo-type dataset org/name --local-dir"):
-        list(read_rows(Path("org/name"), COLUMNS))
+        list(conversation_rows(Path("org/name"), COLUMNS))
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read: No such file"):
-        list(read_rows(tmp_path / "none.jsonl", COLUMNS))
+        list(conversation_rows(tmp_path / "none.jsonl", COLUMNS))
 
 
 @pytest.mark.parametrize("kind", ["lines", "array", "several"])
@@ -170,7 +170,7 @@ def test_memory_holds_a_block_and_not_the_file(tmp_path: Path, kind: str) -> Non
     path = tmp_path / "rows.json"
     path.write_text(f"[{texts}]" if kind == "array" else texts)
     tracemalloc.start()
-    seen = sum(1 for _ in read_rows(path, COLUMNS))
+    seen = sum(1 for _ in conversation_rows(path, COLUMNS))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seen == count
