@@ -58,5 +58,10 @@ def float64_device(device: torch.device) -> torch.device:
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
+def with_float64(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor where float64 can be computed from it: where it is, or on the CPU."""
+    return x if float64_device(x.device) == x.device else x.cpu()
+
+
 def _unknown_device(name: str, available: list[str]) -> str:
     return f"No device {name!r} here. This machine has: auto, {', '.join(available)}."

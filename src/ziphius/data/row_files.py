@@ -68,7 +68,7 @@ def _file_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
         for number, data in enumerate(table_rows(path, kind, columns), 1):
             yield Row(f"{path}, row {number}", without_padding(data))
         return
-    with opened(path) as file, io.BufferedReader(cast(io.RawIOBase, file), BLOCK) as stream:
+    with opened(path) as file, io.BufferedReader(cast(Any, file), BLOCK) as stream:
         yield from json_rows(str(path), stream)
 
 

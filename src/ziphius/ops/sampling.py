@@ -3,7 +3,7 @@
 
 Randomness is counter-based: a draw is a hash of the (seed, sequence id, position) it is made for,
 so neither the other rows of a batch, nor an interruption, nor the device changes it. The few sums
-that need float64 are taken on the CPU, because not every device has it (Apple's have not).
+that need float64 are taken on the CPU where the device has none (Apple's have not).
 
 Shapes: B sequences, W vocabulary, K candidates, Y blocks of b tokens.
 """
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ziphius.core.device import float64_device, with_float64
 from ziphius.ops.sampling_config import SamplingConfig
 
 _CANDIDATES = 1024
@@ -59,13 +60,13 @@ def keep_top_p(logits_BW: Tensor, top_p_B: Tensor) -> Tensor:
     """Mask what follows once the more likely tokens already reach `top_p`; 1 keeps all."""
     probs_BW = logits_BW.softmax(-1)
     width = probs_BW.size(-1)
-    top_p_B1 = top_p_B.cpu().unsqueeze(-1)
+    top_p_B1 = top_p_B.to(float64_device(probs_BW.device)).unsqueeze(-1)
     # Rounded sums reach 1 before the last token, so 1 must not be compared like other values.
     off_B1 = top_p_B1 == 1
     # The nucleus nearly always lies within the first thousand tokens, and topk is 10x quicker than
     # a sort of 129,280; where it does not (a flat distribution), all tokens are sorted.
     for k in (min(_CANDIDATES, width), width):
-        best_BK = probs_BW.topk(k, dim=-1).values.cpu()
+        best_BK = with_float64(probs_BW.topk(k, dim=-1).values)
         reached_BK = best_BK.cumsum(-1, dtype=torch.float64)
         if k == width or bool(((reached_BK[:, -1:] >= top_p_B1) | off_B1).all()):
             break
@@ -90,25 +91,26 @@ def inverse_cdf(probs_BW: Tensor, draws_B: Tensor) -> Tensor:
 
     Args:
         probs_BW: fp32.
-        draws_B: fp64 on the CPU, in (0, 1); shares of the row's sum.
+        draws_B: fp64, in (0, 1); shares of the row's sum.
     """
     width, device = probs_BW.size(-1), probs_BW.device
+    draws_B1 = draws_B.to(float64_device(device)).unsqueeze(-1)
     if width <= _CANDIDATES:
-        summed_BW = probs_BW.cpu().cumsum(-1, dtype=torch.float64)
-        targets_B1 = draws_B.unsqueeze(-1) * summed_BW[:, -1:]
+        summed_BW = with_float64(probs_BW).cumsum(-1, dtype=torch.float64)
+        targets_B1 = draws_B1 * summed_BW[:, -1:]
         ids_B1 = torch.searchsorted(summed_BW, targets_B1)
         return ids_B1.squeeze(-1).clamp(max=width - 1).to(device)
     padding = -width % _BLOCK
     blocks_BYb = (F.pad(probs_BW, (0, padding)) if padding else probs_BW).unflatten(
         -1, (-1, _BLOCK)
     )
-    reached_BY = blocks_BYb.sum(-1).cpu().cumsum(-1, dtype=torch.float64)
-    targets_B1 = draws_B.unsqueeze(-1) * reached_BY[:, -1:]
+    reached_BY = with_float64(blocks_BYb.sum(-1)).cumsum(-1, dtype=torch.float64)
+    targets_B1 = draws_B1 * reached_BY[:, -1:]
     # Clamped for NaN, which is beyond all sums.
     block_B1 = torch.searchsorted(reached_BY, targets_B1).clamp(max=reached_BY.size(-1) - 1)
     before_B1 = F.pad(reached_BY, (1, 0)).gather(-1, block_B1)
     rows_B = torch.arange(len(probs_BW), device=device)
-    block_Bb = blocks_BYb[rows_B, block_B1.squeeze(-1).to(device)].cpu()
+    block_Bb = with_float64(blocks_BYb[rows_B, block_B1.squeeze(-1).to(device)])
     inside_Bb = block_Bb.cumsum(-1, dtype=torch.float64) + before_B1
     # The two sums of a block differ in the last bits: the draw must not fall behind its end.
     targets_B1 = torch.minimum(targets_B1, inside_Bb[:, -1:])
@@ -145,7 +147,7 @@ class Sampler:
         self.is_unscaled = all(config.temperature in (0, 1) for config in configs)
         """All those divisors are 1."""
         self._top_k_B = self._column("top_k", torch.int64)
-        self._top_p_B = self._column("top_p", torch.float64, torch.device("cpu"))
+        self._top_p_B = self._column("top_p", torch.float64, float64_device(self._device))
         self._min_p_B = self._column("min_p", torch.float32)
 
     def _column(self, name: str, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
