@@ -19,8 +19,8 @@ EXAMPLE = (
     "Over RFT, the best of these controls on development problems, GRPO gained 10.9 percentage "
     "points on 'mixed held-out set' (95 % interval of this one seed +3.1 to +18.8; both asked "
     "'greedy').",
-    "No gain is shown in 18 of 54 comparisons (3 controls, 3 slices, 6 ways of asking): the "
-    "interval includes 0 in 11 and lies below 0 in 7; the worst is 'one step harder' against RFT, "
+    "No gain is shown in 22 of 63 comparisons (3 controls, 3 slices, 7 ways of asking): the "
+    "interval includes 0 in 14 and lies below 0 in 8; the worst is 'one step harder' against RFT, "
     "pass@8: -30.2 points (-39.8 to -20.7).",
 )
 STUDENT = (

@@ -97,7 +97,8 @@ def test_the_full_vocabulary_equals_the_published_v3(full: Tokenizer, data_folde
     assert ours["vocab"] == theirs["vocab"]
     assert ours["merges"] == theirs["merges"]
     v3 = load_tokenizer(path)
-    assert (v3.vocab_size, v3.chat_format, v3.add_bos) == (128_815, "deepseek-v3", True)
+    assert (v3.vocab_size, v3.add_bos) == (128_815, True)
+    assert v3.chat_format.startswith("template-")  # ours does not equal it on every conversation
     for text in (*SAMPLES.values(), "Hello, world!", "def f(x):\n    return x**2\n"):
         assert v3.encode(text) == full.encode(text)
     chat = f"{special.USER}hi{special.ASSISTANT}{special.THINK}\n"

@@ -287,7 +287,7 @@ def test_a_failure_after_the_end_is_still_told(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"learning_rate": 0.1}, "no because train.learning_rate was 0.003 and is 0.1"),
+        ({"learning_rate": 0.1}, "no because train.learning_rate was None and is 0.1"),
         ({"budget": "20-steps"}, "no because budget was '10-steps' and is '20-steps'"),
         ({"deterministic": False}, "no because train.deterministic was True and is False; determ"),
         ({"workers": 7, "save_every": "9s"}, "yes"),

@@ -68,7 +68,7 @@ def test_names_without_effect_are_settings() -> None:
 @pytest.mark.parametrize(
     ("changes", "phrase"),
     [
-        ({"learning_rate": 0.5}, "train.learning_rate was 0.003 and is 0.5"),
+        ({"learning_rate": 0.5}, "train.learning_rate was None and is 0.5"),
         ({"micro_rows": 2}, "train.micro_rows was None and is 2"),
         ({"optimizer": {"beta2": 0.9}}, "train.optimizer.beta2 was 0.95 and is 0.9"),
         ({"recompute": True}, "train.recompute was False and is True"),

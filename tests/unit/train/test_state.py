@@ -84,6 +84,8 @@ def test_a_checkpoint_is_a_model_folder(tmp_path: Path, lora: bool) -> None:
 
 def test_a_tokenizer_goes_beside_the_model(tmp_path: Path) -> None:
     class Words:
+        eos_ids = ()
+
         def save(self, folder: Path) -> None:
             (folder / "words.txt").write_text("a b c")
 

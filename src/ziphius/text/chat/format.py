@@ -164,7 +164,10 @@ def fim_pieces(prefix: str, suffix: str) -> Pieces:
 
 
 def piece_ids(
-    pieces: Pieces, tokenizer: Vocabulary, spelled: frozenset[Mark] = frozenset()
+    pieces: Pieces,
+    tokenizer: Vocabulary,
+    spelled: frozenset[Mark] = frozenset(),
+    known: Mapping[str, int] | None = None,
 ) -> list[int]:
     """Encode marks by name and everything else as text.
 
@@ -172,13 +175,16 @@ def piece_ids(
         pieces: text and marks.
         tokenizer: of the model.
         spelled: marks that are written as text where the vocabulary has no such token.
+        known: ids of marks that the vocabulary has under other names.
     """
+    known = known or {}
     ids: list[int] = []
     text = ""
     for piece in pieces:
         is_token = isinstance(piece, Mark) and (piece not in spelled or tokenizer.has_token(piece))
         if is_token:
-            ids += [*tokenizer.encode(text), tokenizer.token_id(piece)]
+            own = known[piece] if piece in known else tokenizer.token_id(piece)
+            ids += [*tokenizer.encode(text), own]
             text = ""
         else:
             text += piece

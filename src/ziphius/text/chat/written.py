@@ -129,10 +129,12 @@ class WrittenFormat(ChatFormat):
     ) -> Encoded:
         """Write a conversation as ids; see `ChatFormat.encode`."""
         segments = self._segments(messages, tools, thinking, generation_prompt, reply_schema)
+        is_own = self.ends_as_vocabulary and any(segment.completion for segment in segments)
+        known = {self.end: self._mark_id(self.end, tokenizer)} if is_own else {}
         ids = self._first_ids(tokenizer)
         mask = [False] * len(ids)
         for segment in joined(segments):
-            new = piece_ids(segment.pieces, tokenizer, self.spelled)
+            new = piece_ids(segment.pieces, tokenizer, self.spelled, known)
             ids += new
             mask += [segment.completion] * len(new)
         last = segments[-1].pieces

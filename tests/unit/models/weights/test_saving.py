@@ -155,6 +155,8 @@ def test_files_can_be_read_by_others(model, tmp_path):
 
 
 class Tokenizer:
+    eos_ids = ()
+
     def save(self, folder):
         (folder / "tokenizer.json").write_text("{}")
 
@@ -165,6 +167,8 @@ def test_a_tokenizer_is_saved_into_the_same_folder(model, tmp_path):
 
 
 class BrokenTokenizer:
+    eos_ids = ()
+
     def save(self, folder):
         raise RuntimeError("no")
 
