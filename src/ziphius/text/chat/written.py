@@ -130,11 +130,11 @@ class WrittenFormat(ChatFormat):
         """Write a conversation as ids; see `ChatFormat.encode`."""
         segments = self._segments(messages, tools, thinking, generation_prompt, reply_schema)
         is_own = self.ends_as_vocabulary and any(segment.completion for segment in segments)
-        known = {self.end: self._mark_id(self.end, tokenizer)} if is_own else {}
+        own_end = {str(self.end): self._mark_id(self.end, tokenizer)} if is_own else None
         ids = self._first_ids(tokenizer)
         mask = [False] * len(ids)
         for segment in joined(segments):
-            new = piece_ids(segment.pieces, tokenizer, self.spelled, known)
+            new = piece_ids(segment.pieces, tokenizer, self.spelled, own_end)
             ids += new
             mask += [segment.completion] * len(new)
         last = segments[-1].pieces
