@@ -4,7 +4,7 @@ The command, recipes and tests all start here.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ziphius.dist.world import local_device
 from ziphius.models.model import Model
 from ziphius.models.weights import load
 from ziphius.text.chat import CHAT_FORMATS, get_chat_format
+from ziphius.text.special import THINK
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.train.config import TrainConfig
 from ziphius.train.run import (
@@ -138,8 +139,22 @@ def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:
         raise ConfigError(
             f"{path} names no chat format: give chat_format, one of {', '.join(CHAT_FORMATS)}."
         )
-    get_chat_format(name)
+    direct = get_chat_format(name).direct
+    is_open = settings.chat_format is None and settings.thinking is None
+    if direct is not None and is_open and not _anyone_reasons(settings.data):
+        name = direct  # a prompt that opens a think block would meet a model that never closed one
     return tokenizer.with_chat_format(name)
+
+
+def _anyone_reasons(data: Sequence[Path]) -> bool:
+    """Tell whether any answer has reasoning; what cannot be read is told of when it is encoded."""
+    unheard = RowReport(strict=False, max_bad_share=1.0, say=None)
+    return any(
+        message.role == "assistant" and (message.reasoning_content or THINK in message.content)
+        for path in data
+        for conversation in read_conversations(path, unheard)
+        for message in conversation.messages
+    )
 
 
 def _report(settings: SftSettings, context: RunContext) -> RowReport:

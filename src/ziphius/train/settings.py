@@ -133,7 +133,8 @@ class SftSettings(RunSettings):
     """How often each conversation is seen, each time in another order; 0 for as often as
     train.budget lasts."""
     chat_format: str | None = None
-    """Chat format; by default the tokenizer's own."""
+    """Chat format; by default the tokenizer's own, or where no answer in the data has reasoning
+    one whose prompts open no think block."""
     thinking: bool | None = None
     """Whether an answer begins inside a think block, where the format can do both; by default
     where it has reasoning. With deepseek-r1 `False` lets the model learn when to open one."""

@@ -66,6 +66,28 @@ def arguments(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [*files, *short.split(), *quiet.split(), *more]
 
 
+@pytest.mark.parametrize(
+    ("answer", "options", "spoken"),
+    [
+        ({"content": "4"}, (), "deepseek-v3"),
+        ({"content": "4", "reasoning_content": "2 and 2"}, (), "deepseek-r1"),
+        ({"content": "<think>2 and 2</think>4"}, (), "deepseek-r1"),
+        ({"content": "4"}, ("--chat-format", "deepseek-r1"), "deepseek-r1"),
+        ({"content": "4"}, ("--thinking", "False"), "deepseek-r1"),
+    ],
+)
+def test_data_without_reasoning_teaches_a_format_without_a_think_block(
+    base: Path, tmp_path: Path, answer: dict[str, str], options: tuple[str, ...], spoken: str
+) -> None:
+    line = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", **answer}]}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(line)}\n" * 4)
+    out = tmp_path / "run"
+    more = ("--hold-out", "0", *options)
+    assert main(arguments(base, tmp_path / "data.jsonl", out, *more)) == 0
+    [checkpoint] = (out / "checkpoints").iterdir()
+    assert load_tokenizer(checkpoint).chat_format == spoken
+
+
 def test_a_run_from_conversations_to_a_model(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

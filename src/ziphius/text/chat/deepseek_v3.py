@@ -93,6 +93,7 @@ class DeepSeekR1(DeepSeekV3):
     name = "deepseek-r1"
     thinking_modes = (True, False)
     opens_own_thinking = True
+    direct = "deepseek-v3"
 
     def opening(self, turn: Turn) -> Pieces:
         """Open the think block, unless the turn is a past one or goes on after results."""

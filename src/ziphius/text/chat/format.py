@@ -90,6 +90,9 @@ class ChatFormat(ABC):
     """Values of `thinking` that the format knows, its default first."""
     opens_own_thinking: bool = False
     """The model may write the token that opens a think block itself."""
+    direct: str | None = None
+    """Name of the format for models that never think, where the prompt of this one opens a think
+    block unless it is told not to."""
     keeps_reasoning: bool = False
     """Reasoning stays since the last user message, not of the last message alone."""
     roles: tuple[str, ...] = ("system", "user", "assistant")
