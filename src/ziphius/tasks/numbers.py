@@ -4,6 +4,9 @@ Read are signs in any typography, thousands (`1,000`, `1 000`, `1{,}000`), decim
 powers, fractions, currencies, percents, words such as million, and the LaTeX and Markdown around
 them. Nothing is evaluated: `12-5` is a sum to do and no answer.
 
+It does not stand on math-verify, whose version 0.9.0 reads `73 or 72` as 72 and `12,34` as 12.34,
+and whose parser of expressions calls eval on what a model wrote.
+
 Where an answer stands, in this order: in the last `\\boxed{}`, on the line after the last `####`,
 after "the answer is", after the last `=` of the last sentence with a number, or else as the last
 number of that sentence.
