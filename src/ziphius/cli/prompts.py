@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ziphius.core.errors import ConfigError
+from ziphius.core.errors import ChatError, ConfigError
 
 if TYPE_CHECKING:
     from ziphius.text.chat import Message
@@ -63,21 +63,17 @@ def _asked(entry: Any, where: str) -> Asked:
         case {"prompt": str(text)}:
             return Asked(text, name=entry.get("id"))
         case {"messages": [_, *_] as messages}:
-            parsed = tuple(_message(message, where) for message in messages)
-            return Asked(messages=parsed, name=entry.get("id"))
+            if entry.get("tools"):
+                raise ConfigError(f"{where}: prompts of a file have no tools: leave them out.")
+            return Asked(messages=_messages(messages, where), name=entry.get("id"))
         case _:
             raise ConfigError(f"{where}: must be {_SHAPE}.")
 
 
-def _message(entry: Any, where: str) -> "Message":
-    from ziphius.core.errors import ChatError
-    from ziphius.text.chat import Message
+def _messages(turns: list[Any], where: str) -> "tuple[Message, ...]":
+    from ziphius.data.messages import messages_of
 
-    match entry:
-        case {"role": str(role), "content": str(content), **rest} if not rest:
-            try:
-                return Message(role, content)  # type: ignore[arg-type]
-            except ChatError as error:
-                raise ConfigError(f"{where}: {error}") from error
-        case _:
-            raise ConfigError(f"{where}: a message must have a role and a content, both text.")
+    try:
+        return messages_of(turns)
+    except ChatError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -7,7 +7,7 @@ key counts, so one that is unknown and has a value is an error too.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,16 @@ def read_conversations(path: Path, report: RowReport | None = None) -> Iterator[
             yield conversation
     if report.read == before:
         raise DataError(f"{path} holds no conversations: give one JSON object on each line.")
+
+
+def messages_of(turns: Sequence[Any]) -> tuple[Message, ...]:
+    """Read the messages of a conversation that is to be answered, as those to learn from are read.
+
+    Raises:
+        ChatError: a message has no role, or says what no role can.
+    """
+    entries_of_turns = chat_row({"messages": list(turns)}).messages
+    return tuple(_message(entry, Counter()) for entry in entries_of_turns)
 
 
 def is_held_out(conversation: Conversation, share: float) -> bool:
