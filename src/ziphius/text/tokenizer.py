@@ -11,6 +11,7 @@ import json
 from collections.abc import Container, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -30,24 +31,6 @@ MAX_VOCAB_SIZE = 1_048_576
 _REPLACEMENT = "\ufffd".encode()
 
 
-class _FormatOfTemplate:
-    """The chat format of a template that is not ours: found out when it is asked for, or never.
-
-    The template is run for it, once and beside this process.
-    """
-
-    def __get__(self, tokenizer: "Tokenizer", owner: type["Tokenizer"]) -> str | None:
-        parts = tokenizer._parts
-        named = {"bos_token": parts.bos, "eos_token": parts.eos[0] if parts.eos else None}
-        found = detect_chat_format(
-            parts.chat_template,
-            tokenizer.special_tokens,
-            tool_use=parts.named_templates.get("tool_use"),
-            named_tokens={**named, "pad_token": parts.pad},
-        )
-        return parts.chat_format if found is None else found
-
-
 class Tokenizer:
     """Encode and decode with one vocabulary; ids below `vocab_size` are the model's rows.
 
@@ -56,8 +39,6 @@ class Tokenizer:
     `special_tokens` are their texts with their ids. `eos_ids` end a generation; `bos_id`, `pad_id`,
     `chat_format` are None where the file has none.
     """
-
-    chat_format: str | None = _FormatOfTemplate()  # type: ignore[assignment]
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
@@ -75,6 +56,23 @@ class Tokenizer:
         is_ours, stated = _stated_format(parts, self._ids)
         if is_ours:
             self.chat_format = stated
+
+    @cached_property
+    def chat_format(self) -> str | None:
+        """Name of the format the model speaks; None where the file has none.
+
+        For a template that is not ours it is found out here, when it is asked for or never: the
+        template is run for it, beside this process.
+        """
+        parts = self._parts
+        named = {"bos_token": parts.bos, "eos_token": parts.eos[0] if parts.eos else None}
+        found = detect_chat_format(
+            parts.chat_template,
+            self.special_tokens,
+            tool_use=parts.named_templates.get("tool_use"),
+            named_tokens={**named, "pad_token": parts.pad},
+        )
+        return parts.chat_format if found is None else found
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

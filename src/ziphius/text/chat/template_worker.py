@@ -108,8 +108,13 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """Write JSON as it is; Jinja's own filter would escape it for HTML."""
-    form = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-    return json.dumps(value, ensure_ascii=ensure_ascii, **form)  # type: ignore[arg-type]
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def strftime_now(form: str) -> str:
