@@ -16,17 +16,21 @@ SEQUENCES, PROMPT_TOKENS, NEW_TOKENS = 32, 16, 64
 ROUNDS = 11
 
 
-def decode_tokens_per_s(models: Sequence[Model]) -> list[float]:
+def decode_tokens_per_s(models: Sequence[Model], rounds: int = ROUNDS) -> list[float]:
     """Return new tokens per second of a batch, prompts included, of each model's median round.
 
-    32 sequences of 64 tokens after 16; nothing ends early. Eleven rounds, after one to warm up.
+    32 sequences of 64 tokens after 16; nothing ends early.
+
+    Args:
+        models: that take turns.
+        rounds: of turns, after one to warm up.
     """
     requests = [
         Request([number + 1] * PROMPT_TOKENS, NEW_TOKENS, number) for number in range(SEQUENCES)
     ]
-    rounds = [[_seconds(model, requests) for model in models] for _ in range(1 + ROUNDS)]
+    turns = [[_seconds(model, requests) for model in models] for _ in range(1 + rounds)]
     return [
-        SEQUENCES * NEW_TOKENS / statistics.median(times) for times in zip(*rounds[1:], strict=True)
+        SEQUENCES * NEW_TOKENS / statistics.median(times) for times in zip(*turns[1:], strict=True)
     ]
 
 

@@ -120,7 +120,8 @@ def decode_speeds(run: FamilyRun, names: Sequence[str]) -> dict[str, float]:
         kept = json.loads(path.read_bytes())
         if kept["weights"] == identity:
             return dict(kept["tokens_per_s"])
-    speeds = decode_tokens_per_s([load_arm(run, name)[0] for name in names])
+    models = [load_arm(run, name)[0] for name in names]
+    speeds = decode_tokens_per_s(models, run.settings.lengths.speed_rounds)
     found = dict(zip(names, speeds, strict=True))
     write_file(path, json.dumps({"weights": identity, "tokens_per_s": found}, indent=1) + "\n")
     return found

@@ -32,6 +32,8 @@ PROBE_STEPS, SKIPPED_STEPS = 8, 3
 """Steps that are timed, and those before them that compile kernels and fill caches."""
 ROWS, ROW_TOKENS = 8, 256
 """Of such a step."""
+LEAST_MEASURED = {"measured": 4, "speed_rounds": 3}
+"""What a short budget leaves of them."""
 
 
 class StageLengths(Config):
@@ -52,11 +54,15 @@ class StageLengths(Config):
     """Problems of each task and level that the teacher answers for its student."""
     measured: Annotated[int, Field(ge=4)] = 40
     """Problems of each task and level that every model is measured on."""
+    speed_rounds: Annotated[int, Field(ge=1)] = 11
+    """Turns in which every model's speed of decoding is measured."""
 
     def scaled(self, factor: float) -> "StageLengths":
-        """Return lengths for another budget; what is measured does not grow, and shrinks to 8."""
+        """Return lengths for another budget; what is measured does not grow, and keeps a rest."""
         scaled = {name: max(1, round(factor * n)) for name, n in self.model_dump().items()}
-        return StageLengths(**scaled | {"measured": min(self.measured, max(8, scaled["measured"]))})
+        for name, least in LEAST_MEASURED.items():
+            scaled[name] = min(getattr(self, name), max(least, scaled[name]))
+        return StageLengths(**scaled)
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
 def test_no_stage_shrinks_to_nothing_and_measuring_does_not_grow() -> None:
     least, most = StageLengths().scaled(1e-6), StageLengths().scaled(100.0)
     assert min(least.model_dump().values()) == 1
-    assert least.measured == 8
-    assert most.measured == StageLengths().measured
+    assert (least.measured, least.speed_rounds) == (4, 3)
+    assert (most.measured, most.speed_rounds) == (40, 11)
     assert most.sft == 100 * StageLengths().sft
 
 
