@@ -44,9 +44,9 @@ class StageLengths(Config):
 
     pretrain: Steps = 120
     """Steps on text."""
-    sft: Steps = 650
+    sft: Steps = 2_000
     """Steps on demonstrations."""
-    grpo: Steps = 38
+    grpo: Steps = 40
     """Steps of reinforcement learning."""
     student: Steps = 800
     """Steps of the student that learns answers."""
