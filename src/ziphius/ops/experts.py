@@ -110,6 +110,8 @@ def _plan(experts_MK: Tensor, num_experts: int, alignment: int) -> _Plan:
 class _GroupedExperts(torch.autograd.Function):
     """PyTorch's grouped products, one for each projection of all experts.
 
+    In bfloat16 on GPUs of compute capability 9 and 10 each is one kernel. In other dtypes and on
+    other devices PyTorch goes from expert to expert itself, and makes the host wait for their ends.
     Tokens go to their rows and back by reading alone, in both passes: sums have one order.
     """
 

@@ -23,6 +23,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of x, x^3 and x^5: chosen for a steep start, so singular values end in about 0.7 to 1.2."""
 
 
+STACKED = 2**24
+"""Numbers of a parameter that keep an accelerator busy by themselves; larger ones go one by one."""
+
+
 class Muon(AdamW):
     """Update groups of matrices with Muon and the others with AdamW.
 
@@ -89,10 +93,11 @@ class Muon(AdamW):
 
 
 def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Put those together that accelerators shall update at once; a CPU gains nothing by it."""
+    """Put small ones together that accelerators shall update at once; a CPU gains nothing by it."""
     found: dict[Any, list[Tensor]] = {}
     for place, parameter in enumerate(parameters):
-        alone = place if parameter.device.type == "cpu" else None
+        is_alone = parameter.device.type == "cpu" or parameter.numel() > STACKED
+        alone = place if is_alone else None
         key = (alone, parameter.device, parameter.dtype, parameter.shape)
         found.setdefault(key, []).append(parameter)
     return list(found.values())
