@@ -200,7 +200,7 @@ def profiles(out: Path | None) -> Result:
             torch.cuda.synchronize()
         table = profile.key_averages()
         counts = {event.key: event.count for event in table}
-        kernels = [e for e in table if e.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [e for e in table if e.device_type.name == "CUDA"]
         kernel_ms = sum(event.self_device_time_total for event in kernels) / 1e3
         row = {
             "kernel_launches": counts.get("cudaLaunchKernel", 0)
