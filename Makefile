@@ -9,7 +9,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 TESTS := tests/house tests/unit tests/numerics tests/e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench-train bench-rl bench-learning fmt lint type house unit numerics e2e docs size clean
+.PHONY: help setup run test bench-train bench-rl bench-gpu bench-learning fmt lint type house unit numerics e2e docs size clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -27,6 +27,9 @@ test: lint type ## Lint, check types and run all tests
 
 bench-learning: $(STAMP) ## Do the main job over five seeds (ARGS="--page docs/lab/PAGE.md")
 	$(BIN)/python bench/learning.py $(ARGS)
+
+bench-gpu: $(STAMP) ## Measure training, decoding and GRPO on one NVIDIA GPU
+	$(BIN)/python bench/gpu.py $(ARGS)
 
 bench-rl: $(STAMP) ## Measure a GRPO step against TRL (ARGS="--trl PYTHON")
 	$(BIN)/python bench/rl.py $(ARGS)

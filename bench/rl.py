@@ -24,6 +24,7 @@ import machine
 import torch
 import turns
 
+from ziphius.models.config import ModelConfig
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
 
@@ -37,7 +38,14 @@ TRL = {"trl fp32": "float32", "trl bf16": "bfloat16"}
 class Ours:
     """Our stage, stepped as the loop steps it."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(
+        self,
+        dtype: str,
+        *,
+        shape: ModelConfig | None = None,
+        device: torch.device | None = None,
+        prompts: int = PROMPTS,
+    ) -> None:
         from ziphius.core.memory import keep_freed_memory
         from ziphius.dist.world import ALONE
         from ziphius.models.model import Model
@@ -53,11 +61,13 @@ class Ours:
         from ziphius.train.optim import build_optimizer
         from ziphius.train.step import Stepper
 
-        shape = get_preset("bench-v3")
+        shape = shape or get_preset("bench-v3")
+        device = device or torch.device("cpu")
         model = Model(shape)
         model.initialize(seed=0)
+        model.to(device)
         tokenizer = deepseek_tokenizer(shape.vocab_size)
-        problems = _problems(tokenizer)
+        problems = _problems(tokenizer, prompts)
         silent: Any = _Silent()
         TASKS["silent"] = silent
         rounds.reward = lambda rollout, format_bonus: even_share(rollout.token_ids)
@@ -65,7 +75,7 @@ class Ours:
             rollout=RolloutConfig(group_size=COMPLETIONS, max_new_tokens=NEW_TOKENS)
         )
         train = GrpoTraining(
-            batch_rows=PROMPTS * COMPLETIONS, dtype=dtype, device="cpu", learning_rate=1e-6
+            batch_rows=prompts * COMPLETIONS, dtype=dtype, device=device.type, learning_rate=1e-6
         )
         self.stage = GrpoStage(
             model, tokenizer, lambda step, refill_round=0: problems, config, train
@@ -78,7 +88,7 @@ class Ours:
             guard=Guard(train.guard),
             ema=None,
             world=ALONE,
-            device=torch.device("cpu"),
+            device=device,
             dtype=getattr(torch, dtype),
             folder=Path(tempfile.gettempdir()),
         )
@@ -87,7 +97,7 @@ class Ours:
         keep_freed_memory()
         settings = ExitStack()  # as `train/loop.py` has them
         settings.enter_context(same_numbers_each_time(True))
-        settings.enter_context(fast_float32(torch.device("cpu")))
+        settings.enter_context(fast_float32(device))
         atexit.register(settings.close)
 
     def step(self) -> float:
@@ -105,7 +115,7 @@ class _Silent:
         return False
 
 
-def _problems(tokenizer: Tokenizer) -> list[Problem]:
+def _problems(tokenizer: Tokenizer, prompts: int) -> list[Problem]:
     """Make questions whose prompts have just the length that is wanted."""
     from ziphius.rollout.config import RolloutConfig
     from ziphius.rollout.sample import problem_prompt, spoken_format
@@ -118,8 +128,8 @@ def _problems(tokenizer: Tokenizer) -> list[Problem]:
         return len(problem_prompt(problem(text), tokenizer, form, RolloutConfig()).ids)
 
     found = []
-    for number in range(PROMPTS):
-        text = f"{chr(97 + number)}"
+    for number in range(prompts):
+        text = chr(97 + number % 26) + "+" * (number // 26)
         while length(text) < PROMPT_TOKENS:
             text += "+" if text[-1] != "+" else str(len(text) % 10)
         assert length(text) == PROMPT_TOKENS

@@ -50,6 +50,14 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring a tensor of the CPU to a device without waiting for what the device is still doing.
+
+    CUDA copies such memory aside before the call returns, so the caller may change it at once.
+    """
+    return x.to(device, non_blocking=x.device.type == "cpu" and device.type == "cuda")
+
+
 def float64_device(device: torch.device) -> torch.device:
     """Return where float64 is computed for a device: there, or on the CPU if it may have none.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ziphius.core.device import send
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -33,10 +35,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on a device."""
-        counted_BT = None if self.counted_BT is None else self.counted_BT.to(device)
+        counted_BT = None if self.counted_BT is None else send(self.counted_BT, device)
         return replace(
             self,
-            ids_BT=self.ids_BT.to(device),
-            documents_BT=self.documents_BT.to(device),
+            ids_BT=send(self.ids_BT, device),
+            documents_BT=send(self.documents_BT, device),
             counted_BT=counted_BT,
         )

@@ -122,8 +122,10 @@ class LogitDistillation(Sft):
         student_BTD = model(ids_BT, documents_BT=documents_BT).hidden_BTD
         with torch.no_grad():
             teacher_BTD = self.teacher(ids_BT, documents_BT=documents_BT).hidden_BTD
-        student_XD, teacher_XD = (rows_that_count(x, counts_BT) for x in (student_BTD, teacher_BTD))
-        return student_XD, teacher_XD, targets_BT[counts_BT]
+        student_XD, teacher_XD, targets_X = rows_that_count(
+            counts_BT, student_BTD, teacher_BTD, targets_BT
+        )
+        return student_XD, teacher_XD, targets_X
 
 
 def summed_kl(

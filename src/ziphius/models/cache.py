@@ -9,6 +9,7 @@ Shapes: B sequences, T new tokens, S slots read, width of a part.
 import torch
 from torch import Tensor
 
+from ziphius.core.device import send
 from ziphius.models.config import ModelConfig
 
 
@@ -32,6 +33,7 @@ class Cache:
         self.capacity = capacity
         # On the CPU whatever the device: lengths steer the host, and reading them must not wait.
         self.lengths_B = torch.zeros(batch_size, dtype=torch.int64)
+        self._slots: tuple[Tensor, Tensor] | None = None
         layers = config.num_hidden_layers + config.num_nextn_predict_layers
         self._parts = [
             tuple(
@@ -56,9 +58,15 @@ class Cache:
             if len(set(lengths)) == 1:
                 part[:, lengths[0] : total] = rows
             else:
-                slots_BT = self.next_positions(new_tokens).to(part.device)
-                part.scatter_(1, slots_BT[..., None].expand_as(rows), rows.to(part.dtype))
+                slots_BT1 = self._next_slots(new_tokens, part.device).unsqueeze(-1)
+                part.scatter_(1, slots_BT1.expand_as(rows), rows.to(part.dtype))
         return tuple(part[:, :total] for part in parts)
+
+    def _next_slots(self, new_tokens: int, device: torch.device) -> Tensor:
+        """Return `next_positions` on a device, sent there by the first layer for all."""
+        if self._slots is None or self._slots[0] is not self.lengths_B:
+            self._slots = self.lengths_B, send(self.next_positions(new_tokens), device)
+        return self._slots[1]
 
     def next_positions(self, new_tokens: int) -> Tensor:
         """Return the positions [B, T] that the next T tokens of each sequence take."""
@@ -66,7 +74,7 @@ class Cache:
 
     def advance(self, new_tokens: int) -> None:
         """Count the rows just appended by all layers as held."""
-        self.lengths_B += new_tokens
+        self.lengths_B = self.lengths_B + new_tokens
 
     def truncate(self, lengths_B: Tensor) -> None:
         """Forget everything past the given lengths: padding, or rejected drafts."""

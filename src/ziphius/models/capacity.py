@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ziphius.core.device import with_float64
 from ziphius.models.gates.gate import Routing
 
 # "Approximately 10 % of the training sequences" keep all their tokens, so that a model that never
@@ -39,7 +40,9 @@ def drop_overflow(
     """
     num_experts = routing.probs_ME.shape[1]
     experts_P = routing.experts_MK.flatten()
-    capacity = int(capacity_factor * int((experts_P < num_experts).sum()) / num_groups)
+    # In float64 on the device: the host would have to wait for the count.
+    kept = with_float64((experts_P < num_experts).sum()).double()
+    capacity = (capacity_factor * kept / num_groups).long().to(experts_P.device)
     device_P = experts_P // (num_experts // num_groups)
     token_P = (
         torch.arange(experts_P.numel(), device=experts_P.device) // routing.experts_MK.shape[1]
@@ -49,7 +52,7 @@ def drop_overflow(
     affinity_P = routing.probs_ME.detach().gather(1, chosen_MK).flatten()
     # Exempt pairs come first and fill the capacity, but are kept beyond it too.
     priority_P = affinity_P + 2.0 * exempt_P
-    keep_P = (_rank_within(device_P, priority_P) < capacity) | exempt_P
+    keep_P = (_rank_within(device_P, priority_P, num_groups + 1) < capacity) | exempt_P
     keep_MK = keep_P.view_as(routing.experts_MK)
     return replace(
         routing,
@@ -58,11 +61,11 @@ def drop_overflow(
     )
 
 
-def _rank_within(group_P: Tensor, priority_P: Tensor) -> Tensor:
+def _rank_within(group_P: Tensor, priority_P: Tensor, groups: int) -> Tensor:
     """Rank each entry among those of its group, 0 for the highest priority."""
     by_priority_P = priority_P.argsort(descending=True, stable=True)
     order_P = by_priority_P[group_P[by_priority_P].argsort(stable=True)]
-    counts_G = torch.bincount(group_P)
+    counts_G = group_P.new_zeros(groups).scatter_add_(0, group_P, torch.ones_like(group_P))
     starts_G = counts_G.cumsum(0) - counts_G
     rank_P = torch.empty_like(order_P)
     rank_P[order_P] = (

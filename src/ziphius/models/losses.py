@@ -88,7 +88,7 @@ def _cross_entropy(
 ) -> TokenLoss:
     weight_WD = model.head.weight
     assert isinstance(weight_WD, Tensor)
-    hidden_XD, targets_X = rows_that_count(hidden_BTD, counts_BT), targets_BT[counts_BT]
+    hidden_XD, targets_X = rows_that_count(counts_BT, hidden_BTD, targets_BT)
     if squares:
         loss_sum, squares_sum = cross_entropy_and_squares(hidden_XD, weight_WD, targets_X)
         return TokenLoss(loss_sum, counts_BT.sum(), squares_sum)

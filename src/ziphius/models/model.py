@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ziphius.core.device import send
 from ziphius.models.block import Block
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
@@ -196,7 +197,7 @@ class Model(nn.Module):
     ) -> Tensor:
         new_tokens = input_ids_BT.shape[1]
         if cache is not None:
-            return cache.next_positions(new_tokens).to(input_ids_BT.device)
+            return send(cache.next_positions(new_tokens), input_ids_BT.device)
         if documents_BT is not None and branches_BT is not None:
             return branch_positions(documents_BT, branches_BT)
         if documents_BT is not None:
@@ -205,6 +206,8 @@ class Model(nn.Module):
 
 
 def _text(documents_BT: Tensor) -> Tensor | None:
-    """Tell text from padding, [B * T]; None without padding."""
+    """Tell text from padding, [B * T]; None without padding, where that is known at once."""
     is_text_M = documents_BT.flatten() >= 0
-    return None if bool(is_text_M.all()) else is_text_M
+    # Elsewhere the host would have to wait for the answer, which changes no result.
+    is_known = is_text_M.device.type == "cpu"
+    return None if is_known and bool(is_text_M.all()) else is_text_M

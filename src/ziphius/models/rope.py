@@ -31,8 +31,10 @@ def build_rope(config: ModelConfig, positions_BT: Tensor) -> Rope:
     """Compute the rotation of every position; each attention layer of the model shares it."""
     width = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
     assert width is not None
-    frequencies_r = rope_frequencies(width, config.rope_theta, config.rope_scaling)
-    angles_BTr = positions_BT[..., None].float() * frequencies_r.to(positions_BT.device)
+    frequencies_r = _frequencies_on(
+        positions_BT.device, width, config.rope_theta, config.rope_scaling
+    )
+    angles_BTr = positions_BT[..., None].float() * frequencies_r
     multiplier = rope_multiplier(config.rope_scaling)
     return Rope(angles_BTr.cos() * multiplier, angles_BTr.sin() * multiplier)
 
@@ -51,6 +53,14 @@ def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> T
             return _llama3(frequencies_r, scaling)
         case None:
             return frequencies_r
+
+
+@cache
+def _frequencies_on(
+    device: torch.device, width: int, theta: float, scaling: RopeScaling | None
+) -> Tensor:
+    """Return the frequencies where they are used: sent there once, not at every pass."""
+    return rope_frequencies(width, theta, scaling).to(device)
 
 
 def rope_multiplier(scaling: RopeScaling | None) -> float:

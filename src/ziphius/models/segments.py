@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ziphius.core.device import send
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -60,7 +62,9 @@ class _Runs:
     """Of the trunk that a run goes on from; 0 for a trunk."""
 
 
-def _runs(documents_M: Tensor, branches_M: Tensor) -> _Runs:
+def _runs(documents_BT: Tensor, branches_BT: Tensor) -> _Runs:
+    """Find the runs, on the CPU: their number steers the host, which waits for a device once."""
+    documents_M, branches_M = torch.cat((documents_BT, branches_BT)).cpu()
     changes_M = torch.ones_like(documents_M, dtype=torch.bool)
     changes_M[1:] = (documents_M[1:] != documents_M[:-1]) | (branches_M[1:] != branches_M[:-1])
     starts_Z = changes_M.nonzero().flatten()
@@ -79,10 +83,10 @@ def _runs(documents_M: Tensor, branches_M: Tensor) -> _Runs:
 
 def branch_positions(documents_BT: Tensor, branches_BT: Tensor) -> Tensor:
     """Count positions in a row of trunks and branches: every branch goes on from its trunk."""
-    runs = _runs(documents_BT[0], branches_BT[0])
-    index_M = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    runs = _runs(documents_BT, branches_BT)
     first_Z = runs.trunk_lengths_Z - runs.starts_Z
-    return (index_M + first_Z[runs.run_M]).unsqueeze(0)
+    positions_M = torch.arange(documents_BT.shape[1]) + first_Z[runs.run_M]
+    return send(positions_M, documents_BT.device).unsqueeze(0)
 
 
 def split_branches(
@@ -100,20 +104,23 @@ def split_branches(
         branches_BT: [1, M], 0 for the trunk, with which a document begins.
     """
     assert len(documents_BT) == 1, "branches are packed into one row"
-    runs, positions_M = _runs(documents_BT[0], branches_BT[0]), positions_BT[0]
+    runs, positions_M = _runs(documents_BT, branches_BT), positions_BT[0]
     device = positions_M.device
-    place_T = torch.arange(int(runs.lengths_Z.max()), device=device)
+    place_T = torch.arange(int(runs.lengths_Z.max()))
     queries_ZT = runs.starts_Z[:, None] + place_T * (place_T < runs.lengths_Z[:, None])
     counts_Z = runs.trunk_lengths_Z + runs.lengths_Z
-    place_S = torch.arange(int(counts_Z.max()), device=device)
+    place_S = torch.arange(int(counts_Z.max()))
     own_ZS = place_S - runs.trunk_lengths_Z[:, None]
     keys_ZS = torch.where(
         own_ZS < 0, runs.trunk_starts_Z[:, None] + place_S, runs.starts_Z[:, None] + own_ZS
     )
     is_key_ZS = place_S < counts_Z[:, None]
     keys_ZS = torch.where(is_key_ZS, keys_ZS, 0)
+    slots_M = torch.arange(len(positions_M)) - runs.starts_Z[runs.run_M]
+    slots_M = slots_M + runs.run_M * len(place_T)
+    queries_ZT, keys_ZS, is_key_ZS, slots_M = (
+        send(x, device) for x in (queries_ZT, keys_ZS, is_key_ZS, slots_M)
+    )
     mask_ZTS = sees(positions_M[queries_ZT][:, :, None], positions_M[keys_ZS][:, None, :])
     mask_ZTS = mask_ZTS & is_key_ZS[:, None, :]
-    index_M = torch.arange(len(positions_M), device=device)
-    slots_M = runs.run_M * len(place_T) + index_M - runs.starts_Z[runs.run_M]
     return Segments(queries_ZT, keys_ZS, mask_ZTS, slots_M)

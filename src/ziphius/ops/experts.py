@@ -1,11 +1,10 @@
 """Dropless expert dispatch: each token through its K experts, as dense products per expert.
 
 Shapes: M tokens of a batch in one row, K experts per token, E experts, D hidden, F expert width,
-Z = M * K token-expert pairs, J rows of the sorted, padded buffer.
+Z = M * K token-expert pairs, J rows of the buffer sorted by expert.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
 from ziphius.ops.swiglu import swiglu
 
-# oneDNN compiles a kernel for every row count it has not seen (about 0.5 ms each); rows in
-# multiples of 64 make the counts repeat.
-ROW_ALIGNMENT = 64
+ALIGNMENT = 8
+"""Grouped products read rows of 16 bytes: widths are multiples of this many numbers, and so are
+the rows of an expert where they are summed over, in the gradients of the weights."""
 
 
 def routed_experts(
@@ -40,76 +39,139 @@ def routed_experts(
         down_EDF: output projections.
         base_MD: what the sum begins with, as the shared experts' output; zeros without it.
     """
+    dtype = compute_dtype(x_MD)
     if native.serves(x_MD, weights_MK, gate_up_E2FD, down_EDF):
-        dtype = compute_dtype(x_MD)
         out_MD: Tensor = native.apply(
             _RoutedExperts, x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF, base_MD, dtype
         )
         return out_MD
-    plan = _plan(experts_MK, gate_up_E2FD.shape[0])
-    out_MD = _reference(x_MD, weights_MK, gate_up_E2FD, down_EDF, plan)
-    return out_MD if base_MD is None else out_MD + base_MD
+    routed_MD = x_MD.to(dtype)
+    if len(x_MD):
+        kept_MK = torch.where(experts_MK < len(down_EDF), weights_MK, 0.0)
+        tensors = _padded(x_MD, gate_up_E2FD, down_EDF)
+        routed_MD = native.apply(_GroupedExperts, experts_MK, kept_MK, *tensors, dtype)
+        routed_MD = routed_MD[:, : x_MD.shape[1]]
+    return routed_MD if base_MD is None else routed_MD + base_MD
+
+
+def _padded(x_MD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widen what `ALIGNMENT` does not divide with zeros, which change no result."""
+    _, hidden, width = down_EDF.shape
+    further_D, further_F = -hidden % ALIGNMENT, -width % ALIGNMENT
+    if not (further_D or further_F):
+        return x_MD, gate_up_E2FD, down_EDF
+    halves_E2FD = F.pad(gate_up_E2FD.unflatten(1, (2, width)), (0, further_D, 0, further_F))
+    return (
+        F.pad(x_MD, (0, further_D)),
+        halves_E2FD.flatten(1, 2),
+        F.pad(down_EDF, (0, further_F, 0, further_D)),
+    )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where every pair sits in a buffer sorted by expert, each expert's rows padded."""
+    """Where every pair sits in a buffer sorted by expert.
+
+    Its size depends on sizes alone, and nothing here is read by the host: a device that computes
+    ahead of it is not made to wait.
+    """
 
     source_J: Tensor
-    """Token of every buffer row; padding repeats token 0, and its result is never read."""
+    """Token of every buffer row; token 0 for rows of no pair."""
     slot_MK: Tensor
-    """Buffer row of every pair; the row after the last for dropped pairs."""
-    rows_per_expert: list[int]
-
-    @property
-    def segments(self) -> list[tuple[int, int, int]]:
-        """Return (expert, first row, row after the last) of the experts that have rows."""
-        ends = list(accumulate(self.rows_per_expert))
-        spans = zip(range(len(ends)), [0, *ends], ends, strict=False)
-        return [(expert, start, end) for expert, start, end in spans if start < end]
+    """Buffer row of every pair; those of dropped pairs come last."""
+    ends_E: Tensor
+    """int32: where the rows of each expert end. The last one has all that is left too."""
 
 
-def _plan(experts_MK: Tensor, num_experts: int) -> _Plan:
+def _plan(experts_MK: Tensor, num_experts: int, alignment: int) -> _Plan:
     tokens, per_token = experts_MK.shape
-    flat_Z = experts_MK.flatten()
-    order_Z = flat_Z.argsort(stable=True)
-    counts_E = torch.bincount(flat_Z, minlength=num_experts + 1)
-    kept_E = counts_E[:num_experts]
-    # Few rows are cheaper unpadded: decoding sends one or two tokens to an expert.
-    align = ROW_ALIGNMENT if tokens * per_token >= ROW_ALIGNMENT * num_experts // 4 else 1
-    padded_E = (kept_E + align - 1) // align * align
+    sorted_Z, order_Z = experts_MK.flatten().sort(stable=True)
+    device, pairs = sorted_Z.device, tokens * per_token
+    # Not `bincount`, which makes the host wait.
+    experts_E = torch.arange(num_experts, device=device)
+    kept_ends_E = torch.searchsorted(sorted_Z, experts_E, right=True)
+    kept_starts_E1 = F.pad(kept_ends_E, (1, 0))
+    padded_E = (kept_starts_E1.diff() + alignment - 1) // alignment * alignment
+    starts_E1 = F.pad(padded_E.cumsum(0), (1, 0))
+    # Each pair moves by the padding that lies before it; after the last expert come dropped pairs.
+    moved_E1 = starts_E1 - kept_starts_E1
+    slot_sorted_Z = torch.arange(pairs, device=device) + moved_E1[sorted_Z]
 
-    rank_Z = torch.arange(flat_Z.numel(), device=flat_Z.device)
-    sorted_Z = flat_Z[order_Z]
-    first_E = counts_E.cumsum(0) - counts_E
-    starts_E = torch.cat((padded_E.new_zeros(1), padded_E.cumsum(0)))
-    within_Z = torch.where(sorted_Z == num_experts, 0, rank_Z - first_E[sorted_Z])
-    slot_sorted_Z = starts_E[sorted_Z] + within_Z
-
-    slot_Z = torch.empty_like(order_Z)
-    slot_Z[order_Z] = slot_sorted_Z
-    rows_per_expert = padded_E.tolist()
-    source_J = order_Z.new_zeros(sum(rows_per_expert) + 1)
-    source_J[slot_sorted_Z] = order_Z // per_token
-    return _Plan(source_J[:-1], slot_Z.view(tokens, per_token), rows_per_expert)
+    rows = pairs + (alignment - 1) * num_experts
+    rows += -rows % alignment
+    slot_Z = torch.empty_like(order_Z).scatter_(0, order_Z, slot_sorted_Z)
+    source_J = order_Z.new_zeros(rows).scatter_(0, slot_sorted_Z, order_Z // per_token)
+    ends_E = starts_E1[1:].to(torch.int32)
+    ends_E[-1:].fill_(rows)
+    return _Plan(source_J, slot_Z.view(tokens, per_token), ends_E)
 
 
-def _reference(
-    x_MD: Tensor, weights_MK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, plan: _Plan
-) -> Tensor:
-    segments = x_MD[plan.source_J].split(plan.rows_per_expert)
-    outputs = []
-    # unbind, not indexing: the gradient of all experts is then stacked once, instead of each
-    # expert's being added to a zero tensor of the size of all.
-    for segment, gate_up, down in zip(
-        segments, gate_up_E2FD.unbind(0), down_EDF.unbind(0), strict=True
-    ):
-        if segment.shape[0]:
-            gate, up = F.linear(segment, gate_up).chunk(2, dim=-1)
-            outputs.append(F.linear(swiglu(gate, up), down))
-    outputs.append(x_MD.new_zeros(1, x_MD.shape[1]))  # the row of every dropped pair
-    out_MKD = torch.cat(outputs)[plan.slot_MK]
-    return (out_MKD * weights_MK[..., None]).sum(dim=1).to(x_MD.dtype)
+class _GroupedExperts(torch.autograd.Function):
+    """PyTorch's grouped products, one for each projection of all experts.
+
+    In bfloat16 on GPUs of compute capability 9 and 10 each is one kernel. In other dtypes and on
+    other devices PyTorch goes from expert to expert itself, and makes the host wait for their ends.
+    Tokens go to their rows and back by reading alone, in both passes: sums have one order.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        experts_MK: Tensor,
+        weights_MK: Tensor,
+        x_MD: Tensor,
+        gate_up_E2FD: Tensor,
+        down_EDF: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        plan = _plan(experts_MK, len(down_EDF), ALIGNMENT if any(ctx.needs_input_grad) else 1)
+        ctx.input_dtype = x_MD.dtype
+        x_MD = x_MD.to(dtype)
+        gate_up, down = gate_up_E2FD.to(dtype).contiguous(), down_EDF.to(dtype).contiguous()
+        gate_up_J2F = F.grouped_mm(x_MD[plan.source_J], gate_up.mT, offs=plan.ends_E)
+        inner_JF = swiglu(*gate_up_J2F.chunk(2, dim=-1))
+        out_JD = F.grouped_mm(inner_JF, down.mT, offs=plan.ends_E)
+        ctx.save_for_backward(
+            *(plan.source_J, plan.slot_MK, plan.ends_E),
+            *(weights_MK, x_MD, gate_up_E2FD, down_EDF, gate_up_J2F),
+        )
+        return (out_JD[plan.slot_MK] * weights_MK[..., None]).sum(dim=1).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
+        source_J, slot_MK, ends_E, weights_MK, x_MD, gate_up_E2FD, down_EDF, gate_up_J2F = (
+            ctx.saved_tensors
+        )
+        _, _, needs_x, needs_gate_up, needs_down, _ = ctx.needs_input_grad
+        grad_JD = grad_MD.to(x_MD.dtype)[source_J]
+        gate_JF, up_JF = gate_up_J2F.chunk(2, dim=-1)
+        silu_JF = F.silu(gate_JF)
+        inner_JF = silu_JF * up_JF
+        # Rows of no pair have the gradient of token 0 and the weight 0.
+        weight_J1 = torch.zeros_like(source_J, dtype=weights_MK.dtype)
+        weight_J1.scatter_(0, slot_MK.flatten(), weights_MK.flatten())
+        weight_J1 = weight_J1.to(x_MD.dtype).unsqueeze(1)
+
+        grad_inner_JF = F.grouped_mm(grad_JD, down_EDF.to(x_MD.dtype).contiguous(), offs=ends_E)
+        # grad . down(inner) = down^T(grad) . inner: what the down projection gave is not kept.
+        grad_weights_J = (grad_inner_JF * inner_JF).sum(dim=-1, dtype=weights_MK.dtype)
+        grad_down = grad_gate_up = grad_x = None
+        if needs_down:
+            grad_down = F.grouped_mm(grad_JD.mT, inner_JF * weight_J1, offs=ends_E)
+            grad_down = grad_down.to(down_EDF.dtype)
+        grad_inner_JF = grad_inner_JF * weight_J1
+        grad_gate_JF = torch.ops.aten.silu_backward(grad_inner_JF * up_JF, gate_JF)
+        grad_J2F = torch.cat((grad_gate_JF, grad_inner_JF * silu_JF), dim=-1)
+        if needs_gate_up:
+            grad_gate_up = F.grouped_mm(grad_J2F.mT, x_MD[source_J], offs=ends_E)
+            grad_gate_up = grad_gate_up.to(gate_up_E2FD.dtype)
+        if needs_x:
+            gate_up = gate_up_E2FD.to(x_MD.dtype).contiguous()
+            grad_rows_JD = F.grouped_mm(grad_J2F, gate_up, offs=ends_E)
+            grad_x = grad_rows_JD[slot_MK].sum(dim=1).to(ctx.input_dtype)
+        return None, grad_weights_J[slot_MK], grad_x, grad_gate_up, grad_down, None
 
 
 class _RoutedExperts(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from ziphius.ops import native
 from ziphius.ops.precision import compute_dtype
 
-LOGITS_BLOCK = 4 * 2**20
+LOGITS_BLOCK, ACCELERATOR_LOGITS_BLOCK = 4 * 2**20, 256 * 2**20
 """Logits held at once where they are computed block by block."""
 
 
@@ -74,7 +74,7 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> Tensor:
         hidden, weight = hidden_XD.to(dtype), weight_WD.to(dtype)
         logprobs_X = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for rows in _blocks(len(hidden), len(weight)):
+        for rows in _blocks(hidden, len(weight)):
             logits = torch.mm(hidden[rows], weight.t())
             logprobs_X[rows] = token_logprobs(logits, ids_X[rows], temperature=temperature)
         ctx.save_for_backward(hidden, weight, ids_X, logprobs_X)
@@ -87,7 +87,7 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden, weight, ids_X, logprobs_X = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        for rows in _blocks(len(hidden), len(weight)):
+        for rows in _blocks(hidden, len(weight)):
             scaled = torch.mm(hidden[rows], weight.t()).float() / ctx.temperature
             ids_X1, share_X1 = ids_X[rows, None], grad_X[rows, None] / ctx.temperature
             # log p = logit - normalizer: the chosen logit gives the normalizer back.
@@ -99,16 +99,18 @@ class _HeadLogprobs(torch.autograd.Function):
         return grad_hidden.to(hidden_dtype), grad_weight.to(weight_dtype), None, None, None
 
 
-def _blocks(rows: int, vocabulary: int) -> Iterator[slice]:
-    step = max(1, LOGITS_BLOCK // vocabulary)
-    return (slice(first, first + step) for first in range(0, rows, step))
+def _blocks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
+    """Cut rows into blocks: on a CPU such as its cache holds, elsewhere such as keep it busy."""
+    held = LOGITS_BLOCK if hidden.device.type == "cpu" else ACCELERATOR_LOGITS_BLOCK
+    step = max(1, held // vocabulary)
+    return (slice(first, first + step) for first in range(0, len(hidden), step))
 
 
 def summed_cross_entropy(hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor) -> Tensor:
     """Return the sum of -log p(target) of a linear head, never holding all logits.
 
-    On a CPU the gradient is taken block by block in the forward pass, so the logits, W numbers per
-    token, exist for one block only; elsewhere through `token_logprobs`.
+    The gradient is taken block by block in the forward pass, so the logits, W numbers per token,
+    exist for one block only.
 
     Args:
         hidden_XD: hidden states of the tokens that count.
@@ -132,16 +134,38 @@ def cross_entropy_and_squares(
 def _head_losses(
     hidden_XD: Tensor, weight_WD: Tensor, targets_X: Tensor, *, squares: bool
 ) -> tuple[Tensor, Tensor]:
-    if native.serves(hidden_XD, weight_WD) and hidden_XD.numel():
+    if hidden_XD.numel():
         losses: tuple[Tensor, Tensor] = native.apply(
             _HeadLosses, hidden_XD, weight_WD, targets_X, compute_dtype(hidden_XD), squares
         )
         return losses
-    logits_XW = F.linear(hidden_XD, weight_WD)
-    cross_entropy = -token_logprobs(logits_XW, targets_X).sum()
-    if not squares:
-        return cross_entropy, torch.zeros_like(cross_entropy)
-    return cross_entropy, torch.logsumexp(logits_XW.float(), dim=-1).square().sum()
+    nothing = F.linear(hidden_XD, weight_WD).sum()
+    return nothing, torch.zeros_like(nothing)
+
+
+def _cross_entropy_(
+    logits_XW: Tensor, targets_X: Tensor, losses_X: Tensor, normalizers_X: Tensor
+) -> None:
+    """Fill losses and normalizers of a block, and put p - target in the place of its logits."""
+    if native.serves(logits_XW):
+        native.call(
+            "cross_entropy",
+            native.SUFFIXES[logits_XW.dtype],
+            logits_XW,
+            targets_X.contiguous(),
+            losses_X,
+            normalizers_X,
+            1.0,
+            *logits_XW.shape,
+        )
+        return
+    targets_X1, scaled_XW = targets_X.unsqueeze(1), logits_XW.float()
+    chosen_X1 = scaled_XW.gather(1, targets_X1)
+    logprobs_XW = scaled_XW.log_softmax(dim=1)
+    losses_X1 = -logprobs_XW.gather(1, targets_X1)
+    losses_X.copy_(losses_X1.squeeze(1))
+    normalizers_X.copy_((losses_X1 + chosen_X1).squeeze(1))
+    logits_XW.copy_(logprobs_XW.exp_().scatter_add_(1, targets_X1, -torch.ones_like(chosen_X1)))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -157,8 +181,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 class _HeadLosses(torch.autograd.Function):
     """Cross entropy, and with `squares` the squared log-sum-exp z, with their gradients.
 
-    The kernel leaves p - target in the place of the logits. The gradient of z^2 is 2 z p, so at the
-    hidden states it follows from that of the cross entropy: p W = (p - target) W + W[target].
+    The gradient of z^2 is 2 z p, so at the hidden states it follows from that of the cross entropy:
+    p W = (p - target) W + W[target].
     """
 
     @staticmethod
@@ -172,30 +196,19 @@ class _HeadLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weight = weight_WD.to(dtype)
         hidden = hidden_XD.to(dtype)
-        losses_X = torch.empty(len(hidden), dtype=torch.float32)
+        losses_X = hidden.new_empty(len(hidden), dtype=torch.float32)
         normalizers_X = torch.empty_like(losses_X)
         grad_hidden_XD = torch.empty_like(hidden)
-        grads_WD = [torch.empty(weight.shape, dtype=torch.float32) for _ in range(1 + squares)]
-        step = max(1, LOGITS_BLOCK // len(weight))
-        for first in range(0, len(hidden), step):
-            rows = slice(first, first + step)
+        grads_WD = [torch.empty_like(weight, dtype=torch.float32) for _ in range(1 + squares)]
+        for rows in _blocks(hidden, len(weight)):
+            first = rows.start == 0
             logits = torch.mm(hidden[rows], weight.t())
-            native.call(
-                "cross_entropy",
-                native.SUFFIXES[dtype],
-                logits,
-                targets_X[rows].contiguous(),
-                losses_X[rows],
-                normalizers_X[rows],
-                1.0,
-                len(logits),
-                len(weight),
-            )
+            _cross_entropy_(logits, targets_X[rows], losses_X[rows], normalizers_X[rows])
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
-            _add_product(grads_WD[0], logits.t(), hidden[rows], first=first == 0)
+            _add_product(grads_WD[0], logits.t(), hidden[rows], first=first)
             if squares:
                 scaled = hidden[rows] * (2.0 * normalizers_X[rows, None]).to(dtype)
-                _add_product(grads_WD[1], logits.t(), scaled, first=first == 0)
+                _add_product(grads_WD[1], logits.t(), scaled, first=first)
                 grads_WD[1].index_add_(0, targets_X[rows], scaled.float())
         saved = [grad_hidden_XD, *grads_WD]
         if squares:

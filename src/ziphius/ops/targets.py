@@ -15,13 +15,14 @@ def shift_left(ids_BT: Tensor, places: int) -> Tensor:
     return shifted_BT
 
 
-def rows_that_count(x_BTD: Tensor, counts_BT: Tensor) -> Tensor:
-    """Return the rows where `counts_BT` is true, [X, D].
+def rows_that_count(counts_BT: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return of each tensor [B, T, ...] the rows where `counts_BT` is true, [X, ...].
 
-    The same as `x_BTD[counts_BT]`, whose gradient a CPU adds up one number at a time.
+    The same as `x_BTD[counts_BT]`, whose gradient a CPU adds up one number at a time, and for which
+    the host waits anew with every tensor.
     """
     places_X = counts_BT.flatten().nonzero().squeeze(1)
-    return x_BTD.flatten(0, 1).index_select(0, places_X)
+    return tuple(tensor.flatten(0, 1).index_select(0, places_X) for tensor in tensors)
 
 
 def targets_ahead(

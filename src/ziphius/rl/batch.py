@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ziphius.core.device import send
 from ziphius.data.batch import Batch
 
 Routes = Mapping[int, Tensor]
@@ -65,15 +66,15 @@ class GrpoBatch(Batch):
         """Return the batch with its tensors on a device."""
         moved = super().to(device)
         assert isinstance(moved, GrpoBatch)
-        reference_X = None if self.reference_X is None else self.reference_X.to(device)
+        reference_X = None if self.reference_X is None else send(self.reference_X, device)
         return replace(
             moved,
-            branches_BT=self.branches_BT.to(device),
-            routes={layer: experts.to(device) for layer, experts in self.routes.items()},
-            sources_X=self.sources_X.to(device),
-            targets_X=self.targets_X.to(device),
-            sampled_X=self.sampled_X.to(device),
-            advantages_X=self.advantages_X.to(device),
+            branches_BT=send(self.branches_BT, device),
+            routes={layer: send(experts, device) for layer, experts in self.routes.items()},
+            sources_X=send(self.sources_X, device),
+            targets_X=send(self.targets_X, device),
+            sampled_X=send(self.sampled_X, device),
+            advantages_X=send(self.advantages_X, device),
             reference_X=reference_X,
         )
 

@@ -30,8 +30,9 @@ class Ema:
         The decay grows with the steps, so that the first weights are soon forgotten.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in model.named_parameters():
-            self.tensors[name].lerp_(parameter.detach().float(), 1.0 - decay)
+        named = dict(model.named_parameters())
+        held = [self.tensors[name] for name in named]
+        torch._foreach_lerp_(held, [p.detach().float() for p in named.values()], 1.0 - decay)
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[None]:

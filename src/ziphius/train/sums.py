@@ -68,17 +68,17 @@ class Sums:
         summed = {name: values for name, values in self._metrics.items() if not is_largest[name]}
         largest = {name: values for name, values in self._metrics.items() if is_largest[name]}
         parts = (*self._terms.values(), *summed.values(), *self._entropies.values())
-        packed = torch.tensor(list(map(_sum, parts)), dtype=torch.float64, device=place)
+        packed = torch.tensor(list(map(_sum, _read(parts))), dtype=torch.float64, device=place)
         world.sum_flat_([packed, *self._counts.values()])
         found = iter(packed.tolist())
         terms = {name: next(found) for name in self._terms}
         metrics = {name: next(found) for name in summed}
         entropies = {layer: next(found) for layer in self._entropies}
         if largest:
-            highest = [max(_read(values)) for values in largest.values()]
+            highest = list(map(max, _read(list(largest.values()))))
             packed = world.max_(torch.tensor(highest, dtype=torch.float64, device=place))
             metrics |= dict(zip(largest, packed.tolist(), strict=True))
-        counts = {layer: tokens.tolist() for layer, tokens in self._counts.items()}
+        counts = dict(zip(self._counts, _rows(list(self._counts.values())), strict=True))
         return Totals(
             terms,
             metrics,
@@ -87,24 +87,40 @@ class Sums:
         )
 
     def _add_routing(self, layer: int, routing: Routing) -> None:
-        probs_ME = routing.probs_ME.detach()
-        if routing.text_M is not None:
-            probs_ME = probs_ME[routing.text_M]
-        self._entropies.setdefault(layer, []).append(torch.special.entr(probs_ME).sum())
+        entropies_ME = torch.special.entr(routing.probs_ME.detach())
         counts_E = routing.counts()
-        counts_E1 = torch.cat((counts_E, counts_E.new_tensor([len(probs_ME)])))
+        tokens_1 = torch.full_like(counts_E[:1], len(entropies_ME))
+        if routing.text_M is not None:
+            entropies_ME = torch.where(routing.text_M.unsqueeze(-1), entropies_ME, 0.0)
+            tokens_1 = routing.text_M.sum(dim=0, keepdim=True)
+        self._entropies.setdefault(layer, []).append(entropies_ME.sum())
+        counts_E1 = torch.cat((counts_E, tokens_1))
         held_E1 = self._counts.get(layer)
         self._counts[layer] = counts_E1 if held_E1 is None else held_E1 + counts_E1
 
 
-def _sum(values: Sequence[Number]) -> float:
+def _sum(numbers: Sequence[float]) -> float:
     """Add up without rounding; what is not finite stays so."""
-    numbers = _read(values)
     return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
-def _read(values: Sequence[Number]) -> list[float]:
-    """Bring numbers to the CPU in one transfer."""
-    scalars = [value for value in values if isinstance(value, Tensor)]
-    read = iter(torch.stack(scalars).tolist() if scalars else [])
-    return [next(read) if isinstance(value, Tensor) else value for value in values]
+def _read(parts: Sequence[Sequence[Number]]) -> list[list[float]]:
+    """Bring numbers to the CPU, all of a device and dtype in one transfer."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for values in parts:
+        for value in values:
+            if isinstance(value, Tensor):
+                kinds.setdefault((value.device, value.dtype), []).append(value)
+    read = {kind: iter(torch.stack(scalars).tolist()) for kind, scalars in kinds.items()}
+    return [
+        [next(read[v.device, v.dtype]) if isinstance(v, Tensor) else v for v in values]
+        for values in parts
+    ]
+
+
+def _rows(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Bring rows of integers to the CPU in one transfer."""
+    if not tensors:
+        return []
+    read = iter(torch.cat(list(tensors)).tolist())
+    return [[next(read) for _ in range(len(tensor))] for tensor in tensors]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.examples import examples
-from ziphius.ops import experts
+from ziphius.ops import experts, native
 
 HIDDEN, WIDTH = 7, 5
 
@@ -49,15 +49,22 @@ def assert_equals_dense(experts_MK: Tensor, num_experts: int, seed: int = 0) -> 
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(params=["native", "grouped"])
+def either(request, monkeypatch):
+    """The kernels of the CPU, and what runs on every other device."""
+    if request.param == "grouped":
+        monkeypatch.setattr(native, "serves", lambda *tensors: False)
+
+
+@pytest.mark.parametrize("is_native", [True, False])
 @examples(60)
 @given(
     tokens=st.integers(1, 30),
     num_experts=st.integers(1, 9),
     data=st.data(),
-    alignment=st.sampled_from([1, 4, 64]),
     seed=st.integers(0, 1000),
 )
-def test_dispatch_equals_dense_experts(tokens, num_experts, data, alignment, seed):
+def test_dispatch_equals_dense_experts(is_native, tokens, num_experts, data, seed):
     """Random picks, among them dropped pairs (the value E) and experts without a token."""
     per_token = data.draw(st.integers(1, num_experts))
     picks = st.permutations(range(num_experts)).map(lambda order: order[:per_token])
@@ -66,38 +73,73 @@ def test_dispatch_equals_dense_experts(tokens, num_experts, data, alignment, see
     dropped_MK = torch.rand(experts_MK.shape, generator=torch.Generator().manual_seed(seed))
     experts_MK = torch.where(dropped_MK < share_dropped, num_experts, experts_MK)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(experts, "ROW_ALIGNMENT", alignment)
+        if not is_native:
+            monkeypatch.setattr(native, "serves", lambda *tensors: False)
         assert_equals_dense(experts_MK, num_experts, seed)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("tokens", [1, 200])
 def test_all_tokens_on_one_expert(tokens):
     assert_equals_dense(torch.full((tokens, 1), 3), num_experts=5)
 
 
-@pytest.mark.parametrize("alignment", [1, 4, 64])
-def test_rows_are_padded_to_the_alignment_and_every_pair_has_its_own(alignment, monkeypatch):
-    monkeypatch.setattr(experts, "ROW_ALIGNMENT", alignment)
+@pytest.mark.usefixtures("either")
+def test_no_tokens():
+    x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(0, 2, 4, seed=0)
+    experts_MK = torch.zeros(0, 2, dtype=torch.int64)
+    with torch.no_grad():
+        out_MD = experts.routed_experts(x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF)
+    assert out_MD.shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("alignment", [1, 8])
+def test_every_pair_has_a_row_of_its_own_among_those_of_its_expert(alignment):
     generator = torch.Generator().manual_seed(0)
     experts_MK = torch.rand(400, 6, generator=generator).topk(2).indices
     experts_MK[::7, 0] = 6
-    plan = experts._plan(experts_MK, 6)
-    source_J, slot_MK, rows_per_expert = plan.source_J, plan.slot_MK, plan.rows_per_expert
-    assert all(rows % alignment == 0 for rows in rows_per_expert)
-    assert len(source_J) == sum(rows_per_expert)
-    kept_MK = experts_MK < 6
-    assert slot_MK[kept_MK].unique().numel() == int(kept_MK.sum())
-    assert (slot_MK[~kept_MK] == len(source_J)).all()
+    plan = experts._plan(experts_MK, 6, alignment)
+    rows = len(plan.source_J)
+    assert rows == experts._plan(torch.zeros_like(experts_MK), 6, alignment).source_J.numel()
+    assert plan.ends_E.dtype == torch.int32
+    assert plan.ends_E[-1] == rows
+    assert (plan.ends_E % alignment == 0).all()
+    assert plan.slot_MK.unique().numel() == experts_MK.numel()
+    assert int(plan.slot_MK.max()) < rows
     token_M1 = torch.arange(400)[:, None]
-    assert torch.equal(source_J[slot_MK[kept_MK]], token_M1.expand(-1, 2)[kept_MK])
+    assert torch.equal(plan.source_J[plan.slot_MK], token_M1.expand(-1, 2))
+    owner_MK = torch.searchsorted(plan.ends_E, plan.slot_MK, right=True)
+    assert torch.equal(owner_MK, experts_MK.clamp(max=5))
 
 
-def test_few_tokens_are_not_padded():
-    # decoding: 4 tokens with 2 of 64 experts each
-    plan = experts._plan(torch.arange(8).view(4, 2) * 8, 64)
-    assert sum(plan.rows_per_expert) == 8
+def test_rows_of_no_pair_add_nothing_to_a_gradient():
+    """Padding repeats token 0, whose gradient is large here."""
+    x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(9, 1, 4, seed=0)
+    experts_MK = torch.tensor([[0], [4], *[[expert] for expert in (1, 1, 2, 2, 2, 4, 3)]])
+    down_EDF.requires_grad_()
+    for is_native in (True, False):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            if not is_native:
+                monkeypatch.setattr(native, "serves", lambda *tensors: False)
+            out_MD = experts.routed_experts(x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF)
+        grads = torch.autograd.grad(out_MD, down_EDF, 1e4 * torch.eye(9)[:, :1].expand_as(out_MD))
+        torch.testing.assert_close(grads[0][1:], torch.zeros_like(grads[0][1:]))
 
 
+def test_the_host_reads_nothing_of_where_tokens_go(monkeypatch):
+    """A device is not made to wait: tensors without numbers are enough."""
+    monkeypatch.setattr(experts, "compute_dtype", lambda x: x.dtype)  # autocast knows no meta
+    inputs = [t.to("meta", torch.bfloat16) for t in random_inputs(9, 2, 4, seed=0)]
+    x_MD, weights_MK, gate_up_E2FD, down_EDF = inputs
+    experts_MK = torch.zeros(9, 2, dtype=torch.int64, device="meta")
+    leaves = [t.requires_grad_() for t in (x_MD, weights_MK, gate_up_E2FD, down_EDF)]
+    out_MD = experts.routed_experts(leaves[0], experts_MK, *leaves[1:])
+    out_MD.sum().backward()
+    assert out_MD.shape == x_MD.shape
+    assert all(t.grad.shape == t.shape for t in leaves)
+
+
+@pytest.mark.usefixtures("either")
 def test_a_dropped_pair_adds_nothing_whatever_its_weight():
     x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(3, 2, 4, seed=0)
     experts_MK = torch.tensor([[0, 4], [4, 4], [1, 2]])
@@ -109,6 +151,7 @@ def test_a_dropped_pair_adds_nothing_whatever_its_weight():
     assert with_drops[1].eq(0).all()
 
 
+@pytest.mark.usefixtures("either")
 def test_the_result_keeps_the_dtype_of_the_tokens():
     x_MD, weights_MK, gate_up_E2FD, down_EDF = random_inputs(3, 2, 4, seed=0)
     experts_MK = torch.tensor([[0, 1], [2, 3], [1, 2]])

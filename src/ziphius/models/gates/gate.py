@@ -44,8 +44,10 @@ class Routing:
     def counts(self) -> Tensor:
         """Count the tokens each expert received, [E], dropped pairs left out."""
         num_experts = self.probs_ME.shape[1]
-        counts_E = torch.bincount(self.experts_MK.flatten(), minlength=num_experts + 1)
-        return counts_E[:num_experts]
+        experts_P = self.experts_MK.flatten()
+        # Not `bincount`, for which a host waits until its device has caught up.
+        counts_E1 = experts_P.new_zeros(num_experts + 1)
+        return counts_E1.scatter_add_(0, experts_P, torch.ones_like(experts_P))[:num_experts]
 
 
 class Gate(nn.Module, ABC):

@@ -68,7 +68,7 @@ class AdamW(Optimizer):
         wide_squares = [square.float() for square in squares]
         adamw(
             updated,
-            [_gradient(parameter) for parameter in updated],
+            [gradient_of(parameter) for parameter in updated],
             wide_means,
             wide_squares,
             [],
@@ -95,6 +95,7 @@ class AdamW(Optimizer):
         return state
 
 
-def _gradient(parameter: Tensor) -> Tensor:
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return the gradient of a parameter that has one."""
     assert parameter.grad is not None
     return parameter.grad

@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ziphius.train.optim.adamw import AdamW
+from ziphius.train.optim.adamw import AdamW, gradient_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of x, x^3 and x^5: chosen for a steep start, so singular values end in about 0.7 to 1.2."""
+
+
+STACKED = 2**24
+"""Numbers of a parameter that keep an accelerator busy by themselves; larger ones go one by one."""
 
 
 class Muon(AdamW):
@@ -58,28 +62,45 @@ class Muon(AdamW):
             if not group["matrices"]:
                 self.step_group(group)
                 continue
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_matrices(parameter, group)
+            updated = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for alike in _alike(updated):
+                self._step_matrices(alike, group)
 
-    def _step_matrices(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        state = self.state[parameter]
+    def _step_matrices(self, alike: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters of one shape."""
+        gradients = [gradient_of(parameter).float() for parameter in alike]
+        means = [self._momentum_of(parameter) for parameter in alike]
+        torch._foreach_lerp_(means, gradients, 1.0 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, means, self.momentum)
+        # One matrix stays one: other kernels multiply a stack of one, and round otherwise.
+        stacked = torch.stack(ahead) if len(ahead) > 1 else ahead[0]
+        parts = stacked.chunk(group["matrices"], dim=-2)
+        update = torch.cat([self._orthogonal(part) for part in parts], dim=-2)
+        updates = list(update.to(alike[0].dtype)) if len(ahead) > 1 else [update.to(alike[0].dtype)]
+        torch._foreach_mul_(alike, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(alike, updates, alpha=-group["lr"])
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
+        state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter, dtype=torch.float32)
-        mean: Tensor = state["momentum"]
-        mean.lerp_(gradient.float(), 1.0 - self.momentum)
-        ahead = gradient.float().lerp(mean, self.momentum)
-        parts = ahead.chunk(group["matrices"], dim=-2)
-        update = torch.cat([self._orthogonal(part) for part in parts], dim=-2)
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"])
+        return state["momentum"]
 
     def _orthogonal(self, matrix: Tensor) -> Tensor:
         scale = self.update_rms * max(matrix.shape[-2:]) ** 0.5
         orthogonal: Tensor = newton_schulz(matrix, self.newton_schulz_steps).float() * scale
         return orthogonal
+
+
+def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Put small ones together that accelerators shall update at once; a CPU gains nothing by it."""
+    found: dict[Any, list[Tensor]] = {}
+    for place, parameter in enumerate(parameters):
+        is_alone = parameter.device.type == "cpu" or parameter.numel() > STACKED
+        alone = place if is_alone else None
+        key = (alone, parameter.device, parameter.dtype, parameter.shape)
+        found.setdefault(key, []).append(parameter)
+    return list(found.values())
 
 
 def newton_schulz(matrix_Erc: Tensor, steps: int) -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ziphius.train.optim import muon
 from ziphius.train.optim.muon import Muon, newton_schulz
 
 SETTINGS = {
@@ -84,3 +85,25 @@ def test_other_groups_are_adamws() -> None:
     gradient = torch.randn(4, 4, generator=torch.Generator().manual_seed(5))
     moved = one_step(torch.zeros(4, 4), gradient, matrices=0)
     torch.testing.assert_close(moved, -gradient.sign())
+
+
+@pytest.mark.parametrize("matrices", [1, 2])
+def test_parameters_that_are_updated_at_once_move_as_alone(monkeypatch, matrices: int) -> None:
+    """As on an accelerator, where those of one shape are stacked."""
+    generator = torch.Generator().manual_seed(4)
+    gradients = [torch.randn(3, 8, 12, generator=generator) for _ in range(4)]
+    moved = []
+    for together in (False, True):
+        if together:
+            monkeypatch.setattr(muon, "_alike", lambda parameters: [parameters])
+        members = [torch.nn.Parameter(torch.ones(3, 8, 12)) for _ in gradients]
+        group = {"params": members, "weight_decay": 0.1, "matrices": matrices}
+        optimizer = Muon([group], **SETTINGS)
+        optimizer.param_groups[0]["lr"] = 1e-2
+        for _ in range(2):
+            for member, gradient in zip(members, gradients, strict=True):
+                member.grad = gradient.clone()
+            optimizer.step()
+        moved.append([member.detach() for member in members])
+    torch.testing.assert_close(*moved, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(moved[1][0], moved[1][1])
