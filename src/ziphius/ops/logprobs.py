@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native import pointwise
 from ziphius.ops.precision import compute_dtype
 
 LOGITS_BLOCK = 4 * 2**20
@@ -180,16 +181,8 @@ class _HeadLosses(torch.autograd.Function):
         for first in range(0, len(hidden), step):
             rows = slice(first, first + step)
             logits = torch.mm(hidden[rows], weight.t())
-            native.call(
-                "cross_entropy",
-                native.SUFFIXES[dtype],
-                logits,
-                targets_X[rows].contiguous(),
-                losses_X[rows],
-                normalizers_X[rows],
-                1.0,
-                len(logits),
-                len(weight),
+            losses_X[rows], normalizers_X[rows] = pointwise.cross_entropy(
+                logits, targets_X[rows].contiguous()
             )
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
             _add_product(grads_WD[0], logits.t(), hidden[rows], first=first == 0)

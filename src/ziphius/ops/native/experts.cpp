@@ -9,6 +9,7 @@
 // Fp are padded to multiples of UNIT.
 
 #include "gemm.h"
+#include "indices.h"
 
 #include <omp.h>
 
@@ -44,13 +45,15 @@ void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per
 
 // gate_up[z] = gate and up of pair z, unless it is null; out[z] = its expert's output, not yet weighted.
 template <class T, class W>
-void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
-                     const W* down_weights, T* gate_up, T* out, int64_t per_token, int64_t experts,
-                     int64_t hidden, int64_t width) {
+int64_t experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
+                        const W* down_weights, T* gate_up, T* out, int64_t tokens, int64_t per_token,
+                        int64_t kept, int64_t experts, int64_t hidden, int64_t width) {
+    if (!are_starts(offsets, experts, kept) || !all_below(pairs, kept, tokens * per_token)) return OUT_OF_RANGE;
     int64_t Dp = padded(hidden), Fp = padded(width);
     int64_t first_size = Dp * 2 * Fp, size = first_size + Fp * Dp;
     // Experts are packed in waves, so that a layer of many large ones is never held twice.
-    int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(experts, PACKED_BYTES / (sizeof(T) * size)));
+    int64_t bytes = std::max<int64_t>(1, sizeof(T) * size);  // a width may be 0
+    int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(experts, PACKED_BYTES / bytes));
     static thread_local std::vector<T> packed_memory;
     T* packed = scratch(packed_memory, at_once * size);
 #pragma omp parallel
@@ -98,15 +101,18 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
             }
         }
     }
+    return FINE;
 }
 
 // From the gradient of each token's weighted sum: grad_rows[z] for its input, the gradient of each
 // pair's weight, and of all experts' weights.
 template <class T, class W>
-void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets,
-                      const float* pair_weights, const T* gate_up, const W* gate_up_weights,
-                      const W* down_weights, T* grad_rows, float* grad_pair_weights, float* grad_gate_up,
-                      float* grad_down, int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {
+int64_t experts_backward(const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets,
+                         const float* pair_weights, const T* gate_up, const W* gate_up_weights,
+                         const W* down_weights, T* grad_rows, float* grad_pair_weights, float* grad_gate_up,
+                         float* grad_down, int64_t tokens, int64_t per_token, int64_t kept, int64_t experts,
+                         int64_t hidden, int64_t width) {
+    if (!are_starts(offsets, experts, kept) || !all_below(pairs, kept, tokens * per_token)) return OUT_OF_RANGE;
     int64_t Dp = padded(hidden), Fp = padded(width);
 #pragma omp parallel
     {
@@ -181,25 +187,28 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                         to_second[j * width + i] = second_sums[i * Dp + j];
         }
     }
+    return FINE;
 }
 
 }  // namespace
 
 extern "C" {
-#define EXPERTS(suffix, T, W)                                                                            \
-    void experts_forward_##suffix(const T* x, const int64_t* pairs, const int64_t* offsets, const W* first, \
-                                  const W* second, T* gate_up, T* out, int64_t per_token,                \
-                                  int64_t experts, int64_t hidden, int64_t width) {                       \
-        experts_forward(x, pairs, offsets, first, second, gate_up, out, per_token, experts, hidden,      \
-                        width);                                                                           \
+#define EXPERTS(suffix, T, W)                                                                             \
+    int64_t experts_forward_##suffix(const T* x, const int64_t* pairs, const int64_t* offsets,            \
+                                     const W* first, const W* second, T* gate_up, T* out, int64_t tokens, \
+                                     int64_t per_token, int64_t kept, int64_t experts, int64_t hidden,    \
+                                     int64_t width) {                                                     \
+        return experts_forward(x, pairs, offsets, first, second, gate_up, out, tokens, per_token, kept,   \
+                               experts, hidden, width);                                                   \
     }                                                                                                     \
-    void experts_backward_##suffix(const T* grad, const T* x, const int64_t* pairs,                       \
-                                   const int64_t* offsets, const float* pair_weights, const T* gate_up,  \
-                                   const W* first, const W* second, T* grad_rows,                         \
-                                   float* grad_pair_weights, float* grad_first, float* grad_second,      \
-                                   int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {   \
-        experts_backward(grad, x, pairs, offsets, pair_weights, gate_up, first, second, grad_rows,        \
-                         grad_pair_weights, grad_first, grad_second, per_token, experts, hidden, width);  \
+    int64_t experts_backward_##suffix(                                                                    \
+        const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets, const float* pair_weights, \
+        const T* gate_up, const W* first, const W* second, T* grad_rows, float* grad_pair_weights,        \
+        float* grad_first, float* grad_second, int64_t tokens, int64_t per_token, int64_t kept,           \
+        int64_t experts, int64_t hidden, int64_t width) {                                                 \
+        return experts_backward(grad, x, pairs, offsets, pair_weights, gate_up, first, second, grad_rows, \
+                                grad_pair_weights, grad_first, grad_second, tokens, per_token, kept,      \
+                                experts, hidden, width);                                                  \
     }
 EXPERTS(ff, float, float)
 EXPERTS(bf, bf16, float)
