@@ -107,7 +107,8 @@ def _reference(
     for segment, gate_up, down in zip(
         segments, gate_up_E2FD.unbind(0), down_EDF.unbind(0), strict=True
     ):
-        if segment.shape[0]:
+        # Where all pairs are dropped, each expert gets the gradient of no rows: zeros, not None.
+        if segment.shape[0] or not plan.source_J.numel():
             gate, up = F.linear(segment, gate_up).chunk(2, dim=-1)
             outputs.append(F.linear(swiglu(gate, up), down))
     outputs.append(x_MD.new_zeros(1, x_MD.shape[1]))  # the row of every dropped pair

@@ -145,6 +145,12 @@ def _reference(
     out_JN = torch.empty(len(x_JK), weight_GNK.shape[1])
     for group, (first, end) in enumerate(pairwise(starts)):
         if first < end:
-            sums_JN = torch._int_mm(numbers_JK[first:end], weight_GNK[group].t())
+            sums_JN = _integer_product(numbers_JK[first:end], weight_GNK[group].t())
             out_JN[first:end] = sums_JN.float() * (steps_J1[first:end] * scale_GN1[group].t())
     return out_JN
+
+
+def _integer_product(a_JK: Tensor, b_KN: Tensor) -> Tensor:
+    if a_JK.shape[1] == 1:  # where torch._int_mm of PyTorch 2.13 gives wrong numbers on CPUs
+        return a_JK.int() * b_KN.int()
+    return torch._int_mm(a_JK, b_KN)

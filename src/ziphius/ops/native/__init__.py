@@ -32,7 +32,7 @@ def serves(*tensors: Tensor) -> bool:
 
 def status() -> str:
     """Say in a few words whether the kernels run here, and why not if they do not."""
-    return build.build()[1]
+    return build.outcome()[1]
 
 
 def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:

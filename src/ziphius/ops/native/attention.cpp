@@ -70,7 +70,7 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
                         sum += prob;
                     }
                     std::memset(static_cast<void*>(p + whole), 0, sizeof(T) * (seen - whole));
-                    inverse[i] = 1.0f / sum;
+                    inverse[i] = sum > 0 ? 1.0f / sum : 0.0f;  // a row that sees nothing is 0
                     lse[at + i] = scale * top + std::log(sum);
                 }
                 std::memset(static_cast<void*>(probs + count * seen), 0, sizeof(T) * (rows - count) * seen);

@@ -39,12 +39,12 @@ MODES: dict[str, tuple[str, ...]] = {
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled kernels, None where they do not run."""
-    path, _ = build()
+    path, _ = outcome()
     return None if path is None else ctypes.CDLL(str(path))
 
 
 @cache
-def build() -> tuple[Path | None, str]:
+def outcome() -> tuple[Path | None, str]:
     """Return the compiled library, building it if this machine has not yet, and a status line.
 
     Raises:
