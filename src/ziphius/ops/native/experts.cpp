@@ -36,11 +36,10 @@ template <class T>
 void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per_token, int64_t width, T* to) {
     int64_t stride = padded(width), count = block.end - block.start;
     for (int64_t i = 0; i < count; i++) {
-        std::memcpy(static_cast<void*>(to + i * stride), rows + pairs[block.start + i] / per_token * width,
-                    sizeof(T) * width);
-        std::memset(static_cast<void*>(to + i * stride + width), 0, sizeof(T) * (stride - width));
+        copy(rows + pairs[block.start + i] / per_token * width, width, to + i * stride);
+        clear(to + i * stride + width, stride - width);
     }
-    std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
+    clear(to + count * stride, (padded(count) - count) * stride);
 }
 
 // gate_up[z] = gate and up of pair z, unless it is null; out[z] = its expert's output, not yet weighted.
@@ -129,8 +128,8 @@ int64_t experts_backward(const T* grad, const T* x, const int64_t* pairs, const 
         for (int64_t e = 0; e < experts; e++) {
             float *to_first = grad_gate_up + e * 2 * width * hidden, *to_second = grad_down + e * hidden * width;
             if (offsets[e] == offsets[e + 1]) {
-                std::memset(to_first, 0, sizeof(float) * 2 * width * hidden);
-                std::memset(to_second, 0, sizeof(float) * hidden * width);
+                clear(to_first, 2 * width * hidden);
+                clear(to_second, hidden * width);
                 continue;
             }
             const W *gate_weights = gate_up_weights + e * 2 * width * hidden, *up_weights = gate_weights + width * hidden;
@@ -148,8 +147,8 @@ int64_t experts_backward(const T* grad, const T* x, const int64_t* pairs, const 
                 int64_t count = block.end - start, rows = padded(count);
                 gather(grad, pairs, block, per_token, hidden, grad_out);
                 multiply(rows, Fp, Dp, grad_out, Dp, second, Dp, sums, Fp);
-                std::memset(static_cast<void*>(delta), 0, sizeof(T) * rows * 2 * Fp);
-                std::memset(static_cast<void*>(inner), 0, sizeof(T) * rows * Fp);
+                clear(delta, rows * 2 * Fp);
+                clear(inner, rows * Fp);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t pair = pairs[start + i];
                     const float* from = sums + i * Fp;

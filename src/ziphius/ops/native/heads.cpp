@@ -32,7 +32,7 @@ void latent_queries(const T* from, T* to, const float* cosine, const float* sine
                 int64_t head_first = ((b * heads + n) * tokens + t) * width;
                 const T* source = from + (backward ? head_first : token_first);
                 T* target = to + (backward ? token_first : head_first);
-                std::memcpy(static_cast<void*>(target), source, sizeof(T) * nope);
+                copy(source, nope, target);
                 rotate_pairs(source + nope, target + nope, c, s, rope / 2, backward ? -1.0f : 1.0f);
             }
         }
@@ -83,9 +83,9 @@ void latent_keys(const T* expanded, const T* shared, T* keys, T* values, int64_t
                 const T* source = expanded + ((b * tokens + t) * heads + n) * (nope + value);
                 int64_t row = (b * heads + n) * tokens + t;
                 T* key = keys + row * width;
-                std::memcpy(static_cast<void*>(key), source, sizeof(T) * nope);
-                std::memcpy(static_cast<void*>(key + nope), shared + (b * tokens + t) * rope, sizeof(T) * rope);
-                std::memcpy(static_cast<void*>(values + row * value), source + nope, sizeof(T) * value);
+                copy(source, nope, key);
+                copy(shared + (b * tokens + t) * rope, rope, key + nope);
+                copy(source + nope, value, values + row * value);
             }
         }
     }
@@ -107,8 +107,8 @@ void latent_keys_backward(const T* grad_keys, const T* grad_values, T* grad_expa
                     T* target = grad_expanded + ((b * tokens + t) * heads + n) * (nope + value);
                     int64_t row = (b * heads + n) * tokens + t;
                     const T* key = grad_keys + row * width;
-                    std::memcpy(static_cast<void*>(target), key, sizeof(T) * nope);
-                    std::memcpy(static_cast<void*>(target + nope), grad_values + row * value, sizeof(T) * value);
+                    copy(key, nope, target);
+                    copy(grad_values + row * value, value, target + nope);
                     for (int64_t j = 0; j < rope; j++) sum[j] += load(key[nope + j]);
                 }
                 for (int64_t j = 0; j < rope; j++) store(grad_shared + (b * tokens + t) * rope + j, sum[j]);
