@@ -75,7 +75,8 @@ def sort_pairs(experts_MK: Tensor, num_experts: int) -> SortedPairs:
         experts_MK: int64, from 0 to E; E marks a dropped pair.
         num_experts: E.
     """
-    shape, count = experts_MK.shape, experts_MK.numel()
+    tokens, per_token = shape = experts_MK.shape
+    count = tokens * per_token
     pairs_Z, slot_MK = experts_MK.new_empty(count), experts_MK.new_empty(shape)
     offsets = experts_MK.new_empty(num_experts + 1)
     kept = _SORT_PAIRS.of()(

@@ -1,4 +1,4 @@
-"""`ops/native/`: declarations are those of the C++ code, and what a kernel cannot read is refused."""
+"""`ops/native/`: declarations are those of the C++ code; what a kernel cannot read is refused."""
 
 import ast
 import re
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.twins import draw
 from tests.unit.ops.native.test_sizes import KERNELS
@@ -30,8 +29,9 @@ def declared(kernel: Kernel) -> list[str]:
     """Write the declaration of each symbol of a kernel, as the Python side understands it."""
     lines = []
     for kind in kernel.kinds.values():
-        types = {"T": C_TYPES[kind[0]], "U": C_TYPES[kind[-1]]} if kind else {}
-        parameters = re.sub(r"\b[TU]\b", lambda found: types[found[0]], kernel.parameters)
+        parameters = kernel.parameters
+        for letter, dtype in zip("TU", (kind[:1], kind[1:]), strict=True):
+            parameters = re.sub(rf"\b{letter}\b", C_TYPES.get(dtype, "?"), parameters)
         lines.append(f"{kernel.returns} {kernel.symbol(kind)}({parameters});")
     return lines
 
@@ -93,11 +93,18 @@ def test_a_tensor_that_is_something_else_is_refused(tensor: Tensor, complaint: s
             give("rows", tensor, torch.float32, (2, 3))
 
 
+class Elsewhere(Tensor):
+    """A tensor whose numbers another one holds, as those of DTensor: its address is null."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *call: Any) -> Any:
+        raise NotImplementedError
+
+
 def test_a_tensor_without_memory_is_refused() -> None:
-    with FakeTensorMode():
-        fake = torch.zeros(2, 3)
-    with pytest.raises((ValueError, RuntimeError)):
-        address("rows", fake, torch.float32, (2, 3))
+    elsewhere = Tensor._make_wrapper_subclass(Elsewhere, (2, 3), dtype=torch.float32)
+    with pytest.raises(ValueError, match="got a Elsewhere of float32"):
+        address("rows", elsewhere, torch.float32, (2, 3))
 
 
 def test_columns_of_wider_rows_have_a_stride() -> None:
@@ -247,14 +254,13 @@ def test_each_tensor_of_each_kernel_is_looked_at(name: str) -> None:
         for kind, wrong in wrongs.items():
             if kind == "gaps" and (name, key) == ("rotate", "x_BTNR"):
                 continue  # is made contiguous
-            if kind == "dimension" and x.dim() == 2 and key == "experts_MK":
-                continue
             with pytest.raises(ValueError):  # noqa: PT011
                 function(**tensors | {key: wrong})
 
 
 # The last dimension of these is what gives the kernel its size.
 FREE: dict[str, Sequence[str]] = {
+    "attention_forward": ["value_BNSV"],
     "cross_entropy": ["logits_XW"],
     "latent_queries": ["from_"],
     "latent_keys": ["expanded_BTNX", "shared_BTR"],
@@ -262,3 +268,74 @@ FREE: dict[str, Sequence[str]] = {
     "sort_pairs": ["experts_MK"],
     "dense_gradient": ["grad_MO", "x_MI"],
 }
+
+
+@here
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (
+            lambda: pointwise.cross_entropy(draw(3, 5), torch.tensor([0, 5, 1])),
+            "are 0 to 5; a .* 5",
+        ),
+        (lambda: pointwise.cross_entropy(draw(3, 5), torch.tensor([0, -1, 1])), "are -1 to 1"),
+        (lambda: pointwise.combine(draw(3, 5), torch.tensor([[-1]]), None, None), "begin at -1"),
+        (lambda: routing.sort_pairs(torch.tensor([[0, 4]]), 3), "are 0 to 4; of 3"),
+        (lambda: routing.sort_pairs(torch.tensor([[0, -2]]), 3), "are -2 to 0; of 3"),
+        (lambda: top(groups=3), "8 experts are not cut into 3"),
+        (lambda: top(top_k=5), "no 5 experts in 1 of 2 groups, each of 4"),
+        (lambda: top(judges=5), "judged by 5"),
+        (lambda: in_groups([0, 2]), "do not go from 0 to 3"),
+        (lambda: in_groups([1, 3]), "do not go from 0 to 3"),
+        (lambda: in_groups([0, 4, 3]), "do not go from 0 to 3"),
+        (lambda: in_groups(None, groups=2), "do not say where"),
+        (lambda: through_experts(pairs=[0, 1, 9]), "not in an order"),
+        (lambda: through_experts(offsets=[0, 3, 2]), "not in an order"),
+        (lambda: heads.rotate(draw(1, 1, 1, 3), ANGLE, ANGLE, halves=True, backward=False), "of 3"),
+        (lambda: heads.latent_queries(draw(1, 1, 1, 1), ANGLE, ANGLE, backward=False), "no 2"),
+        (lambda: heads.latent_keys(draw(1, 1, 1, 3), draw(1, 1, 2), 4), "4 of 3"),
+        (lambda: heads.latent_keys_backward(draw(1, 1, 1, 3), draw(1, 1, 1, 2), 4), "4 of 3"),
+        (lambda: causal(3, 4), "3 have 4"),
+        (lambda: dense.dense(draw(2, 3), draw(4, 3).bfloat16(), transposed=True), "dense takes"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(call: Callable[[], Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        call()
+
+
+ANGLE = torch.zeros(1, 1, 1)
+
+
+def top(**changes: int) -> Tensor:
+    options = {"top_k": 2, "groups": 2, "top_groups": 1, "judges": 1} | changes
+    return routing.top_experts(draw(3, 8), **options)
+
+
+def in_groups(starts: list[int] | None, groups: int = 1) -> Tensor:
+    """Three rows through INT8 weights."""
+    groups = len(starts) - 1 if starts else groups
+    weight, scale = torch.ones(groups, 4, 5, dtype=torch.int8), torch.ones(groups, 4, 1)
+    places = None if starts is None else torch.tensor(starts)
+    return int8.int8_linear(draw(3, 5), places, weight, scale, None)
+
+
+def through_experts(pairs: Sequence[int] = (0, 1, 2), offsets: Sequence[int] = (0, 1, 3)) -> Any:
+    """Three tokens, each through one of two experts."""
+    slot_MK = torch.zeros(3, 1, dtype=torch.int64)
+    order = routing.SortedPairs(torch.tensor(pairs), slot_MK, torch.tensor(offsets), 3)
+    return experts.experts_forward(draw(3, 4), order, draw(2, 6, 4), draw(2, 4, 3), keep=False)
+
+
+def causal(queries: int, keys: int) -> Any:
+    query, key = draw(1, 1, queries, 4), draw(1, 1, keys, 4)
+    return attention.attention_forward(query, key, key, None, is_causal=True, scale=1.0)
+
+
+@here
+def test_a_refused_row_of_targets_leaves_the_logits_alone() -> None:
+    logits = draw(3, 5)
+    before = logits.clone()
+    with pytest.raises(ValueError, match="vocabulary of 5"):
+        pointwise.cross_entropy(logits, torch.tensor([0, 1, 5]))
+    assert torch.equal(logits, before)
