@@ -64,14 +64,13 @@ def int8_linear(
     """
     outputs, inputs = weight_NK.shape
     _check(x_JK, inputs)
-    rows_JK, bias_N = as_rows(x_JK), None if bias_N is None else bias_N.float()
-    weights = (weight_NK[None], scale_N1[None])
+    bias_N = None if bias_N is None else bias_N.float()
     if native.serves(x_JK):
-        rows_JK = rows_JK.float().contiguous()
-        out_JN = int8.int8_linear(rows_JK, None, *weights, bias_N)
-    else:
-        out_JN = _reference(rows_JK, [0, len(rows_JK)], *weights)
-        out_JN = out_JN if bias_N is None else out_JN + bias_N
+        rows_JK = x_JK.float().contiguous()
+        return int8.int8_linear(rows_JK, None, weight_NK, scale_N1, bias_N).to(x_JK.dtype)
+    rows_JK = as_rows(x_JK)
+    out_JN = _reference(rows_JK, [0, len(rows_JK)], weight_NK[None], scale_N1[None])
+    out_JN = out_JN if bias_N is None else out_JN + bias_N
     return out_JN.view(*x_JK.shape[:-1], outputs).to(x_JK.dtype)
 
 
