@@ -9,7 +9,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 TESTS := tests/house tests/unit tests/numerics tests/e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench-train bench-rl bench-gpu bench-learning fmt lint type house unit numerics e2e docs size clean
+.PHONY: help setup run test bench-train bench-rl bench-gpu bench-learning fmt lint type house unit numerics e2e sanitize docs size clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -55,6 +55,15 @@ house: ## Run the tests of the house rules
 unit: ## Run the tests of single modules
 numerics: ## Run the tests against references
 e2e: ## Run the tests of whole commands
+
+# ASan must be there before anything else, and libstdc++ before it looks for what it wraps. Memory
+# begins as NaN, so that a number that no kernel wrote is seen. A report goes to the terminal.
+SANITIZED := ZIPHIUS_NATIVE=sanitize ZIPHIUS_FUZZ_EXAMPLES=100 UBSAN_OPTIONS=print_stacktrace=1 \
+	ASAN_OPTIONS=detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=16777216
+
+sanitize: $(STAMP) ## Run the kernels on random sizes under ASan and UBSan (g++)
+	$(SANITIZED) LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+		$(BIN)/python -m pytest --capture=no tests/unit/ops/native $(ARGS)
 
 docs: $(STAMP) ## Write docs/cli.md from the commands' own help
 	$(BIN)/python -m ziphius.cli.reference docs/cli.md

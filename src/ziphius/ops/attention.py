@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native.attention import attention_backward, attention_forward
 from ziphius.ops.precision import own_float32_products
 
 
@@ -96,38 +97,29 @@ class _Attention(torch.autograd.Function):
         is_causal: bool,
         scale: float,
     ) -> Tensor:
-        assert query_BNTH.dtype == key_BNSH.dtype == value_BNSV.dtype
-        inputs = [x.contiguous() for x in (query_BNTH, key_BNSH, value_BNSV)]
-        batch, heads, queries, width = query_BNTH.shape
+        query_BNTH, key_BNSH = query_BNTH.contiguous(), key_BNSH.contiguous()
+        value_BNSV = value_BNSV.contiguous()
         if mask_BTS is not None:
-            mask_BTS = mask_BTS.expand(batch, -1, -1).contiguous()
-        ctx.sizes = (
-            *(heads, batch * heads, queries, key_BNSH.shape[2], width, value_BNSV.shape[3]),
-            *(int(is_causal), scale),
-        )
-        ctx.suffix, ctx.mask_BTS = native.SUFFIXES[query_BNTH.dtype], mask_BTS
-        out_BNTV = inputs[0].new_empty(batch, heads, queries, value_BNSV.shape[3])
-        lse_BNT = torch.empty(out_BNTV.shape[:3], dtype=torch.float32)
-        native.call(
-            "attention_forward", ctx.suffix, *inputs, mask_BTS, out_BNTV, lse_BNT, *ctx.sizes
-        )
+            mask_BTS = mask_BTS.expand(len(query_BNTH), -1, -1).contiguous()
+        inputs = (query_BNTH, key_BNSH, value_BNSV, mask_BTS)
+        out_BNTV, lse_BNT = attention_forward(*inputs, is_causal=is_causal, scale=scale)
+        ctx.is_causal, ctx.scale = is_causal, scale
         ctx.save_for_backward(*inputs, out_BNTV, lse_BNT)
         return out_BNTV
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BNTV: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, out_BNTV, lse_BNT = ctx.saved_tensors
-        grads = [torch.empty_like(x) for x in inputs]
-        native.call(
-            "attention_backward",
-            ctx.suffix,
-            *inputs,
+        query_BNTH, key_BNSH, value_BNSV, mask_BTS, out_BNTV, lse_BNT = ctx.saved_tensors
+        grads = attention_backward(
+            query_BNTH,
+            key_BNSH,
+            value_BNSV,
+            mask_BTS,
             out_BNTV,
-            grad_BNTV.contiguous(),
             lse_BNT,
-            ctx.mask_BTS,
-            *grads,
-            *ctx.sizes,
+            grad_BNTV.contiguous(),
+            is_causal=ctx.is_causal,
+            scale=ctx.scale,
         )
         return *grads, None, None, None

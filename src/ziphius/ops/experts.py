@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native.experts import experts_backward, experts_forward
+from ziphius.ops.native.pointwise import combine
+from ziphius.ops.native.routing import SortedPairs, sort_pairs
 from ziphius.ops.precision import compute_dtype
 from ziphius.ops.swiglu import swiglu
 
@@ -188,68 +191,33 @@ class _RoutedExperts(torch.autograd.Function):
         base_MD: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        num_experts, hidden, width = down_EDF.shape
         x, weights_MK = x_MD.to(dtype).contiguous(), weights_MK.float().contiguous()
-        pairs_Z, slot_MK, offsets = _sorted_pairs(experts_MK, num_experts)
-        rows = int(offsets[-1])
+        gate_up_E2FD, down_EDF = gate_up_E2FD.contiguous(), down_EDF.contiguous()
+        order = sort_pairs(experts_MK.contiguous(), len(down_EDF))
         is_kept = any(ctx.needs_input_grad)
-        gate_up_Z2F = x.new_empty(rows, 2 * width) if is_kept else None
-        out_ZD = x.new_empty(rows, hidden)
-        sizes = (experts_MK.shape[1], num_experts, hidden, width)
-        kinds = native.SUFFIXES[dtype] + native.SUFFIXES[gate_up_E2FD.dtype]
-        native.call(
-            "experts_forward",
-            kinds,
-            x,
-            pairs_Z,
-            offsets,
-            gate_up_E2FD,
-            down_EDF,
-            gate_up_Z2F,
-            out_ZD,
-            *sizes,
-        )
-        out_MD = torch.empty_like(x)
+        out_ZD, gate_up_Z2F = experts_forward(x, order, gate_up_E2FD, down_EDF, keep=is_kept)
         base = None if base_MD is None else base_MD.to(dtype).contiguous()
-        _combine(out_ZD, slot_MK, weights_MK, base, out_MD)
         ctx.base_dtype = None if base_MD is None else base_MD.dtype
-        ctx.kinds, ctx.sizes, ctx.input_dtype = kinds, sizes, x_MD.dtype
-        ctx.save_for_backward(
-            x, weights_MK, gate_up_E2FD, down_EDF, pairs_Z, slot_MK, offsets, gate_up_Z2F
-        )
-        return out_MD
+        ctx.kept, ctx.input_dtype = order.kept, x_MD.dtype
+        ctx.save_for_backward(x, weights_MK, gate_up_E2FD, down_EDF, gate_up_Z2F, *order[:3])
+        return combine(out_ZD, order.slot_MK, weights_MK, base)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights_MK, gate_up_E2FD, down_EDF, pairs_Z, slot_MK, offsets, gate_up_Z2F = (
-            ctx.saved_tensors
-        )
-        grad_rows_ZD = x.new_empty(len(gate_up_Z2F), x.shape[1])
-        grad_weights_MK = torch.zeros_like(weights_MK)  # dropped pairs have none
-        grad_gate_up_E2FD = torch.empty(gate_up_E2FD.shape)
-        grad_down_EDF = torch.empty(down_EDF.shape)
-        native.call(
-            "experts_backward",
-            ctx.kinds,
+        x, weights_MK, gate_up_E2FD, down_EDF, gate_up_Z2F, *order = ctx.saved_tensors
+        pairs_Z, slot_MK, offsets = order
+        grad_rows_ZD, grad_weights_MK, grad_gate_up_E2FD, grad_down_EDF = experts_backward(
             grad_MD.to(x.dtype).contiguous(),
             x,
-            pairs_Z,
-            offsets,
+            SortedPairs(pairs_Z, slot_MK, offsets, ctx.kept),
             weights_MK,
             gate_up_Z2F,
             gate_up_E2FD,
             down_EDF,
-            grad_rows_ZD,
-            grad_weights_MK,
-            grad_gate_up_E2FD,
-            grad_down_EDF,
-            *ctx.sizes,
         )
-        grad_x_MD = torch.empty_like(x)
-        _combine(grad_rows_ZD, slot_MK, None, None, grad_x_MD)
         return (
-            grad_x_MD.to(ctx.input_dtype),
+            combine(grad_rows_ZD, slot_MK, None, None).to(ctx.input_dtype),
             None,
             grad_weights_MK,
             grad_gate_up_E2FD.to(gate_up_E2FD.dtype),
@@ -257,45 +225,3 @@ class _RoutedExperts(torch.autograd.Function):
             None if ctx.base_dtype is None else grad_MD.to(ctx.base_dtype),
             None,
         )
-
-
-def _sorted_pairs(experts_MK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pairs by expert, the place of each among them, and where each expert's begin."""
-    pairs_Z = experts_MK.new_empty(experts_MK.numel())
-    slot_MK = torch.empty_like(experts_MK, memory_format=torch.contiguous_format)
-    offsets = experts_MK.new_empty(num_experts + 1)
-    native.call(
-        "sort_pairs",
-        "",
-        experts_MK.contiguous(),
-        pairs_Z,
-        slot_MK,
-        offsets,
-        experts_MK.numel(),
-        num_experts,
-    )
-    return pairs_Z, slot_MK, offsets
-
-
-def _combine(
-    rows_JD: Tensor,
-    slot_MK: Tensor,
-    weights_MK: Tensor | None,
-    base_MD: Tensor | None,
-    out_MD: Tensor,
-) -> None:
-    """Fill each token of `out_MD` with its base and the weighted sum of its rows."""
-    tokens, per_token = slot_MK.shape
-    native.call(
-        "combine",
-        native.SUFFIXES[rows_JD.dtype],
-        rows_JD,
-        rows_JD.shape[0],
-        slot_MK,
-        weights_MK,
-        base_MD,
-        out_MD,
-        tokens,
-        per_token,
-        rows_JD.shape[1],
-    )

@@ -10,9 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
-from ziphius.ops.linear import linear, project, project_back, trains_small, weight_gradient
+from ziphius.ops.linear import (
+    as_rows,
+    linear,
+    project,
+    project_back,
+    trains_small,
+    weight_gradient,
+)
+from ziphius.ops.native import pointwise
 from ziphius.ops.precision import compute_dtype
-from ziphius.ops.swiglu import swiglu, swiglu_backward, swiglu_forward
+from ziphius.ops.swiglu import swiglu
 
 
 def feed_forward(x_XD: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
@@ -36,9 +44,9 @@ class _FeedForward(torch.autograd.Function):
         down_DF: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
-        x = x_XD.to(dtype).reshape(-1, x_XD.shape[-1])
+        x = as_rows(x_XD.to(dtype))
         gate_up_X2F = project(x, torch.cat((gate_FD, up_FD)))
-        hidden_XF = swiglu_forward(*gate_up_X2F.chunk(2, -1))
+        hidden_XF = pointwise.swiglu(*gate_up_X2F.chunk(2, -1))
         ctx.save_for_backward(x, gate_up_X2F, hidden_XF, gate_FD, up_FD, down_DF)
         ctx.input_dtype = x_XD.dtype
         return project(hidden_XF, down_DF).view(x_XD.shape)
@@ -50,7 +58,7 @@ class _FeedForward(torch.autograd.Function):
         grad = grad_XD.reshape(x.shape)
         grad_x = grad_gate = grad_up = grad_down = None
         grad_gate_up_X2F = torch.empty_like(gate_up_X2F)
-        swiglu_backward(
+        pointwise.swiglu_backward(
             project_back(grad, down_DF),
             *gate_up_X2F.chunk(2, -1),
             *grad_gate_up_X2F.chunk(2, -1),

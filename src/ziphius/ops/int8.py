@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ziphius.core.errors import ConfigError
 from ziphius.ops import native
+from ziphius.ops.linear import as_rows
+from ziphius.ops.native import int8
 from ziphius.ops.swiglu import swiglu
 
 LARGEST = 127
@@ -62,12 +64,14 @@ def int8_linear(
     """
     outputs, inputs = weight_NK.shape
     _check(x_JK, inputs)
-    if not native.serves(x_JK):
-        rows_JK = x_JK.reshape(-1, inputs)
-        out_JN = _reference(rows_JK, [0, len(rows_JK)], weight_NK[None], scale_N1[None])
-        out_JN = out_JN if bias_N is None else out_JN + bias_N.float()
-        return out_JN.view(*x_JK.shape[:-1], outputs).to(x_JK.dtype)
-    return _native(x_JK, None, weight_NK, scale_N1, bias_N).to(x_JK.dtype)
+    bias_N = None if bias_N is None else bias_N.float()
+    if native.serves(x_JK):
+        rows_JK = x_JK.float().contiguous()
+        return int8.int8_linear(rows_JK, None, weight_NK, scale_N1, bias_N).to(x_JK.dtype)
+    rows_JK = as_rows(x_JK)
+    out_JN = _reference(rows_JK, [0, len(rows_JK)], weight_NK[None], scale_N1[None])
+    out_JN = out_JN if bias_N is None else out_JN + bias_N
+    return out_JN.view(*x_JK.shape[:-1], outputs).to(x_JK.dtype)
 
 
 def grouped_int8_linear(
@@ -83,7 +87,8 @@ def grouped_int8_linear(
     """
     _check(x_JK, weight_GNK.shape[-1])
     if native.serves(x_JK):
-        out_JN = _native(x_JK, starts_G1, weight_GNK, scale_GN1, None)
+        rows_JK = x_JK.float().contiguous()
+        out_JN = int8.int8_linear(rows_JK, starts_G1, weight_GNK, scale_GN1, None)
     else:
         out_JN = _reference(x_JK, starts_G1.tolist(), weight_GNK, scale_GN1)
     return out_JN.to(x_JK.dtype)
@@ -119,40 +124,17 @@ def int8_experts(
 
 
 def _check(x_JK: Tensor, inputs: int) -> None:
-    assert x_JK.shape[-1] == inputs <= LARGEST_INPUTS
-    assert x_JK.device.type == "cpu", "int8 products are made for CPUs"
+    if x_JK.shape[-1] != inputs or inputs > LARGEST_INPUTS:
+        raise ValueError(
+            f"rows of {x_JK.shape[-1]} numbers for a weight of {inputs} inputs; both must be the "
+            f"same, at most {LARGEST_INPUTS}."
+        )
+    if x_JK.device.type != "cpu":
+        raise ValueError(f"int8 products are made for CPUs; the rows are on {x_JK.device}.")
     if x_JK.requires_grad and torch.is_grad_enabled():
         raise ConfigError(
             "INT8 weights cannot be trained: train the model they were made from, then quantize it."
         )
-
-
-def _native(
-    x_JK: Tensor,
-    starts_G1: Tensor | None,
-    weight_GNK: Tensor,
-    scale_GN1: Tensor,
-    bias_N: Tensor | None,
-) -> Tensor:
-    *groups, outputs, inputs = weight_GNK.shape
-    x_JK = x_JK.float().contiguous()
-    out_JN = x_JK.new_empty(*x_JK.shape[:-1], outputs)
-    native.call(
-        "int8_linear",
-        "f",
-        x_JK,
-        x_JK.numel() // inputs,
-        starts_G1,
-        groups[0] if groups else 1,
-        weight_GNK,
-        scale_GN1,
-        None if bias_N is None else bias_N.float(),
-        out_JN,
-        outputs,
-        inputs,
-        1,
-    )
-    return out_JN
 
 
 def _reference(
@@ -162,6 +144,12 @@ def _reference(
     out_JN = torch.empty(len(x_JK), weight_GNK.shape[1])
     for group, (first, end) in enumerate(pairwise(starts)):
         if first < end:
-            sums_JN = torch._int_mm(numbers_JK[first:end], weight_GNK[group].t())
+            sums_JN = _integer_product(numbers_JK[first:end], weight_GNK[group].t())
             out_JN[first:end] = sums_JN.float() * (steps_J1[first:end] * scale_GN1[group].t())
     return out_JN
+
+
+def _integer_product(a_JK: Tensor, b_KN: Tensor) -> Tensor:
+    if a_JK.shape[1] == 1:  # where torch._int_mm of PyTorch 2.13 gives wrong numbers on CPUs
+        return a_JK.int() * b_KN.int()
+    return torch._int_mm(a_JK, b_KN)

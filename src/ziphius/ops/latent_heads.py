@@ -6,6 +6,7 @@ split, a rotation, an expansion, a concatenation and a transposition.
 Shapes: B sequences, T tokens, N heads, P no-rope, R rope, r = R/2, H = P + R, V value.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native.heads import latent_keys, latent_keys_backward, latent_queries
 from ziphius.ops.rotary import rotate_pairs
 
 
@@ -48,43 +50,20 @@ def key_value_heads(expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int) -> tup
 class _QueryHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query_BTNH: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
-        batch, tokens, heads, width = query_BTNH.shape
         # One row of angles may serve all sequences.
-        cos_BTr, sin_BTr = cos_BTr.expand(batch, -1, -1), sin_BTr.expand(batch, -1, -1)
-        ctx.save_for_backward(cos_BTr, sin_BTr)
-        out_BNTH = query_BTNH.new_empty(batch, heads, tokens, width)
-        _move_queries(query_BTNH.contiguous(), out_BNTH, cos_BTr, sin_BTr, query_BTNH.shape, 0)
-        return out_BNTH
+        angles = [x.expand(len(query_BTNH), -1, -1) for x in (cos_BTr, sin_BTr)]
+        ctx.save_for_backward(*angles)
+        return _moved(query_BTNH, angles, backward=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor, None, None]:
-        cos_BTr, sin_BTr = ctx.saved_tensors
-        batch, heads, tokens, width = grad_BNTH.shape
-        grad_BTNH = grad_BNTH.new_empty(batch, tokens, heads, width)
-        _move_queries(grad_BNTH.contiguous(), grad_BTNH, cos_BTr, sin_BTr, grad_BTNH.shape, 1)
-        return grad_BTNH, None, None
+        return _moved(grad_BNTH, ctx.saved_tensors, backward=True), None, None
 
 
-def _move_queries(
-    source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, shape: torch.Size, backward: int
-) -> None:
-    batch, tokens, heads, width = shape
-    rope = 2 * cos.shape[-1]
-    native.call(
-        "latent_queries",
-        native.SUFFIXES[source.dtype],
-        source,
-        target,
-        cos.contiguous(),
-        sin.contiguous(),
-        batch,
-        tokens,
-        heads,
-        width - rope,
-        rope,
-        backward,
-    )
+def _moved(x: Tensor, angles: Sequence[Tensor], *, backward: bool) -> Tensor:
+    cos_BTr, sin_BTr = (angle.contiguous() for angle in angles)
+    return latent_queries(x.contiguous(), cos_BTr, sin_BTr, backward=backward)
 
 
 class _KeyValueHeads(torch.autograd.Function):
@@ -92,37 +71,14 @@ class _KeyValueHeads(torch.autograd.Function):
     def forward(
         ctx: Any, expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int
     ) -> tuple[Tensor, Tensor]:
-        batch, tokens, heads, width = expanded_BTNX.shape
-        rope = shared_BTR.shape[-1]
-        ctx.sizes = (batch, tokens, heads, nope, rope, width - nope)
-        key_BNTH = expanded_BTNX.new_empty(batch, heads, tokens, nope + rope)
-        value_BNTV = expanded_BTNX.new_empty(batch, heads, tokens, width - nope)
-        native.call(
-            "latent_keys",
-            native.SUFFIXES[expanded_BTNX.dtype],
-            expanded_BTNX.contiguous(),
-            shared_BTR.to(expanded_BTNX.dtype).contiguous(),
-            key_BNTH,
-            value_BNTV,
-            *ctx.sizes,
-        )
-        return key_BNTH, value_BNTV
+        ctx.nope = nope
+        shared_BTR = shared_BTR.to(expanded_BTNX.dtype).contiguous()
+        return latent_keys(expanded_BTNX.contiguous(), shared_BTR, nope)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_key_BNTH: Tensor, grad_value_BNTV: Tensor
     ) -> tuple[Tensor, Tensor, None]:
-        batch, tokens, heads, nope, rope, value = ctx.sizes
-        grad_expanded_BTNX = grad_key_BNTH.new_empty(batch, tokens, heads, nope + value)
-        grad_shared_BTR = grad_key_BNTH.new_empty(batch, tokens, rope)
-        native.call(
-            "latent_keys_backward",
-            native.SUFFIXES[grad_key_BNTH.dtype],
-            grad_key_BNTH.contiguous(),
-            grad_value_BNTV.contiguous(),
-            grad_expanded_BTNX,
-            grad_shared_BTR,
-            *ctx.sizes,
-        )
-        return grad_expanded_BTNX, grad_shared_BTR, None
+        grads = (grad_key_BNTH.contiguous(), grad_value_BNTV.contiguous())
+        return *latent_keys_backward(*grads, ctx.nope), None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native.dense import dense, dense_gradient
 from ziphius.ops.precision import compute_dtype
 
 CACHED = 2**19
@@ -36,16 +37,16 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_XI: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
-        x_MI = x_XI.to(dtype).reshape(-1, x_XI.shape[-1])
+        x_MI = as_rows(x_XI.to(dtype))
         ctx.save_for_backward(x_MI, weight_OI)
         ctx.input = x_XI.shape, x_XI.dtype
-        return project(x_MI, weight_OI).view(*x_XI.shape[:-1], -1)
+        return project(x_MI, weight_OI).view(*x_XI.shape[:-1], len(weight_OI))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_XO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_MI, weight_OI = ctx.saved_tensors
-        grad_MO = grad_XO.reshape(len(x_MI), -1)
+        grad_MO = as_rows(grad_XO)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             shape, dtype = ctx.input
@@ -55,30 +56,23 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+def as_rows(x_XI: Tensor) -> Tensor:
+    """Return the rows one below the other, [M, I], where there is none too."""
+    return x_XI.reshape(x_XI.shape[:-1].numel(), x_XI.shape[-1])
+
+
 def project(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x W^T in the dtype of x, [M, O]."""
-    return _product(x_MI, weight_OI, weight_OI.shape[0], (1, weight_OI.shape[1]))
+    return dense(x_MI.contiguous(), weight_OI.contiguous(), transposed=True)
 
 
 def project_back(grad_MO: Tensor, weight_OI: Tensor) -> Tensor:
     """Return grad W in the dtype of grad, [M, I]."""
-    return _product(grad_MO, weight_OI, weight_OI.shape[1], (weight_OI.shape[1], 1))
+    return dense(grad_MO.contiguous(), weight_OI.contiguous(), transposed=False)
 
 
 def weight_gradient(grad_MO: Tensor, x_MI: Tensor) -> Tensor:
     """Return grad^T x, [O, I]; of bfloat16 in float32."""
     if x_MI.dtype == torch.float32:  # a library is as fast
         return grad_MO.t() @ x_MI
-    rows, in_width = x_MI.shape
-    out_OI = torch.empty(grad_MO.shape[1], in_width, dtype=torch.float32)
-    tensors = (grad_MO.contiguous(), x_MI.contiguous(), out_OI)
-    native.call("dense_gradient", "b", *tensors, rows, in_width, len(out_OI))
-    return out_OI
-
-
-def _product(x_MI: Tensor, weight: Tensor, out_width: int, strides: tuple[int, int]) -> Tensor:
-    out_MO = torch.empty(len(x_MI), out_width, dtype=x_MI.dtype)
-    kinds = native.SUFFIXES[x_MI.dtype] + native.SUFFIXES[weight.dtype]
-    tensors = (x_MI.contiguous(), weight.contiguous(), out_MO)
-    native.call("dense", kinds, *tensors, *x_MI.shape, out_width, *strides)
-    return out_MO
+    return dense_gradient(grad_MO.contiguous(), x_MI.contiguous())

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native import pointwise
 from ziphius.ops.precision import compute_dtype
 
 LOGITS_BLOCK, ACCELERATOR_LOGITS_BLOCK = 4 * 2**20, 256 * 2**20
@@ -143,29 +144,16 @@ def _head_losses(
     return nothing, torch.zeros_like(nothing)
 
 
-def _cross_entropy_(
-    logits_XW: Tensor, targets_X: Tensor, losses_X: Tensor, normalizers_X: Tensor
-) -> None:
-    """Fill losses and normalizers of a block, and put p - target in the place of its logits."""
+def _cross_entropy_(logits_XW: Tensor, targets_X: Tensor) -> tuple[Tensor, Tensor]:
+    """Return losses and normalizers of a block, and put p - target in the place of its logits."""
     if native.serves(logits_XW):
-        native.call(
-            "cross_entropy",
-            native.SUFFIXES[logits_XW.dtype],
-            logits_XW,
-            targets_X.contiguous(),
-            losses_X,
-            normalizers_X,
-            1.0,
-            *logits_XW.shape,
-        )
-        return
+        return pointwise.cross_entropy(logits_XW, targets_X.contiguous())
     targets_X1, scaled_XW = targets_X.unsqueeze(1), logits_XW.float()
     chosen_X1 = scaled_XW.gather(1, targets_X1)
     logprobs_XW = scaled_XW.log_softmax(dim=1)
     losses_X1 = -logprobs_XW.gather(1, targets_X1)
-    losses_X.copy_(losses_X1.squeeze(1))
-    normalizers_X.copy_((losses_X1 + chosen_X1).squeeze(1))
     logits_XW.copy_(logprobs_XW.exp_().scatter_add_(1, targets_X1, -torch.ones_like(chosen_X1)))
+    return losses_X1.squeeze(1), (losses_X1 + chosen_X1).squeeze(1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -203,7 +191,7 @@ class _HeadLosses(torch.autograd.Function):
         for rows in _blocks(hidden, len(weight)):
             first = rows.start == 0
             logits = torch.mm(hidden[rows], weight.t())
-            _cross_entropy_(logits, targets_X[rows], losses_X[rows], normalizers_X[rows])
+            losses_X[rows], normalizers_X[rows] = _cross_entropy_(logits, targets_X[rows])
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
             _add_product(grads_WD[0], logits.t(), hidden[rows], first=first)
             if squares:

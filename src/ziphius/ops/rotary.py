@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
+from ziphius.ops.native.heads import rotate
 
 
 def rotate_pairs(x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor) -> Tensor:
@@ -46,31 +47,10 @@ class _Rotate(torch.autograd.Function):
         angles = [x.expand(x_BTNR.shape[0], -1, -1).contiguous() for x in (cos_BTr, sin_BTr)]
         ctx.save_for_backward(*angles)
         ctx.halves = halves
-        return _rotated(x_BTNR, *angles, halves=halves, backward=False)
+        return rotate(x_BTNR, *angles, halves=halves, backward=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BTNR: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = _rotated(grad_BTNR, *ctx.saved_tensors, halves=ctx.halves, backward=True)
+        grad = rotate(grad_BTNR, *ctx.saved_tensors, halves=ctx.halves, backward=True)
         return grad, None, None, None
-
-
-def _rotated(
-    x_BTNR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, halves: bool, backward: bool
-) -> Tensor:
-    batch, tokens, heads, width = x_BTNR.shape
-    rows_MX = x_BTNR.flatten(2).flatten(0, 1)  # a view of the columns of a projection stays one
-    if rows_MX.stride(1) != 1:
-        rows_MX = rows_MX.contiguous()
-    out_BTNR = torch.empty(x_BTNR.shape, dtype=x_BTNR.dtype)
-    native.call(
-        "rotate",
-        native.SUFFIXES[x_BTNR.dtype],
-        rows_MX,
-        out_BTNR,
-        cos_BTr,
-        sin_BTr,
-        *(batch * tokens, heads, width // 2, rows_MX.stride(0)),
-        *(halves, backward),
-    )
-    return out_BTNR

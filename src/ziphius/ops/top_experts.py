@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ziphius.ops import native
+from ziphius.ops.native import routing
 
 
 def top_experts(
@@ -25,16 +26,9 @@ def top_experts(
         judges: best experts of a group whose scores are summed to judge it.
     """
     if native.serves(scores_ME) and scores_ME.dtype == torch.float32:
-        tokens, experts = scores_ME.shape
-        chosen_MK = scores_ME.new_empty(tokens, top_k, dtype=torch.int64)
-        native.call(
-            "top_experts",
-            "",
-            scores_ME.contiguous(),
-            chosen_MK,
-            *(tokens, experts, groups, top_groups, judges, top_k),
+        return routing.top_experts(
+            scores_ME.contiguous(), top_k, groups=groups, top_groups=top_groups, judges=judges
         )
-        return chosen_MK
     if top_groups < groups:
         grouped_MGX = scores_ME.unflatten(1, (groups, -1))
         group_scores_MG = grouped_MGX.topk(judges, dim=-1).values.sum(dim=-1)

@@ -1,6 +1,6 @@
 """`ops/int8.py`: the integers are those of an exact product, in every form; bounds of errors."""
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from ziphius.ops.int8 import (
     int8_linear,
     quantize_rows,
 )
+from ziphius.ops.native import int8
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -35,12 +36,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "twin":
         monkeypatch.setattr(native, "serves", lambda *tensors: False)
     elif request.param == "loops":
-        call = native.call
-
-        def without_tiles(kernel: str, *arguments: Any) -> None:
-            call(kernel, *((*arguments[:-1], 0) if kernel == "int8_linear" else arguments))
-
-        monkeypatch.setattr(native, "call", without_tiles)
+        monkeypatch.setattr(int8, "int8_linear", partial(int8.int8_linear, tiles=False))
     return str(request.param)
 
 

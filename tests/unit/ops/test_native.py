@@ -1,13 +1,12 @@
 """Every native kernel against its PyTorch twin, in float32 and bfloat16, values and gradients."""
 
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.twins import BOUNDS, assert_equal_within, draw
 from ziphius.ops import native
 from ziphius.ops.attention import attend
 from ziphius.ops.experts import routed_experts
@@ -23,81 +22,7 @@ from ziphius.ops.top_experts import top_experts
 pytestmark = pytest.mark.skipif(
     not native.serves(torch.zeros(1)), reason=f"native kernels {native.status()}"
 )
-# float32: the order of sums. bfloat16: both sides round, the twin at every step between.
-BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def both_ways(monkeypatch, function, inputs):
-    """Return outputs and gradients of the kernels and of the twin, as float32 tensors."""
-    results = []
-    for twin in (False, True):
-        leaves = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
-        with monkeypatch.context() as patch:
-            if twin:
-                patch.setattr(native, "serves", lambda *tensors: False)
-            outputs = function(*leaves)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            torch.autograd.backward(
-                outputs, [draw(*out.shape, dtype=out.dtype, seed=9) for out in outputs]
-            )
-        grads = [leaf.grad for leaf in leaves if leaf.requires_grad]
-        results.append([x.detach().float() for x in (*outputs, *grads)])
-    return results
-
-
-def assert_equal_within(monkeypatch, function, inputs, bound):
-    ours, twins = both_ways(monkeypatch, function, inputs)
-    for own, twin in zip(ours, twins, strict=True):
-        assert own.isfinite().all()
-        assert (own - twin).norm() <= bound * twin.norm(), (own - twin).norm() / twin.norm()
-
-
-def test_kernels_run_here_unless_switched_off(monkeypatch):
-    assert native.status().startswith("on")
-    monkeypatch.setenv(native.SWITCH, "off")
-    native._build.cache_clear()
-    assert native.status() == "off: ZIPHIUS_NATIVE=off"
-    native._build.cache_clear()
-
-
-def test_no_compiler_is_said_not_hidden(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    native._build.cache_clear()
-    assert "no C++ compiler" in native.status()
-    native._build.cache_clear()
-
-
-def test_a_cache_that_cannot_be_used_is_said_not_hidden(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "file" / "cache"))
-    native._build.cache_clear()
-    assert native.status().startswith("off: ")
-    assert "cache" in native.status()
-    native._build.cache_clear()
-
-
-@pytest.mark.parametrize("size", [0, 100, None])
-def test_a_library_that_was_cut_is_compiled_anew(monkeypatch, tmp_path, size):
-    compiled = []
-
-    def compiler(words, **_):
-        if "-o" in words:
-            compiled.append(words)
-            Path(words[words.index("-o") + 1]).write_bytes(b"code" * 100)
-        return SimpleNamespace(returncode=0, stdout="12")
-
-    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path))
-    monkeypatch.setattr(native.subprocess, "run", compiler)
-    path, _ = native._compiled([], "g++")
-    path.write_bytes((b"code" * 100)[:size])
-    assert native._compiled([], "g++") == (path, "on: compiled by g++")
-    assert path.read_bytes() == b"code" * 100
-    assert len(compiled) == (1 if size is None else 2)
 
 
 @DTYPES

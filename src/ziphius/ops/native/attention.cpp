@@ -69,11 +69,11 @@ void attention_forward(const T* query, const T* key, const T* value, const uint8
                         store(p + j, prob);
                         sum += prob;
                     }
-                    std::memset(static_cast<void*>(p + whole), 0, sizeof(T) * (seen - whole));
-                    inverse[i] = 1.0f / sum;
+                    clear(p + whole, seen - whole);
+                    inverse[i] = sum > 0 ? 1.0f / sum : 0.0f;  // a row that sees nothing is 0
                     lse[at + i] = scale * top + std::log(sum);
                 }
-                std::memset(static_cast<void*>(probs + count * seen), 0, sizeof(T) * (rows - count) * seen);
+                clear(probs + count * seen, (rows - count) * seen);
                 multiply(rows, Vp, seen, probs, seen, value_rows, Sp, sums, Vp);
                 for (int64_t i = 0; i < count; i++) {
                     float* from = sums + i * Vp;
@@ -121,8 +121,8 @@ void attention_backward(const T* query, const T* key, const T* value, const T* o
                 multiply(rows, seen, terms<T>(width), query_rows, Hp, across_keys, Hp, scores, seen);
                 multiply(rows, seen, terms<T>(value_width), grad_rows, Vp, across_values, Vp, grad_probs,
                          seen);
-                std::memset(static_cast<void*>(probs), 0, sizeof(T) * rows * seen);
-                std::memset(static_cast<void*>(deltas), 0, sizeof(T) * rows * seen);
+                clear(probs, rows * seen);
+                clear(deltas, rows * seen);
                 for (int64_t i = 0; i < count; i++) {
                     const T *o = out + (at + i) * value_width, *g = grad + (at + i) * value_width;
                     float delta = 0, own_lse = lse[at + i];

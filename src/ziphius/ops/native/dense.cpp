@@ -56,8 +56,12 @@ void dense(const T* x, const W* weight, T* out, int64_t rows, int64_t in_width, 
     }
 }
 
-// out[O, I] = grad[M, O]^T x[M, I]. Threads share out the longer side of `out`, so each sum is one thread's.
+// out[O, I] = grad[M, O]^T x[M, I]; zeros of no rows. Threads share out the longer side of `out`, so each sum is one thread's.
 void dense_gradient(const bf16* grad, const bf16* x, float* out, int64_t rows, int64_t in_width, int64_t out_width) {
+    if (rows == 0) {
+        std::fill(out, out + out_width * in_width, 0.0f);
+        return;
+    }
 #pragma omp parallel
     {
         static thread_local std::vector<bf16> grad_memory, packed_memory, turned_memory;

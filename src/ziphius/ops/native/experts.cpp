@@ -9,6 +9,7 @@
 // Fp are padded to multiples of UNIT.
 
 #include "gemm.h"
+#include "indices.h"
 
 #include <omp.h>
 
@@ -35,22 +36,23 @@ template <class T>
 void gather(const T* rows, const int64_t* pairs, const Block& block, int64_t per_token, int64_t width, T* to) {
     int64_t stride = padded(width), count = block.end - block.start;
     for (int64_t i = 0; i < count; i++) {
-        std::memcpy(static_cast<void*>(to + i * stride), rows + pairs[block.start + i] / per_token * width,
-                    sizeof(T) * width);
-        std::memset(static_cast<void*>(to + i * stride + width), 0, sizeof(T) * (stride - width));
+        copy(rows + pairs[block.start + i] / per_token * width, width, to + i * stride);
+        clear(to + i * stride + width, stride - width);
     }
-    std::memset(static_cast<void*>(to + count * stride), 0, sizeof(T) * (padded(count) - count) * stride);
+    clear(to + count * stride, (padded(count) - count) * stride);
 }
 
 // gate_up[z] = gate and up of pair z, unless it is null; out[z] = its expert's output, not yet weighted.
 template <class T, class W>
-void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
-                     const W* down_weights, T* gate_up, T* out, int64_t per_token, int64_t experts,
-                     int64_t hidden, int64_t width) {
+int64_t experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, const W* gate_up_weights,
+                        const W* down_weights, T* gate_up, T* out, int64_t tokens, int64_t per_token,
+                        int64_t kept, int64_t experts, int64_t hidden, int64_t width) {
+    if (!are_starts(offsets, experts, kept) || !all_below(pairs, kept, tokens * per_token)) return OUT_OF_RANGE;
     int64_t Dp = padded(hidden), Fp = padded(width);
     int64_t first_size = Dp * 2 * Fp, size = first_size + Fp * Dp;
     // Experts are packed in waves, so that a layer of many large ones is never held twice.
-    int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(experts, PACKED_BYTES / (sizeof(T) * size)));
+    int64_t bytes = std::max<int64_t>(1, sizeof(T) * size);  // a width may be 0
+    int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(experts, PACKED_BYTES / bytes));
     static thread_local std::vector<T> packed_memory;
     T* packed = scratch(packed_memory, at_once * size);
 #pragma omp parallel
@@ -98,15 +100,18 @@ void experts_forward(const T* x, const int64_t* pairs, const int64_t* offsets, c
             }
         }
     }
+    return FINE;
 }
 
 // From the gradient of each token's weighted sum: grad_rows[z] for its input, the gradient of each
 // pair's weight, and of all experts' weights.
 template <class T, class W>
-void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets,
-                      const float* pair_weights, const T* gate_up, const W* gate_up_weights,
-                      const W* down_weights, T* grad_rows, float* grad_pair_weights, float* grad_gate_up,
-                      float* grad_down, int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {
+int64_t experts_backward(const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets,
+                         const float* pair_weights, const T* gate_up, const W* gate_up_weights,
+                         const W* down_weights, T* grad_rows, float* grad_pair_weights, float* grad_gate_up,
+                         float* grad_down, int64_t tokens, int64_t per_token, int64_t kept, int64_t experts,
+                         int64_t hidden, int64_t width) {
+    if (!are_starts(offsets, experts, kept) || !all_below(pairs, kept, tokens * per_token)) return OUT_OF_RANGE;
     int64_t Dp = padded(hidden), Fp = padded(width);
 #pragma omp parallel
     {
@@ -123,8 +128,8 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
         for (int64_t e = 0; e < experts; e++) {
             float *to_first = grad_gate_up + e * 2 * width * hidden, *to_second = grad_down + e * hidden * width;
             if (offsets[e] == offsets[e + 1]) {
-                std::memset(to_first, 0, sizeof(float) * 2 * width * hidden);
-                std::memset(to_second, 0, sizeof(float) * hidden * width);
+                clear(to_first, 2 * width * hidden);
+                clear(to_second, hidden * width);
                 continue;
             }
             const W *gate_weights = gate_up_weights + e * 2 * width * hidden, *up_weights = gate_weights + width * hidden;
@@ -142,8 +147,8 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                 int64_t count = block.end - start, rows = padded(count);
                 gather(grad, pairs, block, per_token, hidden, grad_out);
                 multiply(rows, Fp, Dp, grad_out, Dp, second, Dp, sums, Fp);
-                std::memset(static_cast<void*>(delta), 0, sizeof(T) * rows * 2 * Fp);
-                std::memset(static_cast<void*>(inner), 0, sizeof(T) * rows * Fp);
+                clear(delta, rows * 2 * Fp);
+                clear(inner, rows * Fp);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t pair = pairs[start + i];
                     const float* from = sums + i * Fp;
@@ -181,25 +186,28 @@ void experts_backward(const T* grad, const T* x, const int64_t* pairs, const int
                         to_second[j * width + i] = second_sums[i * Dp + j];
         }
     }
+    return FINE;
 }
 
 }  // namespace
 
 extern "C" {
-#define EXPERTS(suffix, T, W)                                                                            \
-    void experts_forward_##suffix(const T* x, const int64_t* pairs, const int64_t* offsets, const W* first, \
-                                  const W* second, T* gate_up, T* out, int64_t per_token,                \
-                                  int64_t experts, int64_t hidden, int64_t width) {                       \
-        experts_forward(x, pairs, offsets, first, second, gate_up, out, per_token, experts, hidden,      \
-                        width);                                                                           \
+#define EXPERTS(suffix, T, W)                                                                             \
+    int64_t experts_forward_##suffix(const T* x, const int64_t* pairs, const int64_t* offsets,            \
+                                     const W* first, const W* second, T* gate_up, T* out, int64_t tokens, \
+                                     int64_t per_token, int64_t kept, int64_t experts, int64_t hidden,    \
+                                     int64_t width) {                                                     \
+        return experts_forward(x, pairs, offsets, first, second, gate_up, out, tokens, per_token, kept,   \
+                               experts, hidden, width);                                                   \
     }                                                                                                     \
-    void experts_backward_##suffix(const T* grad, const T* x, const int64_t* pairs,                       \
-                                   const int64_t* offsets, const float* pair_weights, const T* gate_up,  \
-                                   const W* first, const W* second, T* grad_rows,                         \
-                                   float* grad_pair_weights, float* grad_first, float* grad_second,      \
-                                   int64_t per_token, int64_t experts, int64_t hidden, int64_t width) {   \
-        experts_backward(grad, x, pairs, offsets, pair_weights, gate_up, first, second, grad_rows,        \
-                         grad_pair_weights, grad_first, grad_second, per_token, experts, hidden, width);  \
+    int64_t experts_backward_##suffix(                                                                    \
+        const T* grad, const T* x, const int64_t* pairs, const int64_t* offsets, const float* pair_weights, \
+        const T* gate_up, const W* first, const W* second, T* grad_rows, float* grad_pair_weights,        \
+        float* grad_first, float* grad_second, int64_t tokens, int64_t per_token, int64_t kept,           \
+        int64_t experts, int64_t hidden, int64_t width) {                                                 \
+        return experts_backward(grad, x, pairs, offsets, pair_weights, gate_up, first, second, grad_rows, \
+                                grad_pair_weights, grad_first, grad_second, tokens, per_token, kept,      \
+                                experts, hidden, width);                                                  \
     }
 EXPERTS(ff, float, float)
 EXPERTS(bf, bf16, float)

@@ -103,7 +103,7 @@ void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k,
     for (int64_t first = 0; first < n; first += UNIT, target += depth * UNIT) {
         int64_t columns = std::min(UNIT, n - first);
         const S* from = source + first * column_stride;
-        if (columns < UNIT || k < depth) std::memset(target, 0, sizeof(float) * depth * UNIT);
+        if (columns < UNIT || k < depth) clear(target, depth * UNIT);
         if (column_stride == 1) {
             for (int64_t i = 0; i < k; i++)
                 for (int64_t j = 0; j < columns; j++) target[i * UNIT + j] = from[i * row_stride + j];
@@ -120,7 +120,7 @@ void pack(const S* source, int64_t row_stride, int64_t column_stride, int64_t k,
     for (int64_t first = 0; first < n; first += UNIT, pairs += depth / 2 * UNIT) {
         int64_t columns = std::min(UNIT, n - first);
         const S* from = source + first * column_stride;
-        if (columns < UNIT || k < depth) std::memset(pairs, 0, sizeof(uint32_t) * depth / 2 * UNIT);
+        if (columns < UNIT || k < depth) clear(pairs, depth / 2 * UNIT);
         if (column_stride == 1) {
             for (int64_t i = 0; i + 1 < k; i += 2) {
                 const S *even = from + i * row_stride, *odd = even + row_stride;
@@ -359,9 +359,8 @@ void store_row(const float* from, T* to, int64_t width) {
 template <class T>
 void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to) {
     int64_t stride = padded(width);
-    std::memset(static_cast<void*>(to), 0, sizeof(T) * padded(rows) * stride);
-    for (int64_t i = 0; i < rows; i++)
-        std::memcpy(static_cast<void*>(to + i * stride), from + i * from_stride, sizeof(T) * width);
+    clear(to, padded(rows) * stride);
+    for (int64_t i = 0; i < rows; i++) copy(from + i * from_stride, width, to + i * stride);
 }
 
 // Where a product is written: straight to its place if that needs neither rounding nor padding, else to `sums`.

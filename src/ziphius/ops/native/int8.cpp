@@ -7,6 +7,8 @@
 // them, [N, K] row by row: a tile holds 16 of those rows, so it is the activations, few and made
 // here, that are laid out for the tile product, and results leave a tile transposed.
 
+#include "indices.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -321,12 +323,12 @@ extern "C" {
 // Rows [starts[g], starts[g + 1]) of x [rows, K] times weights [g] of [groups, N, K], with scales
 // [groups, N]; without starts there is one group. A bias [N] is for all of them. `tiles` 0 takes the
 // plain loops.
-void int8_linear_f(const void* x, int64_t rows, const void* starts, int64_t groups,
-                   const void* weight, const void* scale, const void* bias, void* out, int64_t N,
-                   int64_t K, int tiles) {
-    linear(static_cast<const float*>(x), rows, static_cast<const int64_t*>(starts), groups,
-           static_cast<const int8_t*>(weight), static_cast<const float*>(scale),
-           static_cast<const float*>(bias), static_cast<float*>(out), N, K, tiles && has_tiles());
+int64_t int8_linear(const float* x, int64_t rows, const int64_t* starts, int64_t groups,
+                    const int8_t* weight, const float* scale, const float* bias, float* out, int64_t N,
+                    int64_t K, int tiles) {
+    if (starts && !are_starts(starts, groups, rows)) return OUT_OF_RANGE;
+    linear(x, rows, starts, groups, weight, scale, bias, out, N, K, tiles && has_tiles());
+    return FINE;
 }
 
 } // extern "C"

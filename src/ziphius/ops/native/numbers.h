@@ -29,6 +29,16 @@ inline void store(bf16* p, float x) {
     p->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
+// memcpy and memset of numbers; where there are none, pointers may be null, as those of empty tensors are.
+template <class T>
+inline void copy(const T* from, int64_t count, T* to) {
+    if (count) std::memcpy(static_cast<void*>(to), from, sizeof(T) * count);
+}
+template <class T>
+inline void clear(T* to, int64_t count) {
+    if (count) std::memset(static_cast<void*>(to), 0, sizeof(T) * count);
+}
+
 // exp for vector loops: 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 2e-7.
 inline float fast_exp(float x) {
     x = std::min(std::max(x, -87.0f), 88.0f);

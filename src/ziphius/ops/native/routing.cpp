@@ -1,6 +1,8 @@
 // Which tokens go to which experts: the best experts of each token, and the pairs sorted by expert.
 // ops/top_experts.py and ops/experts.py call it.
 
+#include "indices.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -57,9 +59,11 @@ void top_experts(const float* scores, int64_t* chosen, int64_t tokens, int64_t e
 }
 
 // Sort pairs by expert, those of one expert by token; `slots` is the place of each pair. Pairs of expert
-// number `experts` are dropped: they come last, and their slots are past the end of all others.
-void sort_pairs(const int64_t* chosen, int64_t* pairs, int64_t* slots, int64_t* offsets, int64_t count,
-                int64_t experts) {
+// number `experts` are dropped: they come last, and their slots are past the end of all others. Returns
+// how many are kept.
+int64_t sort_pairs(const int64_t* chosen, int64_t* pairs, int64_t* slots, int64_t* offsets, int64_t count,
+                   int64_t experts) {
+    if (!all_below(chosen, count, experts + 1)) return OUT_OF_RANGE;
     std::fill(offsets, offsets + experts + 1, 0);
     for (int64_t z = 0; z < count; z++)
         if (chosen[z] < experts) offsets[chosen[z] + 1]++;
@@ -70,5 +74,6 @@ void sort_pairs(const int64_t* chosen, int64_t* pairs, int64_t* slots, int64_t* 
         pairs[slot] = z;
         slots[z] = slot;
     }
+    return offsets[experts];
 }
 }

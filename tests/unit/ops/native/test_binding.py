@@ -1,0 +1,341 @@
+"""`ops/native/`: declarations are those of the C++ code; what a kernel cannot read is refused."""
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.twins import draw
+from tests.unit.ops.native.test_sizes import KERNELS
+from ziphius.ops import native
+from ziphius.ops.native import attention, build, dense, experts, heads, int8, pointwise, routing
+from ziphius.ops.native.binding import Kernel, address, row_address
+
+FOLDER = Path(build.__file__).parent
+SOURCES = sorted(FOLDER.glob("*.cpp"))
+C_TYPES = {"f": "float", "b": "bf16"}
+here = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
+
+
+def declared(kernel: Kernel) -> list[str]:
+    """Write the declaration of each symbol of a kernel, as the Python side understands it."""
+    lines = []
+    for kind in kernel.kinds.values():
+        parameters = kernel.parameters
+        for letter, dtype in zip("TU", (kind[:1], kind[1:]), strict=True):
+            parameters = re.sub(rf"\b{letter}\b", C_TYPES.get(dtype, "?"), parameters)
+        lines.append(f"{kernel.returns} {kernel.symbol(kind)}({parameters});")
+    return lines
+
+
+@here
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_declarations_are_those_of_the_code(source: Path, tmp_path: Path) -> None:
+    """C++ refuses a second declaration of a C function that differs from the first in any type."""
+    text = source.read_text()
+    kernels = [
+        kernel
+        for kernel in KERNELS.values()
+        if re.search(rf"\b{kernel.name}(_##suffix|_b)?\(", text[text.index('extern "C"') :])
+    ]
+    assert kernels
+    lines = [line for kernel in kernels for line in declared(kernel)]
+    again = tmp_path / "again.cpp"
+    again.write_text(f'#include "{source}"\nextern "C" {{\n' + "\n".join(lines) + "\n}\n")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    assert compiler is not None
+    words = [compiler, *build.COMMON_FLAGS, "-fsyntax-only", str(again)]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+def test_every_kernel_of_the_code_has_one_declaration() -> None:
+    exported = set()
+    for source in SOURCES:
+        text = source.read_text()
+        part = text[text.index('extern "C"') :]
+        exported |= set(re.findall(r"^ *(?:void|int64_t) (\w+?)(?:_##suffix|_b)?\(", part, re.M))
+    assert exported == KERNELS.keys()
+
+
+def test_addresses_are_given_out_by_one_file() -> None:
+    """A call site that took a tensor's address itself would go round the checks."""
+    found = set()
+    for path in FOLDER.parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "data_ptr":
+                found.add(path.name)
+    assert found == {"binding.py"}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "complaint"),
+    [
+        (torch.zeros(2, 3, dtype=torch.float64), "got a Tensor of float64"),
+        (torch.zeros(3, 2), r"\[3, 2\]"),
+        (torch.zeros(3, 2).t(), r"strides \[1, 2\]"),
+        (torch.zeros(2, 3, device="meta"), "on meta"),
+        (torch.zeros(2, 3).to_sparse(), "sparse"),
+        (torch.zeros(1, 3).expand(2, 3), r"strides \[0, 1\]"),
+    ],
+)
+def test_a_tensor_that_is_something_else_is_refused(tensor: Tensor, complaint: str) -> None:
+    for give in (address, row_address):
+        with pytest.raises(ValueError, match=f"^rows: a kernel needs float32 .*{complaint}"):
+            give("rows", tensor, torch.float32, (2, 3))
+
+
+class Elsewhere(Tensor):
+    """A tensor whose numbers another one holds, as those of DTensor: its address is null."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *call: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_tensor_without_memory_is_refused() -> None:
+    elsewhere = Tensor._make_wrapper_subclass(Elsewhere, (2, 3), dtype=torch.float32)
+    with pytest.raises(ValueError, match="got a Elsewhere of float32"):
+        address("rows", elsewhere, torch.float32, (2, 3))
+
+
+def test_columns_of_wider_rows_have_a_stride() -> None:
+    wide = torch.zeros(4, 10)
+    place, stride = row_address("rows", wide[:, 2:5], torch.float32, (4, 3))
+    assert (place, stride) == (wide.data_ptr() + 2 * 4, 10)
+    assert row_address("rows", wide, torch.float32, (4, 10)) == (wide.data_ptr(), 10)
+
+
+Call = tuple[Callable[..., Any], dict[str, Tensor]]
+
+
+def calls() -> dict[str, Call]:
+    """A call of each wrapper that works, its tensors by name."""
+    x, weight = draw(6, 8), draw(8)
+    angles = {"cos_BTr": draw(2, 3, 2), "sin_BTr": draw(2, 3, 2)}
+    chosen = draw(6, 4).topk(2).indices
+    order = routing.sort_pairs(chosen, 4)
+    gate_up, down, pair_weights = draw(4, 10, 8), draw(4, 8, 5), draw(6, 2)
+    _, kept = experts.experts_forward(x, order, gate_up, down, keep=True)
+    assert kept is not None
+    query, key, value = draw(2, 3, 5, 8), draw(2, 3, 5, 8), draw(2, 3, 5, 4)
+    mask = torch.ones(2, 5, 5, dtype=torch.bool)
+    attended, lse = attention.attention_forward(query, key, value, mask, is_causal=True, scale=1.0)
+    qkv = {"query_BNTH": query, "key_BNSH": key, "value_BNSV": value, "mask_BTS": mask}
+    options: dict[str, Any] = {"is_causal": True, "scale": 1.0}
+    numbers = torch.ones(2, 3, 8, dtype=torch.int8)
+
+    def sorted_by(pairs_Z: Tensor, slot_MK: Tensor, offsets: Tensor) -> routing.SortedPairs:
+        return routing.SortedPairs(pairs_Z, slot_MK, offsets, order.kept)
+
+    parts = {"pairs_Z": order.pairs_Z, "offsets": order.offsets}
+    through = {"x_MD": x, "gate_up_E2FD": gate_up, "down_EDF": down}
+    back = through | {"grad_MD": draw(6, 8), "weights_MK": pair_weights, "gate_up_Z2F": kept}
+
+    def forward(pairs_Z: Tensor, offsets: Tensor, **tensors: Tensor) -> Any:
+        parts = sorted_by(pairs_Z, order.slot_MK, offsets)
+        return experts.experts_forward(order=parts, keep=True, **tensors)
+
+    def backward(pairs_Z: Tensor, offsets: Tensor, **tensors: Tensor) -> Any:
+        return experts.experts_backward(order=sorted_by(pairs_Z, order.slot_MK, offsets), **tensors)
+
+    return {
+        "rms_norm": (
+            partial(pointwise.rms_norm, eps=1e-6, dtype=torch.float32),
+            {"x_XD": x, "update_XD": draw(6, 8), "weight_D": weight},
+        ),
+        "rms_norm_backward": (
+            pointwise.rms_norm_backward,
+            {
+                "grad_XD": x,
+                "grad_sum_XD": draw(6, 8),
+                "x_XD": draw(6, 8),
+                "weight_D": weight,
+                "inverse_X": draw(6),
+            },
+        ),
+        "swiglu": (pointwise.swiglu, {"gate_XF": x, "up_XF": draw(6, 8)}),
+        "swiglu_backward": (
+            pointwise.swiglu_backward,
+            {
+                "grad_XF": x,
+                "gate_XF": draw(6, 8),
+                "up_XF": draw(6, 8),
+                "grad_gate_XF": draw(6, 8),
+                "grad_up_XF": draw(6, 8),
+            },
+        ),
+        "combine": (
+            pointwise.combine,
+            {
+                "rows_JD": draw(12, 8),
+                "slot_MK": order.slot_MK,
+                "weights_MK": pair_weights,
+                "base_MD": x,
+            },
+        ),
+        "cross_entropy": (
+            pointwise.cross_entropy,
+            {"logits_XW": draw(6, 8), "targets_X": torch.arange(6)},
+        ),
+        "latent_queries": (
+            partial(heads.latent_queries, backward=False),
+            {"from_": draw(2, 3, 4, 9), **angles},
+        ),
+        "rotate": (
+            partial(heads.rotate, halves=True, backward=False),
+            {"x_BTNR": draw(2, 3, 5, 4), **angles},
+        ),
+        "latent_keys": (
+            partial(heads.latent_keys, nope=5),
+            {"expanded_BTNX": draw(2, 3, 4, 9), "shared_BTR": draw(2, 3, 2)},
+        ),
+        "latent_keys_backward": (
+            partial(heads.latent_keys_backward, nope=5),
+            {"grad_key_BNTH": draw(2, 4, 3, 7), "grad_value_BNTV": draw(2, 4, 3, 6)},
+        ),
+        "top_experts": (
+            partial(routing.top_experts, top_k=2, groups=2, top_groups=1, judges=1),
+            {"scores_ME": x},
+        ),
+        "sort_pairs": (partial(routing.sort_pairs, num_experts=4), {"experts_MK": chosen}),
+        "experts_forward": (forward, through | parts),
+        "experts_backward": (backward, back | parts),
+        "dense": (
+            partial(dense.dense, transposed=True),
+            {"x_MI": x, "weight": draw(4, 8)},
+        ),
+        "dense_gradient": (
+            dense.dense_gradient,
+            {"grad_MO": draw(6, 4).bfloat16(), "x_MI": x.bfloat16()},
+        ),
+        "attention_forward": (partial(attention.attention_forward, **options), qkv),
+        "attention_backward": (
+            partial(attention.attention_backward, **options),
+            qkv | {"out_BNTV": attended, "lse_BNT": lse, "grad_BNTV": draw(2, 3, 5, 4)},
+        ),
+        "int8_linear": (
+            int8.int8_linear,
+            {
+                "x_JK": x,
+                "starts_G1": torch.tensor([0, 2, 6]),
+                "weight_GNK": numbers,
+                "scale_GN1": draw(2, 3, 1),
+                "bias_N": draw(3),
+            },
+        ),
+    }
+
+
+@here
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_tensor_of_each_kernel_is_looked_at(name: str) -> None:
+    """One at a time it gets a wrong dtype or place, gaps, a dimension more or one longer."""
+    function, tensors = calls()[name]
+    function(**tensors)
+    for key, x in tensors.items():
+        wrongs = {
+            "dtype": x.to(torch.int16),
+            "place": x.to("meta"),
+            "gaps": torch.stack((x, x), -1)[..., 0],
+            "dimension": x[None],
+            "longer": torch.cat((x, x[..., -1:]), -1),
+        }
+        if key in FREE.get(name, ()):
+            del wrongs["longer"]
+        for kind, wrong in wrongs.items():
+            if kind == "gaps" and (name, key) == ("rotate", "x_BTNR"):
+                continue  # is made contiguous
+            with pytest.raises(ValueError):  # noqa: PT011
+                function(**tensors | {key: wrong})
+
+
+# The last dimension of these is what gives the kernel its size.
+FREE: dict[str, Sequence[str]] = {
+    "attention_forward": ["value_BNSV"],
+    "cross_entropy": ["logits_XW"],
+    "latent_queries": ["from_"],
+    "latent_keys": ["expanded_BTNX", "shared_BTR"],
+    "latent_keys_backward": ["grad_key_BNTH", "grad_value_BNTV"],
+    "sort_pairs": ["experts_MK"],
+    "dense_gradient": ["grad_MO", "x_MI"],
+}
+
+
+@here
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (
+            lambda: pointwise.cross_entropy(draw(3, 5), torch.tensor([0, 5, 1])),
+            "are 0 to 5; a .* 5",
+        ),
+        (lambda: pointwise.cross_entropy(draw(3, 5), torch.tensor([0, -1, 1])), "are -1 to 1"),
+        (lambda: pointwise.combine(draw(3, 5), torch.tensor([[-1]]), None, None), "begin at -1"),
+        (lambda: routing.sort_pairs(torch.tensor([[0, 4]]), 3), "are 0 to 4; of 3"),
+        (lambda: routing.sort_pairs(torch.tensor([[0, -2]]), 3), "are -2 to 0; of 3"),
+        (lambda: top(groups=3), "8 experts are not cut into 3"),
+        (lambda: top(top_k=5), "no 5 experts in 1 of 2 groups, each of 4"),
+        (lambda: top(judges=5), "judged by 5"),
+        (lambda: in_groups([0, 2]), "do not go from 0 to 3"),
+        (lambda: in_groups([1, 3]), "do not go from 0 to 3"),
+        (lambda: in_groups([0, 4, 3]), "do not go from 0 to 3"),
+        (lambda: in_groups(None, groups=2), "do not say where"),
+        (lambda: through_experts(pairs=[0, 1, 9]), "not in an order"),
+        (lambda: through_experts(offsets=[0, 3, 2]), "not in an order"),
+        (lambda: heads.rotate(draw(1, 1, 1, 3), ANGLE, ANGLE, halves=True, backward=False), "of 3"),
+        (lambda: heads.latent_queries(draw(1, 1, 1, 1), ANGLE, ANGLE, backward=False), "no 2"),
+        (lambda: heads.latent_keys(draw(1, 1, 1, 3), draw(1, 1, 2), 4), "4 of 3"),
+        (lambda: heads.latent_keys_backward(draw(1, 1, 1, 3), draw(1, 1, 1, 2), 4), "4 of 3"),
+        (lambda: causal(3, 4), "3 have 4"),
+        (lambda: dense.dense(draw(2, 3), draw(4, 3).bfloat16(), transposed=True), "dense takes"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(call: Callable[[], Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        call()
+
+
+ANGLE = torch.zeros(1, 1, 1)
+
+
+def top(**changes: int) -> Tensor:
+    options = {"top_k": 2, "groups": 2, "top_groups": 1, "judges": 1} | changes
+    return routing.top_experts(draw(3, 8), **options)
+
+
+def in_groups(starts: list[int] | None, groups: int = 1) -> Tensor:
+    """Three rows through INT8 weights."""
+    groups = len(starts) - 1 if starts else groups
+    weight, scale = torch.ones(groups, 4, 5, dtype=torch.int8), torch.ones(groups, 4, 1)
+    places = None if starts is None else torch.tensor(starts)
+    return int8.int8_linear(draw(3, 5), places, weight, scale, None)
+
+
+def through_experts(pairs: Sequence[int] = (0, 1, 2), offsets: Sequence[int] = (0, 1, 3)) -> Any:
+    """Three tokens, each through one of two experts."""
+    slot_MK = torch.zeros(3, 1, dtype=torch.int64)
+    order = routing.SortedPairs(torch.tensor(pairs), slot_MK, torch.tensor(offsets), 3)
+    return experts.experts_forward(draw(3, 4), order, draw(2, 6, 4), draw(2, 4, 3), keep=False)
+
+
+def causal(queries: int, keys: int) -> Any:
+    query, key = draw(1, 1, queries, 4), draw(1, 1, keys, 4)
+    return attention.attention_forward(query, key, key, None, is_causal=True, scale=1.0)
+
+
+@here
+def test_a_refused_row_of_targets_leaves_the_logits_alone() -> None:
+    logits = draw(3, 5)
+    before = logits.clone()
+    with pytest.raises(ValueError, match="vocabulary of 5"):
+        pointwise.cross_entropy(logits, torch.tensor([0, 1, 5]))
+    assert torch.equal(logits, before)

@@ -1,0 +1,86 @@
+"""`ops/native/build.py`: what is compiled, what is kept, and what is said when it is not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ziphius.core.errors import ConfigError
+from ziphius.ops import native
+from ziphius.ops.native import build
+
+
+@pytest.fixture(autouse=True)
+def _looked_for_anew() -> Iterator[None]:
+    build.outcome.cache_clear()
+    yield
+    build.outcome.cache_clear()
+
+
+@pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
+def test_kernels_run_here_unless_switched_off(monkeypatch):
+    assert native.status().startswith("on")
+    monkeypatch.setenv(native.SWITCH, "off")
+    build.outcome.cache_clear()
+    assert native.status() == "off: ZIPHIUS_NATIVE=off"
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"), [("0", "one of: off, on, sanitize"), ("sanitize", "make sanitize")]
+)
+def test_a_switch_that_would_have_no_effect_is_refused(monkeypatch, value, complaint):
+    monkeypatch.setenv(native.SWITCH, value)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    with pytest.raises(ConfigError, match=complaint):
+        native.status()
+
+
+def test_no_compiler_is_said_not_hidden(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C++ compiler" in native.status()
+
+
+def test_a_cache_that_cannot_be_used_is_said_not_hidden(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / "file" / "cache"))
+    assert native.status().startswith("off: ")
+    assert "cache" in native.status()
+
+
+def test_what_the_compiler_refuses_is_said(monkeypatch, tmp_path):
+    source = tmp_path / "broken.cpp"
+    source.write_text("void work() {\n    std::vector<int> numbers;\n}\n")
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path))
+    compiler = build.shutil.which("g++") or pytest.skip("no g++")
+    path, status = build.compiled([source], compiler, ["-shared"])
+    assert path is None
+    assert "broken.cpp:2" in status  # not the line before, which says in which function
+
+
+@pytest.mark.parametrize("size", [0, 100, None])
+def test_a_library_that_was_cut_is_compiled_anew(monkeypatch, tmp_path, size):
+    compiled = []
+
+    def compiler(words, **_):
+        if "-o" in words:
+            compiled.append(words)
+            Path(words[words.index("-o") + 1]).write_bytes(b"code" * 100)
+        return SimpleNamespace(returncode=0, stdout="12")
+
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path))
+    monkeypatch.setattr(build.subprocess, "run", compiler)
+    path, _ = build.compiled([], "g++", [])
+    path.write_bytes((b"code" * 100)[:size])
+    assert build.compiled([], "g++", []) == (path, "on: compiled by g++")
+    assert path.read_bytes() == b"code" * 100
+    assert len(compiled) == (1 if size is None else 2)
+
+
+def test_other_flags_make_another_library(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path))
+    source = tmp_path / "empty.cpp"
+    source.write_text("")
+    compiler = build.shutil.which("g++") or pytest.skip("no g++")
+    flags = (["-shared", "-O0"], ["-shared", "-O1"])
+    assert len({build.compiled([source], compiler, words)[0] for words in flags}) == 2

@@ -1,0 +1,271 @@
+"""Every native kernel against its PyTorch twin on random sizes, among them odd ones and none.
+
+A tensor that is made here without being filled begins as NaN, so that what a kernel leaves out is
+seen. `make sanitize` runs this file under ASan and UBSan, on more examples.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.examples import examples
+from tests.twins import BOUNDS, assert_equal_within, draw
+from ziphius.ops import logprobs, native
+from ziphius.ops.attention import attend
+from ziphius.ops.experts import routed_experts
+from ziphius.ops.feed_forward import feed_forward
+from ziphius.ops.int8 import grouped_int8_linear, int8_linear, quantize_rows
+from ziphius.ops.latent_heads import key_value_heads, query_heads
+from ziphius.ops.linear import linear
+from ziphius.ops.logprobs import cross_entropy_and_squares
+from ziphius.ops.native import attention, dense, experts, heads, int8, pointwise, routing
+from ziphius.ops.native.binding import Kernel
+from ziphius.ops.rms_norm import add_rms_norm, rms_norm
+from ziphius.ops.rotary import rotate_halves, rotate_pairs
+from ziphius.ops.swiglu import swiglu
+from ziphius.ops.top_experts import top_experts
+
+pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
+EXAMPLES = int(os.environ.get("ZIPHIUS_FUZZ_EXAMPLES", "12"))
+KERNELS = {
+    kernel.name: kernel
+    for module in (attention, dense, experts, heads, int8, pointwise, routing)
+    for kernel in vars(module).values()
+    if isinstance(kernel, Kernel)
+}
+# Blocks and panels of the kernels are 16, 32, 64 and 128 long.
+ROWS = st.one_of(st.integers(0, 4), st.sampled_from([31, 32, 33, 63, 64, 65, 127, 128, 129, 150]))
+WIDTHS = st.one_of(st.integers(0, 5), st.integers(6, 70), st.sampled_from([16, 32, 64, 96]))
+WIDE = WIDTHS.filter(bool)
+FEW = st.integers(0, 3)
+Case = tuple[Callable[..., Any], list[Tensor]]
+
+
+class Sizes:
+    """What a case draws: sizes, and tensors of the dtype under test."""
+
+    def __init__(self, data: st.DataObject, dtype: torch.dtype) -> None:
+        self.data, self.dtype = data, dtype
+
+    def __call__(self, *kinds: st.SearchStrategy[int]) -> list[int]:
+        return [self.data.draw(kind) for kind in kinds]
+
+    def one_of(self, *choices: Any) -> Any:
+        return self.data.draw(st.sampled_from(choices))
+
+    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return draw(*shape, dtype=dtype or self.dtype, seed=self.data.draw(st.integers(0, 9)))
+
+
+def norm(sizes: Sizes) -> Case:
+    lead, rows, width = sizes(FEW, ROWS, WIDE)
+    inputs = [sizes.tensor(lead, rows, width), sizes.tensor(width, dtype=torch.float32)]
+    return lambda x, weight: rms_norm(x, weight, 1e-3), inputs
+
+
+def norm_of_a_sum(sizes: Sizes) -> Case:
+    rows, width = sizes(ROWS, WIDE)
+    inputs = [sizes.tensor(rows, width), sizes.tensor(rows, width), sizes.tensor(width)]
+    return lambda x, update, weight: add_rms_norm(x, update, weight, 1e-3), inputs
+
+
+def gated(sizes: Sizes) -> Case:
+    shape = sizes(FEW, ROWS, WIDTHS)
+    return swiglu, [sizes.tensor(*shape), sizes.tensor(*shape)]
+
+
+def projection(sizes: Sizes) -> Case:
+    lead, rows, inner, outer = sizes(FEW, ROWS, WIDTHS, WIDTHS)
+    return linear, [sizes.tensor(lead, rows, inner), sizes.tensor(outer, inner)]
+
+
+def layer(sizes: Sizes) -> Case:
+    rows, hidden, width = sizes(ROWS, WIDTHS, WIDTHS)
+    shapes = [(rows, hidden), (width, hidden), (width, hidden), (hidden, width)]
+    return feed_forward, [sizes.tensor(*shape) / 4 for shape in shapes]
+
+
+def losses(sizes: Sizes) -> Case:
+    rows, hidden, vocabulary = sizes(ROWS, WIDTHS, WIDE)
+    targets_X = torch.randint(vocabulary, (rows,), generator=torch.Generator().manual_seed(rows))
+    inputs = [sizes.tensor(rows, hidden) / 4, sizes.tensor(vocabulary, hidden)]
+    return lambda h, head: cross_entropy_and_squares(h, head, targets_X), inputs
+
+
+def through_experts(sizes: Sizes) -> Case:
+    tokens, hidden, width, count = sizes(ROWS, WIDTHS, WIDTHS, st.integers(1, 6))
+    [per_token] = sizes(st.integers(1, count))
+    generator = torch.Generator().manual_seed(tokens)
+    experts_MK = torch.rand(tokens, count, generator=generator).topk(per_token).indices
+    share = sizes.one_of(0.0, 0.3, 1.0)
+    dropped_MK = torch.rand(tokens, per_token, generator=generator) < share
+    experts_MK = torch.where(dropped_MK, count, experts_MK)
+    inputs = [
+        sizes.tensor(tokens, hidden),
+        sizes.tensor(tokens, per_token, dtype=torch.float32),
+        sizes.tensor(count, 2 * width, hidden) / 4,
+        sizes.tensor(count, hidden, width) / 4,
+    ]
+    if sizes.one_of(True, False):
+        inputs.append(sizes.tensor(tokens, hidden))
+    return lambda x, *rest: routed_experts(x, experts_MK, *rest), inputs
+
+
+def angles(sizes: Sizes, batch: int, tokens: int, pairs: int) -> tuple[Tensor, Tensor]:
+    angle_BTr = sizes.tensor(sizes.one_of(1, batch), tokens, pairs, dtype=torch.float32)
+    return angle_BTr.cos(), angle_BTr.sin()
+
+
+def rotation(sizes: Sizes) -> Case:
+    batch, tokens, count, pairs = sizes(FEW, ROWS, FEW, st.integers(0, 17))
+    before, after = sizes(FEW, FEW)
+    cos_BTr, sin_BTr = angles(sizes, batch, tokens, pairs)
+    rotate = sizes.one_of(rotate_pairs, rotate_halves)
+
+    def rotated(x_BTX: Tensor) -> Tensor:
+        heads_BTX = x_BTX[..., before : x_BTX.shape[-1] - after]
+        return rotate(heads_BTX.unflatten(-1, (count, 2 * pairs)), cos_BTr, sin_BTr)
+
+    return rotated, [sizes.tensor(batch, tokens, before + count * 2 * pairs + after)]
+
+
+def queries(sizes: Sizes) -> Case:
+    batch, tokens, count, nope, pairs = sizes(FEW, ROWS, FEW, WIDTHS, st.integers(0, 9))
+    cos_BTr, sin_BTr = angles(sizes, batch, tokens, pairs)
+    inputs = [sizes.tensor(batch, tokens, count, nope + 2 * pairs)]
+    return lambda x: query_heads(x, cos_BTr, sin_BTr), inputs
+
+
+def keys_and_values(sizes: Sizes) -> Case:
+    batch, tokens, count, nope, rope, value = sizes(FEW, ROWS, FEW, WIDTHS, FEW, WIDTHS)
+    inputs = [sizes.tensor(batch, tokens, count, nope + value), sizes.tensor(batch, tokens, rope)]
+    return lambda x, shared: key_value_heads(x, shared, nope), inputs
+
+
+def softmax_attention(sizes: Sizes) -> Case:
+    batch, groups, queries, keys, value = sizes(FEW, st.integers(1, 2), ROWS, ROWS, WIDE)
+    [more] = sizes(st.integers(0, 9))
+    shared_by = sizes.one_of(1, 2)
+    kind = sizes.one_of("causal", "full", "mask")
+    if kind == "causal":
+        keys = queries
+    mask_BTS = None
+    if kind == "mask":
+        mask_BTS = sizes.tensor(sizes.one_of(1, batch), queries, keys) > sizes.one_of(-0.5, 1.5)
+    inputs = [
+        sizes.tensor(batch, groups * shared_by, queries, value + more),
+        sizes.tensor(batch, groups, keys, value + more),
+        sizes.tensor(batch, groups, keys, value),
+    ]
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        causal = kind == "causal"
+        return attend(query, key, value, mask_BTS=mask_BTS, is_causal=causal, scale=0.2)
+
+    return attention, inputs
+
+
+def choice_of_experts(sizes: Sizes) -> Case:
+    tokens, groups, size = sizes(ROWS, st.integers(1, 4), st.integers(1, 6))
+    top_groups, judges = sizes(st.integers(1, groups), st.integers(1, size))
+    [top_k] = sizes(st.integers(0, top_groups * size))
+    scores_ME = sizes.tensor(tokens, groups * size, dtype=torch.float32)
+    options = {"groups": groups, "top_groups": top_groups, "judges": judges}
+    # A tensor without a gradient, and one with: both ways are compared by `assert_equal_within`.
+    return (
+        lambda weight: weight * top_experts(scores_ME, top_k, **options),
+        [sizes.tensor(tokens, top_k, dtype=torch.float32)],
+    )
+
+
+def product_in_int8(sizes: Sizes) -> Case:
+    rows, outputs, inputs = sizes(ROWS, WIDTHS, WIDE)
+    weight, scale = quantize_rows(sizes.tensor(outputs, inputs))
+    bias = sizes.one_of(None, sizes.tensor(outputs))
+    x = sizes.tensor(rows, inputs)
+    return lambda one: one * int8_linear(x, weight, scale, bias), [torch.ones(())]
+
+
+def products_in_int8(sizes: Sizes) -> Case:
+    counts = sizes.data.draw(st.lists(ROWS, min_size=0, max_size=4))
+    outputs, inputs = sizes(WIDTHS, WIDE)
+    weight, scale = quantize_rows(sizes.tensor(len(counts), outputs, inputs))
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    x = sizes.tensor(sum(counts), inputs)
+    return lambda one: one * grouped_int8_linear(x, starts, weight, scale), [torch.ones(())]
+
+
+ROUTING = {"sort_pairs", "combine"}
+CASES: dict[Callable[[Sizes], Case], set[str]] = {
+    norm: {"rms_norm", "rms_norm_backward"},
+    norm_of_a_sum: {"rms_norm", "rms_norm_backward"},
+    gated: {"swiglu", "swiglu_backward"},
+    projection: {"dense", "dense_gradient"},
+    layer: {"dense", "dense_gradient", "swiglu", "swiglu_backward"},
+    losses: {"cross_entropy"},
+    through_experts: {"experts_forward", "experts_backward", *ROUTING},
+    rotation: {"rotate"},
+    queries: {"latent_queries"},
+    keys_and_values: {"latent_keys", "latent_keys_backward"},
+    softmax_attention: {"attention_forward", "attention_backward"},
+    choice_of_experts: {"top_experts"},
+    product_in_int8: {"int8_linear"},
+    products_in_int8: {"int8_linear"},
+}
+"""Functions that draw an example, and the kernels that examples of it run."""
+
+
+@pytest.fixture(autouse=True)
+def _unfilled_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    names: set[str] = set()
+    find = Kernel.of
+
+    def noted(self: Kernel, *dtypes: torch.dtype) -> Callable[..., int]:
+        names.add(self.name)
+        return find(self, *dtypes)
+
+    monkeypatch.setattr(Kernel, "of", noted)
+    return names
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_any_size(case: Callable[[Sizes], Case], mode: str, called: set[str]) -> None:
+    dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
+    bound = BOUNDS[torch.float32 if mode == "float32" else torch.bfloat16]
+
+    @examples(EXAMPLES)
+    @given(st.data())
+    def compare(data: st.DataObject) -> None:
+        function, inputs = case(Sizes(data, dtype))
+        context = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else nullcontext()
+
+        def computed(*leaves: Tensor) -> Any:
+            with context:
+                return function(*leaves)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logprobs, "LOGITS_BLOCK", 2_000)
+            assert_equal_within(patch, computed, inputs, bound, spread=1.0)
+
+    compare()
+    expected = CASES[case] - ({"dense_gradient"} if mode == "float32" else set())
+    assert called >= expected
+
+
+def test_every_kernel_is_among_the_cases() -> None:
+    assert set().union(*CASES.values()) == KERNELS.keys()
