@@ -12,11 +12,11 @@ from ziphius.core.errors import ConfigError
 from ziphius.core.gguf_header import is_gguf_path
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
-from ziphius.models.weights.folder import load_folder, read_folder_config
+from ziphius.models.weights.folder import folder_dtype, load_folder, read_folder_config
 from ziphius.models.weights.gguf_file import load_gguf, read_gguf_config
 from ziphius.models.weights.saving import SavesFiles, WeightFormat, save
 
-__all__ = ["SavesFiles", "WeightFormat", "load", "read_model_config", "save"]
+__all__ = ["SavesFiles", "WeightFormat", "load", "read_model_config", "save", "stored_dtype"]
 
 LOADABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,10 +29,11 @@ def load(
     drop_mtp: bool = False,
     check_finite: bool = False,
 ) -> Model:
-    """Read a model, in evaluation mode; the peak of memory is the model and one file or less.
+    """Read a model, in evaluation mode, straight into its final dtype.
 
-    All checks of names, shapes, types and sizes come before any memory is taken, and a
-    `CheckpointError` names the file and the tensor.
+    The peak of memory is the model and a few megabytes; with FP8 or GGUF, and the largest tensor
+    once or twice. All checks of names, shapes, types and sizes come before any memory is taken: a
+    `CheckpointError` names the file and the tensor, a `DeviceError` says what would fit.
 
     Args:
         path: a folder with config.json and safetensors, or a .gguf file.
@@ -61,3 +62,13 @@ def read_model_config(path: Path | str) -> ModelConfig:
     """Read what a model folder or a .gguf file says about its architecture, not its weights."""
     path = Path(path)
     return read_gguf_config(path) if is_gguf_path(path) else read_folder_config(path)
+
+
+def stored_dtype(path: Path | str) -> torch.dtype:
+    """Find the narrowest dtype that holds every weight of a folder or .gguf file exactly.
+
+    It is bfloat16 for FP8, whose products with their scales are published as bfloat16, and float32
+    for GGUF. Only headers are read.
+    """
+    path = Path(path)
+    return torch.float32 if is_gguf_path(path) else folder_dtype(path)
