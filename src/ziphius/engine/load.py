@@ -11,7 +11,7 @@ from ziphius.core.memory import refuse_too_large
 from ziphius.models.account import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import PRESETS, get_preset
-from ziphius.models.weights import load, stored_dtype
+from ziphius.models.weights import load, stored_dtype, tokenizer_path
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
 
@@ -52,7 +52,7 @@ def load_for_inference(
     if path is not None:
         numbers = resolve_dtype(dtype, place, stored_dtype(path))
         model = load(path, dtype=numbers, device=place, drop_mtp=drop_mtp)
-        return Loaded(model, load_tokenizer(path), is_random=False)
+        return Loaded(model, load_tokenizer(tokenizer_path(path)), is_random=False)
     if name_or_path not in PRESETS:
         raise ConfigError(
             f"{name_or_path!r}: there is no such folder or file, and no preset of that name. "

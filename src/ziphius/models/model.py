@@ -57,6 +57,10 @@ class Trunk(nn.Module):
     def forward(self, input_ids_BT: Tensor, context: ForwardContext) -> Tensor:
         """Return the hidden states [B, T, D] after the final norm."""
         hidden_BTD = self.embed_tokens(input_ids_BT)
+        if torch.is_autocast_enabled(hidden_BTD.device.type):
+            # As over float32 weights: what layers add up is not rounded on the way, and adapters
+            # learn on weights in bfloat16 what they would on a float32 copy of them.
+            hidden_BTD = hidden_BTD.float()
         for layer in self.layers[: self.num_hidden_layers]:
             hidden_BTD = layer(hidden_BTD, context)
         normed_BTD: Tensor = self.norm(hidden_BTD)

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from ziphius.cli.main import main
 from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import ConversationLoader
+from ziphius.models.lora import merge_adapters
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.models.weights import load, save
+from ziphius.models.weights.adapters import load_adapters
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
-from ziphius.train.lora import load_adapters, merge_adapters
 from ziphius.train.records import metrics_hash, read_metrics
 from ziphius.train.settings import SftSettings, SftTraining
 

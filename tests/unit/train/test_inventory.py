@@ -11,14 +11,14 @@ from torch import Tensor
 from tests.tiny import build, grouped_config
 from tests.training import RandomRows, moe_config, train_config
 from ziphius.models.config import ModelConfig
+from ziphius.models.lora import add_adapters, merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.weights.names import model_tensors
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
 from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
 from ziphius.train.inventory import PARTS, Held, has_adapters, merged_tensors
-from ziphius.train.lora import add_adapters, merge_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.optim import OPTIMIZERS, build_optimizer
 from ziphius.train.rng import rng_state, set_rng_state
 from ziphius.train.seams import TrainState

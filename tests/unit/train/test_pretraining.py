@@ -10,17 +10,18 @@ from rich.console import Console
 from ziphius.core.errors import ConfigError, DeviceError, TokenizerError
 from ziphius.data.config import DataConfig
 from ziphius.models.config import YarnScaling
+from ziphius.models.lora import merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import to_published
 from ziphius.models.weights import load, save
+from ziphius.models.weights.adapters import load_adapters
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.instruments_config import InstrumentsConfig
-from ziphius.train.lora import load_adapters, merge_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.pretraining import _model_and_tokenizer, run_pretraining
 from ziphius.train.records import read_metrics
 from ziphius.train.run import Finished, RunContext

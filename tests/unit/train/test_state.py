@@ -10,13 +10,13 @@ from tests.tiny import build, random_ids
 from tests.training import RandomRows, moe_config, train_config
 from ziphius.core.errors import OutputError
 from ziphius.models import weights
+from ziphius.models.lora import add_adapters, merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.weights.names import model_tensors
 from ziphius.train import state as states
 from ziphius.train.ema import Ema
 from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
-from ziphius.train.lora import add_adapters, merge_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.optim import build_optimizer
 from ziphius.train.seams import TrainState
 from ziphius.train.stages.pretrain import Pretrain

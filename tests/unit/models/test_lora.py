@@ -10,16 +10,10 @@ from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
+from ziphius.models.lora import LoraLinear, adapter_tensors, add_adapters, merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
-from ziphius.train.lora import (
-    LoraLinear,
-    adapter_tensors,
-    add_adapters,
-    load_adapters,
-    merge_adapters,
-    save_adapters,
-)
-from ziphius.train.lora_config import LoraConfig
+from ziphius.models.weights.adapters import load_adapters, save_adapters
 
 IDS_BT = random_ids(2, 12, 61)
 CONFIGS = {
