@@ -37,11 +37,17 @@ class RunSettings(Config):
         return []
 
 
-def _refuse_resized_base(resize_embeddings: bool, lora: LoraConfig) -> None:
-    if resize_embeddings and lora.rank:
+def _refuse_changed_base(lora: LoraConfig, *, resized: bool, extended: bool = False) -> None:
+    """Refuse adapters on a model that is nowhere: they alone are saved."""
+    if resized and lora.rank:
         raise ConfigError(
             "resize_embeddings and lora.rank: adapters alone are saved, and would fit no model "
             "that is there. Resize it first: ziphius export MODEL OUT --resize-embeddings."
+        )
+    if extended and lora.rank:
+        raise ConfigError(
+            "extend_context and lora.rank: adapters alone are saved, and the model they are for "
+            "has the shorter context. Extend it with all its weights."
         )
 
 
@@ -82,7 +88,11 @@ class PretrainSettings(RunSettings):
             raise ConfigError("tokenizer has no effect with from_model, which brings its own.")
         elif self.preset != type(self).model_fields["preset"].default:
             raise ConfigError("preset has no effect with from_model, which brings its own.")
-        _refuse_resized_base(self.resize_embeddings, self.lora)
+        _refuse_changed_base(
+            self.lora,
+            resized=self.resize_embeddings,
+            extended=self.extend_context is not None,
+        )
         if self.yarn_factor is not None and self.extend_context is None:
             raise ConfigError("yarn_factor has no effect without extend_context.")
         return self
@@ -183,7 +193,7 @@ class SftSettings(RunSettings):
                 "train.budget has no effect: epochs says how long the run is. Set epochs to 0 to "
                 "go by the budget."
             )
-        _refuse_resized_base(self.resize_embeddings, self.lora)
+        _refuse_changed_base(self.lora, resized=self.resize_embeddings)
         held_out = type(self).model_fields["hold_out"].default
         if self.validation is not None and self.hold_out != held_out:
             raise ConfigError("hold_out has no effect with validation, a file to measure on.")

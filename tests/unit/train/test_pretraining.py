@@ -237,7 +237,7 @@ def test_a_model_larger_than_memory_is_refused_before_it_takes_any(
         raise AssertionError("the model was built")
 
     monkeypatch.setattr("ziphius.train.pretraining.Model", build)
-    message = r"To train v2-lite takes 2\d\d\.\d GB before the first token .* GB are free on cpu"
+    message = r"To train all weights of v2-lite .* takes 2\d\d\.\d GB, and .* GB are free on cpu"
     with pytest.raises(DeviceError, match=message):
         run_pretraining(settings(text, preset="v2-lite"), tmp_path)
 

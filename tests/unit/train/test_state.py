@@ -44,7 +44,8 @@ def started(seed: int = 1, *, lora: bool = False) -> TrainState:
 
 def written(state: TrainState, folder: Path, **notes: object) -> Path:
     folder.mkdir()
-    states.write(states.capture(state, notes), folder)
+    base = folder.with_name("base")
+    states.write(states.capture(state, notes, base), folder)
     return folder
 
 
@@ -70,9 +71,12 @@ def test_what_was_written_comes_back(tmp_path: Path, lora: bool) -> None:
 def test_a_checkpoint_is_a_model_folder(tmp_path: Path, lora: bool) -> None:
     state = started(lora=lora)
     folder = written(state, tmp_path / "it")
-    loaded = weights.load(folder)
     if lora:
+        weights.save(build(moe_config(), 0), tmp_path / "base")
+        assert not (folder / "model.safetensors").exists()
+        assert not (folder / "config.json").exists()
         merge_adapters(state.model)
+    loaded = weights.load(folder)
     ids_BT = random_ids(2, 9, 61)
     state.model.eval()
     assert next(loaded.parameters()).dtype == torch.float32
