@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils import deterministic as settings
 
-from ziphius.core.device import multiplies_bfloat16, resolve_dtype
+from ziphius.core.device import resolve_dtype
 from ziphius.core.memory import keep_freed_memory
 from ziphius.dist.world import ALONE, World
 from ziphius.models.model import Model
@@ -208,7 +208,7 @@ class _Run:
 
     def go(self) -> None:
         """Do steps until all are done or a signal came."""
-        self._tell_what_is_slow()
+        self._tell_of_slow_kernels()
         self.state.model.train()
         if self.state.step == 0 and self.config.validate_every:
             self._validate()
@@ -327,17 +327,10 @@ class _Run:
         if self.world.is_first:
             self.store.save_async(self.state)
 
-    def _tell_what_is_slow(self) -> None:
-        """Say once what a training on a CPU goes without: compiled kernels, units for bfloat16."""
-        if self.recorder is None or self.device.type != "cpu":
-            return
-        if not native.serves():
+    def _tell_of_slow_kernels(self) -> None:
+        """Say once that a training on a CPU goes without compiled kernels, and why."""
+        if self.recorder is not None and self.device.type == "cpu" and not native.serves():
             self.recorder.warn(f"Training is slow here: native kernels are {native.status()}.")
-        if self.config.dtype == "auto" and multiplies_bfloat16():
-            self.recorder.warn(
-                "Products are taken in float32. This CPU has units for bfloat16, which are faster "
-                "and round more: dtype bfloat16 (--dtype bfloat16)."
-            )
 
     def _is_done(self) -> bool:
         return self.total_steps is not None and self.state.step >= self.total_steps

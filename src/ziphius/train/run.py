@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ziphius.core.device import resolve_dtype
+from ziphius.core.device import multiplies_bfloat16, resolve_dtype
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import refuse_full_disk
 from ziphius.data.loader import Loader
@@ -192,6 +192,11 @@ def run_built_stage(
         store.warn = recorder.warn
         if text:
             recorder.note(text)
+        if device.type == "cpu" and config.dtype == "auto" and multiplies_bfloat16():
+            recorder.note(
+                "Products are taken in float32. This CPU has units for bfloat16, which are faster "
+                "and round more: dtype bfloat16 (--dtype bfloat16)."
+            )
         if was_begun and found is None:
             recorder.warn(
                 f"The run that was begun in {folder} has left no checkpoint, so it begins anew. "

@@ -98,6 +98,6 @@ def test_what_cannot_be_trained_is_refused_before_it_is_read(
     free(needed["bfloat16"] - 1)
     monkeypatch.setattr("ziphius.train.loading.load", None)
     with pytest.raises(
-        DeviceError, match="rank 2 on .* which stays bfloat16, takes .* smaller mod"
+        DeviceError, match=r"rank 2 on .* which stays bfloat16, takes .* smaller mod"
     ):
         loaded(folder, ADAPTED, "bfloat16")

@@ -83,7 +83,8 @@ def test_a_checkpoint_is_a_model_folder(tmp_path: Path, lora: bool) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(ids_BT).hidden_BTD, state.model(ids_BT).hidden_BTD)
     # Nothing beside the model's own files may look like weights to other programs.
-    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    expected = ["adapter_model.safetensors" if lora else "model.safetensors"]
+    assert [path.name for path in folder.glob("*.safetensors")] == expected
 
 
 def test_a_tokenizer_goes_beside_the_model(tmp_path: Path) -> None:
