@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import machine
 import torch
@@ -48,6 +48,7 @@ SMALL = LARGE | {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
+Asked = Literal["auto", "bfloat16"]
 DTYPES: dict[torch.dtype, Dtype] = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -63,7 +64,7 @@ def write_folder(folder: Path, config: ModelConfig) -> None:
                 parameter.normal_(0.0, config.initializer_range, generator=generator)
             else:
                 parameter.fill_(1.0)
-    cut = deepseek_tokenizer(min(config.vocab_size, FULL_SIZE))
+    cut = deepseek_tokenizer(config.vocab_size if config.vocab_size < FULL_SIZE else None)
     save(model, folder, cut.with_chat_format("deepseek-r1"), max_shard_bytes=500_000_000)
 
 
@@ -74,21 +75,21 @@ def write_chats(path: Path) -> None:
     path.write_text(STEPS * (json.dumps({"messages": chat}) + "\n"))
 
 
-def run_load(folder: Path) -> Model:
+def run_load(folder: Path, dtype: Asked) -> Model:
     """Load the model as `ziphius generate` does."""
-    return load_for_inference(str(folder)).model
+    return load_for_inference(str(folder), dtype=dtype).model
 
 
-def run_generate(folder: Path) -> Model:
+def run_generate(folder: Path, dtype: Asked) -> Model:
     """Load it and let it write a few tokens."""
-    model = run_load(folder)
+    model = run_load(folder, dtype)
     prompt = [index % 1_000 for index in range(PROMPT)]
     [completion] = generate(model, [Request(prompt, max_new_tokens=ANSWER, sequence_id=0)])
     assert completion.token_ids
     return model
 
 
-def run_lora(folder: Path) -> Model:
+def run_lora(folder: Path, dtype: Asked) -> Model:
     """Train adapters for a few steps as `ziphius sft` does."""
     trained: list[Model] = []
 
@@ -99,7 +100,7 @@ def run_lora(folder: Path) -> Model:
 
     chats, out = folder.with_name("chats.jsonl"), folder.with_name("run")
     write_chats(chats)
-    training = SftTraining(context=CONTEXT, batch_rows=1, validate_every=0)
+    training = SftTraining(context=CONTEXT, batch_rows=1, validate_every=0, dtype=dtype)
     settings = SftSettings(
         model=folder,
         data=(chats,),
@@ -115,11 +116,11 @@ def run_lora(folder: Path) -> Model:
 ARMS = {"load": run_load, "generate": run_generate, "lora": run_lora}
 
 
-def measure(arm: str, folder: Path) -> dict[str, Any]:
+def measure(arm: str, folder: Path, dtype: Asked) -> dict[str, Any]:
     """Do one thing in this process and return what it took, in bytes."""
     native.status()  # compiles its kernels, once per machine
     before = resident_bytes("VmRSS")
-    model = ARMS[arm](folder)
+    model = ARMS[arm](folder, dtype)
     peak = resident_bytes("VmHWM") - before
     word = DTYPES[model.model.embed_tokens.weight.dtype]
     config = read_model_config(folder)
@@ -151,12 +152,13 @@ def main() -> None:
     parser.add_argument("--arm", nargs=2, metavar=("ARM", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--small", action="store_true", help="two layers instead of 28")
+    parser.add_argument("--dtype", choices=get_args(Asked), default="auto")
     parser.add_argument("--out", type=Path, default=Path("bench/results/large_folder.json"))
     options = parser.parse_args()
     config = derive(get_preset("r1-distill-qwen-1.5b"), **(SMALL if options.small else LARGE))
     if options.arm:
         arm, folder = options.arm
-        print(json.dumps(measure(arm, Path(folder))))
+        print(json.dumps(measure(arm, Path(folder), options.dtype)))
         return
     if options.write:
         write_folder(options.write, config)
@@ -166,7 +168,8 @@ def main() -> None:
         folder = Path(name) / "model"
         _call("--write", str(folder), *["--small"] * options.small)
         for arm in ARMS:
-            row = arms[arm] = json.loads(_call("--arm", arm, str(folder)).splitlines()[-1])
+            said = _call("--arm", arm, str(folder), "--dtype", options.dtype)
+            row = arms[arm] = json.loads(said.splitlines()[-1])
             mebibytes = (f"{row[key] / 2**20:8,.0f} MiB" for key in ("peak", "inspect"))
             print(f"{arm:9} {' of '.join(mebibytes)}  {row['ratio']:.2f}", flush=True)
     document = {
