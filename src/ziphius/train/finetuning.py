@@ -76,7 +76,6 @@ def run_sft(
     if origin is None or not settings.data:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
     device = local_device(resolve_device(settings.train.device))
-    in_numbers = settings.train if new is not None else settle_dtype(settings.train, origin)
     tokenizer = _tokenizer(settings, origin)
     learned, held_out, report = _conversations(settings, tokenizer, context)
     loader = ConversationLoader(
@@ -86,8 +85,8 @@ def run_sft(
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
-    model = _model(settings, origin, new, tokenizer, in_numbers)
-    config = _training(in_numbers, loader, held_out)
+    config = _training(settings, loader, held_out, origin if new is None else None)
+    model = _model(settings, origin, new, tokenizer, config)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
@@ -212,9 +211,13 @@ def _conversations(
 
 
 def _training(
-    config: TrainConfig, loader: ConversationLoader, held_out: Conversations
+    settings: SftSettings,
+    loader: ConversationLoader,
+    held_out: Conversations,
+    source: Path | None,
 ) -> TrainConfig:
-    """Settle what follows from the conversations: the length of the run, and what is measured."""
+    """Settle what follows from conversations and model: length, what is measured, numbers."""
+    config = settings.train if source is None else settle_dtype(settings.train, source)
     changes: dict[str, object] = {
         "validate_every": config.validate_every if held_out.kept else 0,
     }
