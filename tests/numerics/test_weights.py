@@ -252,7 +252,7 @@ MIB = 2**20
         ("bfloat16", "float32"),
     ],
 )
-def test_the_peak_of_memory_is_the_model_and_one_file(tmp_path, weight_format, dtype):
+def test_the_peak_of_memory_is_the_model(tmp_path, weight_format, dtype):
     config = latent_config(
         **(V3_EXPERTS | {"moe_intermediate_size": 512}),
         hidden_size=1024,
@@ -273,8 +273,9 @@ def test_the_peak_of_memory_is_the_model_and_one_file(tmp_path, weight_format, d
     assert model_bytes > 150 * MIB
     largest_tensor = 1024 * 4096 * 4
     slack = 12 * MIB
-    # A tensor is there twice while FP8 is multiplied out.
-    assert grown <= model_bytes + max(files) + 2 * largest_tensor + slack
+    # A tensor is there twice while FP8 is multiplied out; no other is, nor is a part of a file.
+    in_hand = 2 * largest_tensor if weight_format == "fp8" else 0
+    assert grown <= model_bytes + in_hand + slack
     # The measure itself is alive: less than the model would mean that it saw nothing.
     assert grown >= 0.95 * model_bytes
 

@@ -47,6 +47,9 @@ class ExportConfig(Config):
     """Largest size of a weight file."""
     drop_mtp: bool = False
     """Leave out the layers that predict further tokens (also where they are missing already)."""
+    resize_embeddings: bool = False
+    """Give the model rows for tokens that were added to its tokenizer; each begins as the mean of
+    those that are there."""
     as_json: AsJson = False
     """Print the result as one JSON document."""
 
@@ -62,6 +65,7 @@ def export(config: ExportConfig) -> None:
     """
     import torch
 
+    from ziphius.models.rebuild import resize_embeddings
     from ziphius.models.weights import load, save
 
     refuse_occupied(config.out)
@@ -72,6 +76,10 @@ def export(config: ExportConfig) -> None:
     console = Console(stderr=True)
     with console.status(escape(f"reading {config.model}")):
         model = load(config.model, dtype=dtype, drop_mtp=config.drop_mtp)
+    if config.resize_embeddings:
+        if tokenizer is None:
+            raise ConfigError(f"resize_embeddings has no effect: {config.model} has no tokenizer.")
+        model = resize_embeddings(model, tokenizer.vocab_size)
     with console.status(escape(f"writing {config.out}")):
         save(
             model,
@@ -98,10 +106,12 @@ def export(config: ExportConfig) -> None:
 
 def _find_tokenizer(path: Path) -> Any:
     """Read the tokenizer beside the weights; a model folder may have none."""
+    from ziphius.models.weights import tokenizer_path
     from ziphius.text.tokenizer import load_tokenizer
 
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a model folder or a .gguf file.")
+    path = tokenizer_path(path)
     if path.is_dir() and not (path / "tokenizer.json").exists():
         return None
     return load_tokenizer(path)

@@ -15,6 +15,7 @@ from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import existing_path
 from ziphius.models.account import Account, Dtype, account
+from ziphius.models.adapter_account import AdapterMemory, adapter_memory
 from ziphius.models.config import ModelConfig
 from ziphius.models.presets import PRESETS
 
@@ -33,7 +34,10 @@ class InspectConfig(Config):
     ] = None
     """Tokens of each sequence; by default 4,096, or what the model reaches if that is less."""
     dtype: Dtype = "bfloat16"
-    """Numbers of weights and cache; training keeps float32 masters beside smaller ones."""
+    """Numbers of weights and cache; training keeps float32 masters beside smaller ones, but below
+    adapters, where weights stay as they are."""
+    lora_rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of adapters on all projections, of which the memory to train them is told."""
     as_json: AsJson = False
     """Print the result as one JSON document."""
 
@@ -51,8 +55,16 @@ def inspect(config: InspectConfig) -> None:
     model = _find_config(config.model)
     context = config.context or min(DEFAULT_CONTEXT, model.max_position_embeddings)
     result = account(model, batch=config.batch, context=context, dtype=config.dtype)
+    adapters = adapter_memory(
+        model, tokens=config.batch * context, dtype=config.dtype, rank=config.lora_rank
+    )
     if config.as_json:
-        data = {"model": config.model, "config": model.model_dump(mode="json"), **asdict(result)}
+        data = {
+            "model": config.model,
+            "config": model.model_dump(mode="json"),
+            **asdict(result),
+            "adapters": asdict(adapters),
+        }
         print(json.dumps(data, indent=2))
         return
     console = Console()
@@ -61,7 +73,7 @@ def inspect(config: InspectConfig) -> None:
         _parameter_table(result),
         _flops_table(result),
         _cache_table(result),
-        _memory_table(result),
+        _memory_table(result, adapters),
     ):
         console.print(table)
 
@@ -184,7 +196,7 @@ def _cache_table(result: Account) -> Table:
     return table
 
 
-def _memory_table(result: Account) -> Table:
+def _memory_table(result: Account, adapters: AdapterMemory) -> Table:
     shape = f"{result.batch:,} x {result.context:,} tokens"
     table = _table(f"memory (estimate), {shape}", result.dtype)
     memory = result.memory
@@ -199,6 +211,11 @@ def _memory_table(result: Account) -> Table:
         ("  moments", memory.moments),
         ("  activations", memory.activations),
         ("  libraries, loss and holes", memory.runtime),
+        (f"train adapters of rank {adapters.rank}", adapters.train),
+        (f"  weights, frozen in {result.dtype}", adapters.frozen),
+        (f"  {_human(adapters.parameters).strip()} adapters, AdamW", adapters.adapters),
+        ("  activations", adapters.activations),
+        ("  libraries, loss and holes", adapters.runtime),
     ):
         table.add_row(label, _human_bytes(size))
     return table

@@ -28,8 +28,8 @@ class SftOptions(SftTraining):
     device: Annotated[str, _Bare] = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
     dtype: Annotated[Dtype, _Bare] = "auto"
-    """Numbers of products; bfloat16 is autocast beside float32 weights, and auto takes it on
-    accelerators only."""
+    """Numbers of products; bfloat16 is autocast beside float32 weights. auto takes it on
+    accelerators, and on a CPU with units for it where the model is stored in it."""
 
 
 class SftConfig(SftSettings, RunOptions):

@@ -38,13 +38,23 @@ def available_devices() -> list[str]:
     return ["cpu", *(f"{accelerator.type}:{index}" for index in range(count))]
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turn an option's word into a dtype; `auto` is float32 on a CPU and bfloat16 elsewhere.
+def resolve_dtype(
+    name: str, device: torch.device, stored: torch.dtype = torch.float32
+) -> torch.dtype:
+    """Turn an option's word into a dtype; `auto` is what is fast and loses nothing on a CPU.
 
-    CPUs keep float32 because their half-precision products are many times slower, not faster.
+    That is bfloat16 on accelerators; on a CPU it is bfloat16 where the weights are stored so and
+    the CPU multiplies it, else float32: without units for it half-precision products are many
+    times slower, not faster.
+
+    Args:
+        name: auto, float32, bfloat16 or float16.
+        device: where products are taken.
+        stored: narrowest dtype that holds the weights exactly; float32 for new ones.
     """
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        is_fast = device.type != "cpu" or (stored == torch.bfloat16 and multiplies_bfloat16())
+        return torch.bfloat16 if is_fast else torch.float32
     if name not in DTYPES:
         raise DeviceError(f"Unknown dtype {name!r}. Known: auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
@@ -56,6 +66,13 @@ def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     CUDA copies such memory aside before the call returns, so the caller may change it at once.
     """
     return x.to(device, non_blocking=x.device.type == "cpu" and device.type == "cuda")
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell whether this machine's CPU has units for bfloat16 products: AMX, or AVX512-BF16."""
+    has_amx: bool = torch.cpu._is_amx_tile_supported()
+    has_avx: bool = torch.cpu._is_avx512_bf16_supported()
+    return has_amx or has_avx
 
 
 def float64_device(device: torch.device) -> torch.device:

@@ -90,6 +90,26 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise if the disk of a folder has no room for what is to be written there.
+
+    Args:
+        folder: that is written to; it need not be there yet.
+        needed: bytes.
+        what: is written, for the error.
+
+    Raises:
+        OutputError: there is no room.
+    """
+    present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(present).free
+    if needed > free:
+        raise OutputError(
+            f"Cannot write {folder}: {what} takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB "
+            f"are free on the disk of {present}. Make room, or choose a folder on another disk."
+        )
+
+
 def refuse_occupied(path: Path) -> None:
     """Raise if a new folder at `path` would hide what is there; call it before long work."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):

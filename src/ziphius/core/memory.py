@@ -2,9 +2,12 @@
 
 import ctypes
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from ziphius.core.errors import DeviceError
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -25,6 +28,42 @@ def free_bytes(device: torch.device) -> int | None:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         available = min(available, int(text))
     return available
+
+
+def refuse_too_large(
+    what: str, needed: int, device: torch.device, smaller: Mapping[str, int] | None = None
+) -> None:
+    """Refuse what does not fit into free memory, before any of it is taken.
+
+    Args:
+        what: is done with which model, to begin the error with: "To load x as float32".
+        needed: bytes that it takes at least.
+        device: where.
+        smaller: bytes of what may be done instead, by the words that say how; the error names those
+            that fit.
+
+    Raises:
+        DeviceError: it does not fit.
+    """
+    free = free_bytes(device)
+    if free is None or needed <= free:
+        return
+    others = [f"{how} ({_gigabytes(size)})" for how, size in (smaller or {}).items()]
+    fitting = [
+        text for text, size in zip(others, (smaller or {}).values(), strict=True) if size <= free
+    ]
+    advice = "Take a smaller model; ziphius inspect tells what each takes."
+    if fitting:
+        advice = f"What fits: {'; '.join(fitting)}."
+    elif others:
+        advice = f"Nor would these fit: {'; '.join(others)}. {advice}"
+    raise DeviceError(
+        f"{what} takes {_gigabytes(needed)}, and {_gigabytes(free)} are free on {device}. {advice}"
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def keep_freed_memory() -> bool:

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 
 from ziphius.core.device import resolve_device, resolve_dtype
-from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.core.errors import ConfigError
 from ziphius.core.files import existing_path
-from ziphius.core.memory import free_bytes
+from ziphius.core.memory import refuse_too_large
 from ziphius.models.account import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import PRESETS, get_preset
-from ziphius.models.weights import load
+from ziphius.models.weights import load, stored_dtype, tokenizer_path
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
 
@@ -48,11 +48,11 @@ def load_for_inference(
         drop_mtp: see `weights.load`; an error with a preset, where it would do nothing.
     """
     place = resolve_device(device)
-    numbers = resolve_dtype(dtype, place)
     path = existing_path(name_or_path)
     if path is not None:
+        numbers = resolve_dtype(dtype, place, stored_dtype(path))
         model = load(path, dtype=numbers, device=place, drop_mtp=drop_mtp)
-        return Loaded(model, load_tokenizer(path), is_random=False)
+        return Loaded(model, load_tokenizer(tokenizer_path(path)), is_random=False)
     if name_or_path not in PRESETS:
         raise ConfigError(
             f"{name_or_path!r}: there is no such folder or file, and no preset of that name. "
@@ -60,7 +60,7 @@ def load_for_inference(
         )
     if drop_mtp:
         raise ConfigError(f"drop_mtp has no effect: {name_or_path} is a preset, not a checkpoint.")
-    return load_preset(name_or_path, device=place, dtype=numbers)
+    return load_preset(name_or_path, device=place, dtype=resolve_dtype(dtype, place))
 
 
 def load_preset(
@@ -74,9 +74,11 @@ def load_preset(
     """
     config = get_preset(name)
     counts = count_parameters(config)
-    _refuse_if_too_large(name, counts.main + counts.mtp, torch.float32, torch.device("cpu"))
+    size = counts.main + counts.mtp
+    what = f"To draw the {size:,} random weights of {name}"
+    refuse_too_large(f"{what} in float32", 4 * size, torch.device("cpu"))
     if device.type != "cpu":
-        _refuse_if_too_large(name, counts.main + counts.mtp, dtype, device)
+        refuse_too_large(what, dtype.itemsize * size, device)
     model = Model(config)
     model.initialize(seed)
     for parameter in model.parameters():  # not model.to(dtype): the router bias stays float32
@@ -85,15 +87,3 @@ def load_preset(
     spoken = (form for start, form in CHAT_FORMAT_OF_PRESETS.items() if name.startswith(start))
     tokenizer = tokenizer.with_chat_format(next(spoken, "deepseek-r1"))
     return Loaded(model.to(device).eval(), tokenizer, is_random=True)
-
-
-def _refuse_if_too_large(
-    name: str, parameters: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    needed, free = parameters * dtype.itemsize, free_bytes(device)
-    if free is not None and needed > free:
-        raise DeviceError(
-            f"{name} has {parameters:,} parameters: random weights for it need {needed:,} bytes "
-            f"as {str(dtype).removeprefix('torch.')} on {device}, where {free:,} are free. Take a "
-            "smaller preset."
-        )

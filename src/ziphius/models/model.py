@@ -18,8 +18,10 @@ from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.gates import Routing
+from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.heads import HEADS
 from ziphius.models.layers import Embedding, RMSNorm
+from ziphius.models.moe import MixtureOfExperts
 from ziphius.models.mtp import PredictionLayer
 from ziphius.models.patterns import Tokens, build_pattern, document_positions, look
 from ziphius.models.rope import build_rope
@@ -38,6 +40,11 @@ class Output:
     def routings(self) -> dict[int, Routing]:
         """Return the routing of every expert layer that ran, by layer index."""
         return self.context.routings
+
+    @property
+    def expert_counts(self) -> dict[int, Tensor]:
+        """Count the tokens that each expert of each layer received, [E] by layer index."""
+        return {layer: routing.counts() for layer, routing in self.routings.items()}
 
 
 class Trunk(nn.Module):
@@ -58,6 +65,10 @@ class Trunk(nn.Module):
     def forward(self, input_ids_BT: Tensor, context: ForwardContext) -> Tensor:
         """Return the hidden states [B, T, D] after the final norm."""
         hidden_BTD = self.embed_tokens(input_ids_BT)
+        if torch.is_autocast_enabled(hidden_BTD.device.type):
+            # As over float32 weights: what layers add up is not rounded on the way, and adapters
+            # learn on weights in bfloat16 what they would on a float32 copy of them.
+            hidden_BTD = hidden_BTD.float()
         for layer in self.layers[: self.num_hidden_layers]:
             hidden_BTD = layer(hidden_BTD, context)
         normed_BTD: Tensor = self.norm(hidden_BTD)
@@ -71,12 +82,18 @@ class Trunk(nn.Module):
 
 
 class Model(nn.Module):
-    """Any member of the family. Built empty: call `initialize`, or load a checkpoint.
+    """Any member of the family; a training loop of your own calls `update_router_biases`.
+
+    Once a step, after the optimizer: it is what balances the experts of V3, and no gradient does
+    it. Built empty: call `initialize`, or load a checkpoint.
 
     Example:
         model = Model(get_preset("v3-tiny"))
         model.initialize(seed=0)
-        logits_BTW = model.logits(model(input_ids_BT).hidden_BTD)
+        output = model(input_ids_BT)
+        next_token_loss(model, output, input_ids_BT).mean.backward()
+        optimizer.step()
+        model.update_router_biases(output.expert_counts)
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -167,6 +184,20 @@ class Model(nn.Module):
         """Make the head share the embedding where the config ties them; again after `to_empty`."""
         if self.config.tie_word_embeddings:
             self.head.weight = self.model.embed_tokens.weight
+
+    def update_router_biases(self, counts: Mapping[int, Tensor], rate: float = 0.001) -> None:
+        """Move the biases of V3's gates towards balance; layers with other gates are left alone.
+
+        Args:
+            counts: tokens that each expert received [E], by layer index, summed over all
+                micro-batches and processes of the step (`Output.expert_counts`).
+            rate: V3's step; 0 towards the end of a run.
+        """
+        for layer_idx, counts_E in counts.items():
+            mlp = self.model.layers[layer_idx].mlp
+            assert isinstance(mlp, MixtureOfExperts)
+            if isinstance(mlp.gate, BiasedSigmoidGate):
+                mlp.gate.update_bias(counts_E, rate)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

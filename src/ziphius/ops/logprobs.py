@@ -5,7 +5,7 @@ reinforcement learning (GRPO, arXiv 2402.03300, eq. 3) then starts away from 1. 
 needs log pi(token) calls this function, on the same logits and at the same temperature.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -84,10 +84,12 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_X: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_X: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, ids_X, logprobs_X = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:  # not of a frozen head
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for rows in _blocks(hidden, len(weight)):
             scaled = torch.mm(hidden[rows], weight.t()).float() / ctx.temperature
             ids_X1, share_X1 = ids_X[rows, None], grad_X[rows, None] / ctx.temperature
@@ -95,9 +97,12 @@ class _HeadLogprobs(torch.autograd.Function):
             probs = (scaled - (scaled.gather(-1, ids_X1) - logprobs_X[rows, None])).exp_()
             grad_logits = probs.mul_(-share_X1).scatter_add_(-1, ids_X1, share_X1).to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            _add_product(grad_weight, grad_logits.t(), hidden[rows], first=False)
+            if grad_weight is not None:
+                _add_product(grad_weight, grad_logits.t(), hidden[rows], first=False)
         hidden_dtype, weight_dtype = ctx.input_dtypes
-        return grad_hidden.to(hidden_dtype), grad_weight.to(weight_dtype), None, None, None
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_dtype)
+        return grad_hidden.to(hidden_dtype), grad_weight, None, None, None
 
 
 def _blocks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
@@ -187,34 +192,41 @@ class _HeadLosses(torch.autograd.Function):
         losses_X = hidden.new_empty(len(hidden), dtype=torch.float32)
         normalizers_X = torch.empty_like(losses_X)
         grad_hidden_XD = torch.empty_like(hidden)
-        grads_WD = [torch.empty_like(weight, dtype=torch.float32) for _ in range(1 + squares)]
+        # A frozen head, below adapters, takes no gradient: it would be larger than all of theirs.
+        count = 1 + squares if any(ctx.needs_input_grad[1:2]) else 0
+        grads_WD = [torch.empty_like(weight, dtype=torch.float32) for _ in range(count)]
         for rows in _blocks(hidden, len(weight)):
             first = rows.start == 0
             logits = torch.mm(hidden[rows], weight.t())
             losses_X[rows], normalizers_X[rows] = _cross_entropy_(logits, targets_X[rows])
             torch.mm(logits, weight, out=grad_hidden_XD[rows])
+            if not grads_WD:
+                continue
             _add_product(grads_WD[0], logits.t(), hidden[rows], first=first)
             if squares:
                 scaled = hidden[rows] * (2.0 * normalizers_X[rows, None]).to(dtype)
                 _add_product(grads_WD[1], logits.t(), scaled, first=first)
                 grads_WD[1].index_add_(0, targets_X[rows], scaled.float())
-        saved = [grad_hidden_XD, *grads_WD]
+        of_hidden = [grad_hidden_XD]
         if squares:
             twice_X1 = (2.0 * normalizers_X[:, None]).to(dtype)
-            saved.append(twice_X1 * (grad_hidden_XD + weight.index_select(0, targets_X)))
-        ctx.save_for_backward(*saved)
-        ctx.input_dtype = hidden_XD.dtype
+            of_hidden.append(twice_X1 * (grad_hidden_XD + weight.index_select(0, targets_X)))
+        ctx.save_for_backward(*of_hidden, *grads_WD)
+        ctx.input_dtype, ctx.squares = hidden_XD.dtype, squares
         return losses_X.sum(), normalizers_X.square().sum()
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad: Tensor, grad_squares: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_hidden_XD, grad_weight_WD, *of_squares = ctx.saved_tensors
-        grad_hidden_XD, grad_weight_WD = grad_hidden_XD * grad, grad_weight_WD * grad
-        if of_squares:
-            weight_squares_WD, hidden_squares_XD = of_squares
-            grad_hidden_XD = grad_hidden_XD + hidden_squares_XD * grad_squares
-            grad_weight_WD = grad_weight_WD + weight_squares_WD * grad_squares
+    def backward(ctx: Any, grad: Tensor, grad_squares: Tensor) -> tuple[Tensor | None, ...]:
+        own = (grad, grad_squares) if ctx.squares else (grad,)
+        of_hidden, of_weight = ctx.saved_tensors[: len(own)], ctx.saved_tensors[len(own) :]
+        grad_hidden_XD = _weighted_sum(of_hidden, own)
+        grad_weight_WD = _weighted_sum(of_weight, own) if of_weight else None
         return grad_hidden_XD.to(ctx.input_dtype), grad_weight_WD, None, None, None
+
+
+def _weighted_sum(tensors: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0] * factors[0]
+    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+        total = total + tensor * factor
+    return total

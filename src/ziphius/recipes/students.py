@@ -74,7 +74,7 @@ def to_int8(job: Job, folder: Path) -> StageResult:
     source = job.checkpoint("r1-lite")
     model = load(source)
     sizes = quantize(model)
-    save(model, folder / "model", load_tokenizer(source))
+    save(model, folder / "model", load_tokenizer(source), weight_format="bfloat16")
     return StageResult(
         "r1-lite-int8",
         folder,

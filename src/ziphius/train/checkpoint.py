@@ -59,6 +59,7 @@ class CheckpointStore:
         config: of the run; `keep_last` newest checkpoints are kept, and the one of the best loss on
             held-out text.
         tokenizer: writes itself into every checkpoint, so that each is a model to be used.
+        base: what adapters are trained on; their checkpoints name it.
         world: the ranks of the run.
         require_exact: refuse to go on where the numbers would not be those of a run that never
             stopped.
@@ -72,12 +73,13 @@ class CheckpointStore:
         config: TrainConfig,
         *,
         tokenizer: SavesFiles | None = None,
+        base: Path | None = None,
         world: World = ALONE,
         require_exact: bool = False,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self.run_folder, self.folder = folder, folder / CHECKPOINTS
-        self.config, self.tokenizer, self.world = config, tokenizer, world
+        self.config, self.tokenizer, self.base, self.world = config, tokenizer, base, world
         self.require_exact, self.warn = require_exact, warn or _to_stderr
         self._draws: DrawWatch | None = None
         self._pool = ThreadPoolExecutor(1, "ziphius-checkpoint")
@@ -192,7 +194,7 @@ class CheckpointStore:
             "fingerprint": self._fingerprint(state),
             "random_numbers_drawn": self._watch().has_drawn(),
         }
-        self._writing = self._pool.submit(self._write, states.capture(state, notes))
+        self._writing = self._pool.submit(self._write, states.capture(state, notes, self.base))
 
     def wait(self) -> Path:
         """Wait for the last checkpoint and return its folder.

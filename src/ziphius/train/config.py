@@ -28,8 +28,8 @@ class TrainConfig(Config):
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
     dtype: Dtype = "auto"
-    """Numbers of products; bfloat16 is autocast beside float32 weights, and auto takes it on
-    accelerators only."""
+    """Numbers of products; bfloat16 is autocast beside float32 weights. auto takes it on
+    accelerators, and on a CPU with units for it where the model is stored in it."""
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Highest learning rate; by default 3e-3 for a new model of up to two million parameters, less

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ziphius.core.device import resolve_device
@@ -26,11 +25,13 @@ from ziphius.data.messages import is_held_out, read_conversations
 from ziphius.data.row_report import RowReport
 from ziphius.dist.world import local_device
 from ziphius.models.model import Model
-from ziphius.models.weights import load
+from ziphius.models.rebuild import resize_embeddings
+from ziphius.models.weights import tokenizer_path
 from ziphius.text.chat import CHAT_FORMATS, get_chat_format
 from ziphius.text.special import THINK
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.train.config import TrainConfig
+from ziphius.train.loading import load_to_train, settle_dtype
 from ziphius.train.run import (
     PLAIN,
     Finished,
@@ -84,8 +85,8 @@ def run_sft(
         rows=settings.train.rows,
         micro_rows=settings.train.rows_at_once(context.world.size),
     )
-    model = _model(settings, origin, new, tokenizer)
-    config = _training(settings, loader, held_out)
+    config = _training(settings, loader, held_out, origin if new is None else None)
+    model = _model(settings, origin, new, tokenizer, config)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
@@ -117,13 +118,20 @@ def run_sft(
 
 
 def _model(
-    settings: SftSettings, origin: Path, new: NewModel | None, tokenizer: Tokenizer
+    settings: SftSettings,
+    origin: Path,
+    new: NewModel | None,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
 ) -> Model:
     """Load the model that is taught, or make it."""
     if new is None:
-        model = load(origin, dtype=torch.float32, drop_mtp=settings.drop_mtp)
-    elif settings.drop_mtp:
-        raise ConfigError("drop_mtp has no effect on a new model.")
+        model = load_to_train(origin, config, settings.lora, drop_mtp=settings.drop_mtp)
+        if settings.resize_embeddings:
+            model = resize_embeddings(model, tokenizer.vocab_size)
+    elif settings.drop_mtp or settings.resize_embeddings:
+        name = "drop_mtp" if settings.drop_mtp else "resize_embeddings"
+        raise ConfigError(f"{name} has no effect on a new model.")
     else:
         model = new.build()
     refuse_other_tokenizer(model, tokenizer)
@@ -133,7 +141,7 @@ def _model(
 
 def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:
     """Load the model's tokenizer; it will carry the chat format that is taught."""
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(tokenizer_path(path))
     name = settings.chat_format or tokenizer.chat_format
     if name is None:
         raise ConfigError(
@@ -203,10 +211,13 @@ def _conversations(
 
 
 def _training(
-    settings: SftSettings, loader: ConversationLoader, held_out: Conversations
+    settings: SftSettings,
+    loader: ConversationLoader,
+    held_out: Conversations,
+    source: Path | None,
 ) -> TrainConfig:
-    """Settle what follows from the conversations: the length of the run, and what is measured."""
-    config = settings.train
+    """Settle what follows from conversations and model: length, what is measured, numbers."""
+    config = settings.train if source is None else settle_dtype(settings.train, source)
     changes: dict[str, object] = {
         "validate_every": config.validate_every if held_out.kept else 0,
     }

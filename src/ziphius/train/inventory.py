@@ -41,10 +41,10 @@ class Part(Protocol):
 
 
 class _Model:
-    """Weights and buffers under the names that a plain model has, adapters merged into them."""
+    """Weights and buffers; nothing of a model with adapters, whose weights stand still."""
 
     def capture(self, state: TrainState) -> Held:
-        return Held(_copies(merged_tensors(state.model)))
+        return Held() if has_adapters(state.model) else Held(_copies(model_tensors(state.model)))
 
     def restore(self, state: TrainState, held: Held) -> None:
         if not has_adapters(state.model):
@@ -52,7 +52,7 @@ class _Model:
 
 
 class _Adapters:
-    """What moves in a model with adapters; merged weights cannot be taken apart again.
+    """What moves in a model with adapters.
 
     The frozen weights are where the run took them from; the fingerprint has their sum.
     """
@@ -179,14 +179,6 @@ PARTS: dict[str, Part] = {
 def has_adapters(model: Model) -> bool:
     """Tell whether a model has tensors beside those of its config."""
     return model_tensors(model).keys() != model_tensors(empty_model(model.config)).keys()
-
-
-def merged_tensors(model: Model) -> dict[str, Tensor]:
-    """Name the tensors of the plain model that a model is equal to."""
-    # Asked for by attribute: a layer with an adapter answers with its merged weight.
-    return {
-        name: getattr(*owner_of(model, name)) for name in model_tensors(empty_model(model.config))
-    }
 
 
 def empty_model(config: ModelConfig) -> Model:

@@ -21,11 +21,13 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import read_config
-from ziphius.models.weights import load
+from ziphius.models.rebuild import rebuilt, resize_embeddings
+from ziphius.models.weights import tokenizer_path
 from ziphius.text import special
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import FULL_SIZE, deepseek_tokenizer
 from ziphius.train.config import TrainConfig
+from ziphius.train.loading import load_to_train, refuse_untrainable, settle_dtype
 from ziphius.train.rates import GOING_ON_SHARE, peak_rate
 from ziphius.train.run import (
     PLAIN,
@@ -35,7 +37,6 @@ from ziphius.train.run import (
     refuse_longer_rows,
     refuse_mtp_without_layers,
     refuse_other_tokenizer,
-    refuse_too_large,
     run_stage,
 )
 from ziphius.train.settings import EXTENSION_SHARE, PretrainSettings
@@ -94,16 +95,20 @@ def run_pretraining(
 
 
 def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
-    """Build or load the model in float32."""
-    config = settings.training
+    """Build the model, or load it."""
+    config = _in_numbers(settings)
     if settings.from_model is None:
         model = _new_model(settings.preset, config)
         size = model.config.vocab_size
         cut = deepseek_tokenizer(size if size < FULL_SIZE else None)
         tokenizer = cut if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
     else:
-        model = load(settings.from_model, dtype=torch.float32, drop_mtp=settings.drop_mtp)
-        tokenizer = load_tokenizer(settings.from_model)
+        model = load_to_train(
+            settings.from_model, config, settings.lora, drop_mtp=settings.drop_mtp
+        )
+        tokenizer = load_tokenizer(tokenizer_path(settings.from_model))
+        if settings.resize_embeddings:
+            model = resize_embeddings(model, tokenizer.vocab_size)
         if settings.extend_context is not None:
             model = _stretched(model, settings, settings.extend_context)
     refuse_other_tokenizer(model, tokenizer)
@@ -112,9 +117,16 @@ def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
+def _in_numbers(settings: PretrainSettings) -> TrainConfig:
+    """Return how the stage trains, in the numbers that follow from the model it begins with."""
+    if settings.from_model is None:
+        return settings.training
+    return settle_dtype(settings.training, settings.from_model)
+
+
 def _with_rate(settings: PretrainSettings, model: ModelConfig) -> TrainConfig:
     """Take a rate that fits the model where none was given: less for one that is trained."""
-    config, share = settings.training, 1.0
+    config, share = _in_numbers(settings), 1.0
     if settings.from_model is not None:
         share = GOING_ON_SHARE if settings.extend_context is None else EXTENSION_SHARE
     return config.model_copy(
@@ -136,7 +148,7 @@ def _fitting_data(settings: PretrainSettings, tokenizer: Tokenizer) -> tuple[Dat
 def _new_model(preset: str, training: TrainConfig) -> Model:
     path = existing_path(preset)
     config = get_preset(preset) if path is None else read_config(path)
-    refuse_too_large(preset, config, local_device(resolve_device(training.device)))
+    refuse_untrainable(preset, config, local_device(resolve_device(training.device)))
     model = Model(config)
     model.initialize(training.seed)
     return model
@@ -146,9 +158,7 @@ def _stretched(model: Model, settings: PretrainSettings, context: int) -> Model:
     """Give trained weights an architecture with a longer context."""
     trained = None if model.config.rope_scaling is not None else settings.train.context
     config = extended(model.config, context, trained_context=trained, factor=settings.yarn_factor)
-    longer = Model(config)
-    longer.load_state_dict(model.state_dict())
-    return longer
+    return rebuilt(model, config)
 
 
 def _validation(

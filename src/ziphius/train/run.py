@@ -9,26 +9,26 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ziphius.core.device import resolve_dtype
-from ziphius.core.errors import ConfigError, DeviceError
-from ziphius.core.memory import free_bytes
+from ziphius.core.device import multiplies_bfloat16, resolve_dtype
+from ziphius.core.errors import ConfigError
+from ziphius.core.files import refuse_full_disk
 from ziphius.data.loader import Loader
 from ziphius.data.prefetch import Prefetcher
 from ziphius.dist.world import ALONE, World, first_before_others
-from ziphius.models.account import account
-from ziphius.models.config import ModelConfig
+from ziphius.models.lora import add_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
+from ziphius.models.weights.adapters import save_adapters
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.checkpoint import CheckpointStore
 from ziphius.train.config import TrainConfig
 from ziphius.train.instruments import Figures, Instruments, measured_effort
 from ziphius.train.loop import train
-from ziphius.train.lora import add_adapters, save_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.records import METRICS_FILE
 from ziphius.train.result import TrainResult
 from ziphius.train.settings import RunSettings
 from ziphius.train.stage import Stage
+from ziphius.train.state import checkpoint_bytes
 from ziphius.train.tensorboard import import_wandb
 
 ADAPTER_FOLDER = "adapter"
@@ -93,31 +93,6 @@ def refuse_longer_rows(model: Model, config: TrainConfig, hint: str = "") -> Non
         )
 
 
-def refuse_too_large(name: str, config: ModelConfig, device: torch.device) -> None:
-    """Refuse to train a whole model that does not fit, before it takes any memory.
-
-    Weights, gradients and the optimizer's two moments count, in float32; what the activations take
-    hangs on rows and context, and is tried.
-
-    Args:
-        name: of the model, for the error.
-        config: of the model.
-        device: that it is to be trained on.
-
-    Raises:
-        DeviceError: it does not fit.
-    """
-    memory = account(config, context=1, dtype="float32").memory
-    needed, free = memory.masters + memory.gradients + memory.moments, free_bytes(device)
-    if free is not None and needed > free:
-        raise DeviceError(
-            f"To train {name} takes {needed / 1e9:,.1f} GB before the first token ("
-            f"{memory.masters / 1e9:,.1f} for weights, {memory.gradients / 1e9:,.1f} for "
-            f"gradients, {memory.moments / 1e9:,.1f} for the optimizer), and {free / 1e9:,.1f} GB "
-            f"are free on {device}. Take a smaller preset; ziphius inspect tells what each takes."
-        )
-
-
 def refuse_mtp_without_layers(model: Model, config: TrainConfig) -> None:
     """Raise a ConfigError if a weight of the MTP loss was chosen for a model that has none."""
     is_chosen = config.mtp != type(config).model_fields["mtp"].default
@@ -134,8 +109,8 @@ def refuse_other_tokenizer(model: Model, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > rows:
         raise ConfigError(
             f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {rows} rows for "
-            "them: tokens were added to it, and the model was never resized. Resize the model with "
-            "the program that added them, or take the tokenizer it was made with."
+            "them: tokens were added to it, and the model was never resized. Give it rows for them "
+            "with resize_embeddings (--resize-embeddings), or take the tokenizer it was made with."
         )
 
 
@@ -198,11 +173,18 @@ def run_built_stage(
     if settings.instruments.wandb is not None:
         import_wandb()
     store = CheckpointStore(
-        folder, config, tokenizer=tokenizer, world=world, require_exact=context.require_exact
+        folder,
+        config,
+        tokenizer=tokenizer,
+        base=base,
+        world=world,
+        require_exact=context.require_exact,
     )
     found, was_begun = store.latest(tells=False), (folder / METRICS_FILE).exists()
     if found is not None:
         store.refuse_spent(found)
+    if world.is_first:
+        refuse_full_disk(folder, checkpoint_bytes(model, config), "its first checkpoint")
     first_before_others(world, device, context.claim if world.is_first else _nothing)
     recorder = None
     if world.is_first:
@@ -210,6 +192,11 @@ def run_built_stage(
         store.warn = recorder.warn
         if text:
             recorder.note(text)
+        if device.type == "cpu" and config.dtype == "auto" and multiplies_bfloat16():
+            recorder.note(
+                "Products are taken in float32. This CPU has units for bfloat16, which are faster "
+                "and round more: dtype bfloat16 (--dtype bfloat16)."
+            )
         if was_begun and found is None:
             recorder.warn(
                 f"The run that was begun in {folder} has left no checkpoint, so it begins anew. "
@@ -219,16 +206,17 @@ def run_built_stage(
     adapter = None
     if settings.lora.rank and result.is_complete and world.is_first:
         adapter = folder / ADAPTER_FOLDER
-        _replace_adapters(model, adapter, base=str(base))
+        assert base is not None, "adapters are added to a model that is there"
+        _replace_adapters(model, adapter, base, tokenizer)
     figures = None if recorder is None else recorder.figures
     return Finished(result, figures, text, adapter=adapter)
 
 
-def _replace_adapters(model: Model, folder: Path, *, base: str) -> None:
+def _replace_adapters(model: Model, folder: Path, base: Path, tokenizer: Tokenizer) -> None:
     """Write the adapters of the end; those of a run that has been made longer since go."""
     if folder.exists():
         shutil.rmtree(folder)
-    save_adapters(model, folder, base=base)
+    save_adapters(model, folder, base=str(base.absolute()), tokenizer=tokenizer)
 
 
 def _instruments(

@@ -9,9 +9,9 @@ from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 from ziphius.data.config import DataConfig, OverLong
 from ziphius.data.conversation_config import EarlierTurns, ThinkBlocks
+from ziphius.models.lora_config import LoraConfig
 from ziphius.train.config import TrainConfig
 from ziphius.train.instruments_config import InstrumentsConfig
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.schedules import LambdaSchedule
 
 DEFAULT_BUDGET = TrainConfig.model_fields["budget"].default
@@ -37,6 +37,20 @@ class RunSettings(Config):
         return []
 
 
+def _refuse_changed_base(lora: LoraConfig, *, resized: bool, extended: bool = False) -> None:
+    """Refuse adapters on a model that is nowhere: they alone are saved."""
+    if resized and lora.rank:
+        raise ConfigError(
+            "resize_embeddings and lora.rank: adapters alone are saved, and would fit no model "
+            "that is there. Resize it first: ziphius export MODEL OUT --resize-embeddings."
+        )
+    if extended and lora.rank:
+        raise ConfigError(
+            "extend_context and lora.rank: adapters alone are saved, and the model they are for "
+            "has the shorter context. Extend it with all its weights."
+        )
+
+
 class PretrainSettings(RunSettings):
     """What a pretraining run is made of."""
 
@@ -46,6 +60,9 @@ class PretrainSettings(RunSettings):
     """Model folder to go on from, with its tokenizer, instead of new weights."""
     drop_mtp: bool = False
     """Leave out the layers of `from_model` that predict further tokens."""
+    resize_embeddings: bool = False
+    """Give the model rows for tokens that were added to its tokenizer; each begins as the mean of
+    those that are there."""
     tokenizer: Path | None = None
     """Folder of a tokenizer; by default DeepSeek's vocabulary cut to the model's size."""
     extend_context: int | None = None
@@ -65,10 +82,17 @@ class PretrainSettings(RunSettings):
                 raise ConfigError("lora.rank needs from_model, a trained model.")
             if self.drop_mtp:
                 raise ConfigError("drop_mtp needs from_model, a trained model.")
+            if self.resize_embeddings:
+                raise ConfigError("resize_embeddings needs from_model, a trained model.")
         elif self.tokenizer is not None:
             raise ConfigError("tokenizer has no effect with from_model, which brings its own.")
         elif self.preset != type(self).model_fields["preset"].default:
             raise ConfigError("preset has no effect with from_model, which brings its own.")
+        _refuse_changed_base(
+            self.lora,
+            resized=self.resize_embeddings,
+            extended=self.extend_context is not None,
+        )
         if self.yarn_factor is not None and self.extend_context is None:
             raise ConfigError("yarn_factor has no effect without extend_context.")
         return self
@@ -125,6 +149,9 @@ class SftSettings(RunSettings):
     """Model folder or .gguf file to teach, with its tokenizer."""
     drop_mtp: bool = False
     """Leave out the layers of `model` that predict further tokens."""
+    resize_embeddings: bool = False
+    """Give the model rows for tokens that were added to its tokenizer; each begins as the mean of
+    those that are there."""
     data: tuple[Path, ...] = ()
     """Files of conversations, folders of such files, or hf:NAME for a data set of the hub: JSON
     Lines, JSON, parquet or arrow, packed or not; rows of {"messages": [...]}, with "tools" if it
@@ -166,6 +193,7 @@ class SftSettings(RunSettings):
                 "train.budget has no effect: epochs says how long the run is. Set epochs to 0 to "
                 "go by the budget."
             )
+        _refuse_changed_base(self.lora, resized=self.resize_embeddings)
         held_out = type(self).model_fields["hold_out"].default
         if self.validation is not None and self.hold_out != held_out:
             raise ConfigError("hold_out has no effect with validation, a file to measure on.")

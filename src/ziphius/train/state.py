@@ -1,8 +1,9 @@
 """The state of a run on disk.
 
 A checkpoint is a model folder that any program of the Hugging Face family loads (float32, so that
-no bit is lost, the router biases with the weights), and beside it `training/`: state.json, and one
-safetensors file for each part of the inventory that has tensors.
+no bit is lost, the router biases with the weights), or PEFT's folder of adapters where adapters are
+trained; and beside it `training/`: state.json, and one safetensors file for each part of the
+inventory that has tensors.
 
 A state is copied while the run stands still between two steps; writing needs the copy only and can
 run behind the training.
@@ -25,9 +26,11 @@ from ziphius.core.files import write_file
 from ziphius.models import weights
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
+from ziphius.models.weights.adapters import adapter_settings, is_adapter_folder, write_adapters
 from ziphius.models.weights.names import model_tensors
+from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
-from ziphius.train.inventory import PARTS, Held, empty_model, owner_of
+from ziphius.train.inventory import PARTS, Held, empty_model, has_adapters, owner_of
 from ziphius.train.seams import TrainState
 
 FORMAT = 1
@@ -47,6 +50,8 @@ class Snapshot:
     """By part."""
     document: str
     """state.json."""
+    adapter_settings: dict[str, Any] | None = None
+    """PEFT's, of a model with adapters."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,26 @@ class Stored:
 
 
 @torch.no_grad()
-def capture(state: TrainState, notes: Mapping[str, Any]) -> Snapshot:
+def capture(state: TrainState, notes: Mapping[str, Any], base: Path | None = None) -> Snapshot:
     """Copy a state; this is the only part of a save that the training waits for.
 
     Args:
         state: between two steps.
         notes: JSON-serialisable, kept beside it.
+        base: the model that adapters are for, if it has a place.
     """
     parts = {name: part.capture(state) for name, part in PARTS.items()}
     values = {name: held.values for name, held in parts.items()}
+    model = state.model
+    # Whole: it is read by whoever takes the adapters, from wherever they stand.
+    origin = "" if base is None else str(base.absolute())
     return Snapshot(
         step=state.step,
         validation_loss=state.validation.get("loss"),
         config=state.model.config,
         tensors={name: held.tensors for name, held in parts.items() if held.tensors},
         document=json.dumps({"format": FORMAT, "notes": notes, "parts": values}, indent=1),
+        adapter_settings=adapter_settings(model, origin) if has_adapters(model) else None,
     )
 
 
@@ -81,17 +91,34 @@ def write(snapshot: Snapshot, folder: Path, tokenizer: weights.SavesFiles | None
 
     Args:
         snapshot: what to write.
-        folder: a model folder afterwards.
+        folder: a model folder, or one of adapters, afterwards.
         tokenizer: writes its files beside the model.
     """
-    model = _as_model(snapshot.config, snapshot.tensors["model"])
-    weights.save(model, folder, tokenizer, weight_format="float32", max_shard_bytes=SHARD_BYTES)
+    if snapshot.adapter_settings is not None:
+        settings = snapshot.adapter_settings
+        write_adapters(folder, snapshot.tensors["adapters"], settings, tokenizer)
+    else:
+        model = _as_model(snapshot.config, snapshot.tensors["model"])
+        weights.save(model, folder, tokenizer, weight_format="float32", max_shard_bytes=SHARD_BYTES)
     training = folder / FOLDER
     training.mkdir()
     write_file(training / STATE_FILE, snapshot.document + "\n")
     for name, tensors in snapshot.tensors.items():
         if name != "model":
             _write_tensors(training / f"{name}.safetensors", tensors)
+
+
+def checkpoint_bytes(model: Model, config: TrainConfig) -> int:
+    """Estimate the size of a checkpoint: what moves and its moments, and a model that is trained.
+
+    Both moments of AdamW are counted, of which another optimizer may keep one, and the weights as
+    float32, as they are written.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    written = trained
+    if not has_adapters(model):
+        written = sum(tensor.numel() for tensor in model_tensors(model).values())
+    return 4 * (written + 2 * trained + (trained if config.ema_decay else 0))
 
 
 def read(folder: Path) -> Stored:
@@ -107,7 +134,8 @@ def read(folder: Path) -> Stored:
     for name, held in parts.items():
         file = training / f"{name}.safetensors"
         if name == "model":
-            held.tensors = model_tensors(weights.load(folder, dtype=torch.float32))
+            if not is_adapter_folder(folder):
+                held.tensors = model_tensors(weights.load(folder, dtype=torch.float32))
         elif file.exists():
             held.tensors = load_file(file)
     return Stored(parts, document["notes"])

@@ -18,9 +18,7 @@ import torch
 
 from ziphius.data.batch import Batch
 from ziphius.dist.world import World
-from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.model import Model
-from ziphius.models.moe import MixtureOfExperts
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
 from ziphius.train.errors import DivergenceError
@@ -219,15 +217,11 @@ class Stepper:
         if self.ema is not None:
             self.ema.update(self.model, step)
         if self.config.bias_rate and progress < self.config.bias_until:
-            self._move_biases(outcome.counts_by_layer)
-
-    def _move_biases(self, counts_by_layer: Mapping[int, list[int]]) -> None:
-        for layer_idx, counts in counts_by_layer.items():
-            mlp = self.model.model.layers[layer_idx].mlp
-            assert isinstance(mlp, MixtureOfExperts)
-            if isinstance(mlp.gate, BiasedSigmoidGate):
-                counts_E = torch.tensor(counts, dtype=torch.float32, device=self.device)
-                mlp.gate.update_bias(counts_E, self.config.bias_rate)
+            counts = {
+                layer: torch.tensor(counts, dtype=torch.float32, device=self.device)
+                for layer, counts in outcome.counts_by_layer.items()
+            }
+            self.model.update_router_biases(counts, self.config.bias_rate)
 
 
 def _divisor(weight: float) -> float:

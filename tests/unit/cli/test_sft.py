@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from ziphius.cli.main import main
 from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import ConversationLoader
+from ziphius.models.lora import merge_adapters
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.models.weights import load, save
+from ziphius.models.weights.adapters import load_adapters
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
-from ziphius.train.lora import load_adapters, merge_adapters
 from ziphius.train.records import metrics_hash, read_metrics
 from ziphius.train.settings import SftSettings, SftTraining
 
@@ -338,3 +340,79 @@ def test_more_tokens_than_rows_are_refused_before_the_run(
     error = capsys.readouterr().err
     assert "The tokenizer has 512 tokens, the model only 500 rows" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_adapters_on_a_bfloat16_model_are_all_that_is_written(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a checkpoint nor the result holds the model; both are loaded as what it became."""
+    half, out = tmp_path / "half", tmp_path / "run"
+    save(load(base), half, load_tokenizer(base), weight_format="bfloat16")
+    options = ("--lora.rank", "4", "--hold-out", "0", "--dtype", "bfloat16")
+    assert main(arguments(half, data, out, *options)) == 0
+    weight_bytes = (half / "model.safetensors").stat().st_size
+    [checkpoint] = (out / "checkpoints").iterdir()
+    for folder in (checkpoint, out / "adapter"):
+        assert not list(folder.glob("model*.safetensors"))
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == str(half)
+        merged = load(folder, dtype=torch.float32)
+        expected = load(half, dtype=torch.float32)
+        load_adapters(expected, folder)
+        merge_adapters(expected)
+        for name, tensor in merged.state_dict().items():
+            assert torch.equal(tensor, expected.state_dict()[name]), name
+    written = sum(f.stat().st_size for f in checkpoint.rglob("*.safetensors"))
+    assert 0 < written < 2 * weight_bytes
+    capsys.readouterr()
+    line = ["generate", str(out / "adapter"), "1+1?", "--max-new-tokens", "3", "--json"]
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["token_ids"]
+    assert main(["export", str(checkpoint), str(tmp_path / "whole")]) == 0
+    exported = load(tmp_path / "whole").state_dict()
+    for name, tensor in load(checkpoint, dtype=torch.bfloat16).state_dict().items():
+        assert torch.equal(exported[name], tensor), name
+
+
+def test_a_disk_without_room_is_told_of_before_the_first_step(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    assert main(arguments(base, data, tmp_path / "run", "--hold-out", "0")) == 2
+    assert "its first checkpoint takes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_is_given_rows_for_added_tokens(
+    data: Path, tmp_path: Path, tied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model(derive(get_preset("r1-distill-qwen-tiny"), tie_word_embeddings=tied))
+    model.initialize(0)
+    rows = model.config.vocab_size
+    save(model, tmp_path / "model", deepseek_tokenizer(rows + 3))
+    line = arguments(tmp_path / "model", data, tmp_path / "run", "--hold-out", "0")
+    assert main(line) == 2
+    assert f"has {rows + 3} tokens, the model only {rows} rows" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*line, "--resize-embeddings", "--lora.rank", "2"])
+    assert "resize_embeddings and lora.rank: adapters alone are" in capsys.readouterr().err
+    assert main([*line, "--resize-embeddings"]) == 0
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    assert load(checkpoint).config.vocab_size == rows + 3
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True)
+    assert theirs.get_input_embeddings().weight.shape[0] == rows + 3
+    assert torch.equal(
+        theirs.get_output_embeddings().weight.float(), load(checkpoint).head.weight.float()
+    )
+    export = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--resize-embeddings"]
+    assert main(export) == 0
+    assert load(tmp_path / "out").config.vocab_size == rows + 3
+    assert main(["export", str(checkpoint), str(tmp_path / "more"), "--resize-embeddings"]) == 2
+    assert "resize_embeddings has no effect" in capsys.readouterr().err

@@ -50,6 +50,20 @@ def test_dtype(name: str, kind: str, expected: torch.dtype) -> None:
     assert resolve_dtype(name, torch.device(kind)) == expected
 
 
+@pytest.mark.parametrize("has_units", [True, False])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float16])
+def test_auto_takes_bfloat16_on_a_cpu_for_weights_stored_so_where_it_has_units(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool, stored: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_units)
+    is_fast = has_units and stored == torch.bfloat16
+    expected = torch.bfloat16 if is_fast else torch.float32
+    assert resolve_dtype("auto", torch.device("cpu"), stored) == expected
+    assert resolve_dtype("float32", torch.device("cpu"), stored) == torch.float32
+    assert resolve_dtype("auto", torch.device("cuda"), stored) == torch.bfloat16
+
+
 def test_an_unknown_dtype_is_named_with_the_known_ones() -> None:
     with pytest.raises(DeviceError, match=r"'int8'.*float32, bfloat16, float16"):
         resolve_dtype("int8", torch.device("cpu"))

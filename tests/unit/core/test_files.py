@@ -5,6 +5,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -201,3 +202,18 @@ def test_words_of_a_user_that_name_a_path_or_nothing(
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ConfigError, match=r"Cannot look at .*loop: Too many levels"):
         existing_path("~/loop")
+
+
+def test_a_disk_without_room_is_told_of_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "not" / "there" / "yet"
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    files.refuse_full_disk(folder, 10**6, "the model")
+    with pytest.raises(OutputError) as error:
+        files.refuse_full_disk(folder, 10**6 + 1, "the model")
+    assert str(error.value) == (
+        f"Cannot write {folder}: the model takes 1.0 MB, and 1.0 MB are free on the disk of "
+        f"{tmp_path}. Make room, or choose a folder on another disk."
+    )
+    assert not (tmp_path / "not").exists()

@@ -3,6 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from ziphius.core import memory
+from ziphius.core.errors import DeviceError
+from ziphius.core.memory import refuse_too_large
+
+CPU = torch.device("cpu")
 
 COUNT = """
 import resource, sys, torch
@@ -28,3 +35,20 @@ def test_freed_memory_is_not_faulted_in_again():
     }
     assert faults["keep"] < 100
     assert faults["leave"] > 50_000  # 5 x 64 MiB in pages of 4 KiB
+
+
+def test_what_does_not_fit_is_refused_with_what_would(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 * 10**9)
+    refuse_too_large("To load it", 5 * 10**9, CPU)
+    ways = {"dtype bfloat16": 6 * 10**9, "as INT8": 4 * 10**9}
+    with pytest.raises(DeviceError) as error:
+        refuse_too_large("To load it", 12 * 10**9, CPU, ways)
+    assert str(error.value) == (
+        "To load it takes 12.0 GB, and 5.0 GB are free on cpu. What fits: as INT8 (4.0 GB)."
+    )
+    with pytest.raises(
+        DeviceError, match=r"Nor would these fit: dtype bfloat16 \(6\.0 GB\)\. Take"
+    ):
+        refuse_too_large("To load it", 12 * 10**9, CPU, {"dtype bfloat16": 6 * 10**9})
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    refuse_too_large("To load it", 10**15, CPU)

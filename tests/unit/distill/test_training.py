@@ -14,12 +14,12 @@ from ziphius.distill.logit_config import LogitConfig
 from ziphius.distill.settings import DistillSettings
 from ziphius.distill.training import run_distillation
 from ziphius.models.account import count_parameters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.models.weights import load, save
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.instruments_config import InstrumentsConfig
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.settings import SftTraining
 
 QUIET = InstrumentsConfig(tensorboard=False)

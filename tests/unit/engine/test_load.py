@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ziphius.core import memory
 from ziphius.core.errors import ConfigError, DeviceError
 from ziphius.core.memory import free_bytes
 from ziphius.engine import load as load_module
@@ -52,15 +53,15 @@ def test_a_preset_too_large_for_the_memory_is_refused_with_its_bytes():
     with pytest.raises(DeviceError) as error:
         load_for_inference("v3", device="cpu")
     parameters = 671_026_404_352 + 11_610_067_968
-    assert f"{parameters:,} parameters" in str(error.value)
-    assert f"{4 * parameters:,} bytes" in str(error.value)
+    assert f"the {parameters:,} random weights of v3 in float32" in str(error.value)
+    assert f"takes {4 * parameters / 1e9:,.1f} GB" in str(error.value)
 
 
 def test_the_limit_is_the_memory_that_is_free(monkeypatch):
     needed = 4 * (194_688 + 52_608)
-    monkeypatch.setattr(load_module, "free_bytes", lambda device: needed)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed)
     load_preset("v3-tiny", device=CPU)
-    monkeypatch.setattr(load_module, "free_bytes", lambda device: needed - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
     with pytest.raises(DeviceError, match="v3-tiny"):
         load_preset("v3-tiny", device=CPU)
 

@@ -256,3 +256,22 @@ def test_padding_is_routed_nowhere_and_changes_nothing_else():
         assert torch.equal(routing.counts(), alone.routings[layer].counts())
         assert routing.text_M is not None
         assert alone.routings[layer].text_M is None
+
+
+def test_a_loop_of_ones_own_balances_its_experts_with_one_call():
+    """Every expert that got more than its share sinks, in every layer that has such a gate."""
+    model = build(latent_config(**V3_EXPERTS, num_nextn_predict_layers=1))
+    output = model(random_ids(2, 12, 61))
+    model.predict_further(output, random_ids(2, 12, 61))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.update_router_biases(output.expert_counts, rate=0.25)
+    assert len(output.expert_counts) == len(before) > 1
+    for layer, counts_E in output.expert_counts.items():
+        name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+        moved_E = dict(model.named_buffers())[name] - before[name]
+        assert counts_E.sum() == 2 * 12 * model.config.num_experts_per_tok
+        expected_E = 0.25 * (counts_E.float().mean() - counts_E).sign()
+        assert torch.allclose(moved_E, expected_E, atol=1e-6)
+        assert moved_E.abs().max() > 0
+    plain = build(grouped_config())
+    plain.update_router_biases(plain(random_ids(1, 4, 61)).expert_counts)

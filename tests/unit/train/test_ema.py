@@ -4,9 +4,9 @@ from tests.tiny import build, latent_config
 from ziphius.train.ema import Ema
 
 
+@torch.no_grad()
 def test_averages_follow_the_weights_slowly() -> None:
     model = build(latent_config())
-    model.requires_grad_(False)
     ema = Ema(model, decay=0.9)
     first = model.lm_head.weight.clone()
     model.lm_head.weight.add_(1.0)
@@ -16,9 +16,9 @@ def test_averages_follow_the_weights_slowly() -> None:
     torch.testing.assert_close(ema.tensors["lm_head.weight"], first + 0.1 + 0.75 * 0.9)
 
 
+@torch.no_grad()
 def test_averages_are_float32_beside_narrow_weights() -> None:
     model = build(latent_config()).to(torch.bfloat16)
-    model.requires_grad_(False)
     ema = Ema(model, decay=0.999)
     before = ema.tensors["lm_head.weight"].clone()
     model.lm_head.weight.mul_(1.01)
@@ -28,9 +28,9 @@ def test_averages_are_float32_beside_narrow_weights() -> None:
     assert 0.0 < moved.max() < 1e-3
 
 
+@torch.no_grad()
 def test_averages_stand_in_for_the_weights_only_for_a_while() -> None:
     model = build(latent_config(tie_word_embeddings=True))
-    model.requires_grad_(False)
     ema = Ema(model, decay=0.9)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for parameter in model.parameters():
@@ -40,3 +40,15 @@ def test_averages_stand_in_for_the_weights_only_for_a_while() -> None:
         assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
         assert model.lm_head.weight is model.model.embed_tokens.weight
     assert all(torch.equal(changed[name], t) for name, t in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_frozen_weights_have_no_average() -> None:
+    model = build(latent_config())
+    model.model.requires_grad_(False)
+    ema = Ema(model, decay=0.9)
+    assert ema.tensors.keys() == {"lm_head.weight"}
+    before = model.model.embed_tokens.weight.clone()
+    ema.update(model, step=1)
+    with ema.applied(model):
+        assert torch.equal(model.model.embed_tokens.weight, before)

@@ -10,17 +10,18 @@ from rich.console import Console
 from ziphius.core.errors import ConfigError, DeviceError, TokenizerError
 from ziphius.data.config import DataConfig
 from ziphius.models.config import YarnScaling
+from ziphius.models.lora import merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import to_published
 from ziphius.models.weights import load, save
+from ziphius.models.weights.adapters import load_adapters
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
 from ziphius.train.instruments_config import InstrumentsConfig
-from ziphius.train.lora import load_adapters, merge_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.pretraining import _model_and_tokenizer, run_pretraining
 from ziphius.train.records import read_metrics
 from ziphius.train.run import Finished, RunContext
@@ -236,7 +237,7 @@ def test_a_model_larger_than_memory_is_refused_before_it_takes_any(
         raise AssertionError("the model was built")
 
     monkeypatch.setattr("ziphius.train.pretraining.Model", build)
-    message = r"To train v2-lite takes 2\d\d\.\d GB before the first token .* GB are free on cpu"
+    message = r"To train all weights of v2-lite .* takes 2\d\d\.\d GB, and .* GB are free on cpu"
     with pytest.raises(DeviceError, match=message):
         run_pretraining(settings(text, preset="v2-lite"), tmp_path)
 

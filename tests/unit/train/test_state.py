@@ -10,13 +10,13 @@ from tests.tiny import build, random_ids
 from tests.training import RandomRows, moe_config, train_config
 from ziphius.core.errors import OutputError
 from ziphius.models import weights
+from ziphius.models.lora import add_adapters, merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.weights.names import model_tensors
 from ziphius.train import state as states
 from ziphius.train.ema import Ema
 from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
-from ziphius.train.lora import add_adapters, merge_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.optim import build_optimizer
 from ziphius.train.seams import TrainState
 from ziphius.train.stages.pretrain import Pretrain
@@ -44,7 +44,8 @@ def started(seed: int = 1, *, lora: bool = False) -> TrainState:
 
 def written(state: TrainState, folder: Path, **notes: object) -> Path:
     folder.mkdir()
-    states.write(states.capture(state, notes), folder)
+    base = folder.with_name("base")
+    states.write(states.capture(state, notes, base), folder)
     return folder
 
 
@@ -70,16 +71,20 @@ def test_what_was_written_comes_back(tmp_path: Path, lora: bool) -> None:
 def test_a_checkpoint_is_a_model_folder(tmp_path: Path, lora: bool) -> None:
     state = started(lora=lora)
     folder = written(state, tmp_path / "it")
-    loaded = weights.load(folder)
     if lora:
+        weights.save(build(moe_config(), 0), tmp_path / "base")
+        assert not (folder / "model.safetensors").exists()
+        assert not (folder / "config.json").exists()
         merge_adapters(state.model)
+    loaded = weights.load(folder)
     ids_BT = random_ids(2, 9, 61)
     state.model.eval()
     assert next(loaded.parameters()).dtype == torch.float32
     with torch.no_grad():
         assert torch.equal(loaded(ids_BT).hidden_BTD, state.model(ids_BT).hidden_BTD)
     # Nothing beside the model's own files may look like weights to other programs.
-    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    expected = ["adapter_model.safetensors" if lora else "model.safetensors"]
+    assert [path.name for path in folder.glob("*.safetensors")] == expected
 
 
 def test_a_tokenizer_goes_beside_the_model(tmp_path: Path) -> None:

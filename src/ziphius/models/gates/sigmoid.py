@@ -71,8 +71,9 @@ class BiasedSigmoidGate(Gate):
     def update_bias(self, counts_E: Tensor, rate: float) -> None:
         """Raise the bias of underloaded experts and lower that of overloaded ones, by `rate`.
 
-        Call it after the optimizer step with the counts of the whole global batch
-        (arXiv 2408.15664, algorithm 1); V3 uses 0.001, then 0 for the last 0.5T tokens.
+        `Model.update_router_biases` does it for all layers, after the optimizer step and with the
+        counts of the whole global batch (arXiv 2408.15664, algorithm 1); V3 uses 0.001, then 0 for
+        the last 0.5T tokens.
         """
         counts_E = counts_E.to(self.e_score_correction_bias)
         self.e_score_correction_bias += rate * (counts_E.mean() - counts_E).sign()

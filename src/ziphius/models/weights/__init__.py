@@ -1,4 +1,4 @@
-"""Weights in and out: Hugging Face safetensors folders (FP8 blocks included) and GGUF files.
+"""Weights in and out: Hugging Face safetensors folders (FP8 included), adapters, GGUF files.
 
 `load` and `save` are the only two ways. Nothing here runs code of a checkpoint: safetensors, JSON
 and GGUF are data, `auto_map` is ignored, and other formats are refused.
@@ -11,12 +11,22 @@ import torch
 from ziphius.core.errors import ConfigError
 from ziphius.core.gguf_header import is_gguf_path
 from ziphius.models.config import ModelConfig
+from ziphius.models.lora import merge_adapters
 from ziphius.models.model import Model
-from ziphius.models.weights.folder import load_folder, read_folder_config
+from ziphius.models.weights.adapters import load_adapters, split_adapters
+from ziphius.models.weights.folder import folder_dtype, load_folder, read_folder_config
 from ziphius.models.weights.gguf_file import load_gguf, read_gguf_config
 from ziphius.models.weights.saving import SavesFiles, WeightFormat, save
 
-__all__ = ["SavesFiles", "WeightFormat", "load", "read_model_config", "save"]
+__all__ = [
+    "SavesFiles",
+    "WeightFormat",
+    "load",
+    "read_model_config",
+    "save",
+    "stored_dtype",
+    "tokenizer_path",
+]
 
 LOADABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,13 +39,15 @@ def load(
     drop_mtp: bool = False,
     check_finite: bool = False,
 ) -> Model:
-    """Read a model, in evaluation mode; the peak of memory is the model and one file or less.
+    """Read a model, in evaluation mode, straight into its final dtype.
 
-    All checks of names, shapes, types and sizes come before any memory is taken, and a
-    `CheckpointError` names the file and the tensor.
+    The peak of memory is the model and a few megabytes; with FP8 or GGUF, and the largest tensor
+    once or twice. All checks of names, shapes, types and sizes come before any memory is taken: a
+    `CheckpointError` names the file and the tensor, a `DeviceError` says what would fit.
 
     Args:
-        path: a folder with config.json and safetensors, or a .gguf file.
+        path: a folder with config.json and safetensors, a .gguf file, or a folder of adapters in
+            PEFT's format, which are merged into the model that they are for.
         dtype: of the weights; the router bias stays float32. None is the narrowest type that holds
             every stored weight exactly: bfloat16 for FP8 folders; float32 for GGUF, and on a CPU
             also for float16 folders, because CPUs multiply float16 14 to 250 times slower.
@@ -50,14 +62,46 @@ def load(
         known = ", ".join(str(known) for known in LOADABLE_DTYPES)
         raise ConfigError(f"dtype = {dtype}: weights can be loaded as {known}.")
     device = torch.device(device)
+    path, adapters = split_adapters(path)
+    model = _load(path, dtype, device, drop_mtp=drop_mtp, finite=check_finite)
+    for folder in adapters:
+        load_adapters(model, folder)
+        merge_adapters(model)
+    return model
+
+
+def _load(
+    path: Path, dtype: torch.dtype | None, device: torch.device, *, drop_mtp: bool, finite: bool
+) -> Model:
     if not is_gguf_path(path):
-        return load_folder(path, dtype=dtype, device=device, drop_mtp=drop_mtp, finite=check_finite)
+        return load_folder(path, dtype=dtype, device=device, drop_mtp=drop_mtp, finite=finite)
     if drop_mtp:
         raise ConfigError(f"drop_mtp has no effect: {path} is a GGUF file without such layers.")
-    return load_gguf(path, dtype=dtype or torch.float32, device=device, finite=check_finite)
+    return load_gguf(path, dtype=dtype or torch.float32, device=device, finite=finite)
 
 
 def read_model_config(path: Path | str) -> ModelConfig:
     """Read what a model folder or a .gguf file says about its architecture, not its weights."""
-    path = Path(path)
+    path, _ = split_adapters(Path(path))
     return read_gguf_config(path) if is_gguf_path(path) else read_folder_config(path)
+
+
+def stored_dtype(path: Path | str) -> torch.dtype:
+    """Find the narrowest dtype that holds every weight of a folder or .gguf file exactly.
+
+    It is bfloat16 for FP8, whose products with their scales are published as bfloat16, and float32
+    for GGUF. Only headers are read.
+    """
+    path, _ = split_adapters(Path(path))
+    return torch.float32 if is_gguf_path(path) else folder_dtype(path)
+
+
+def tokenizer_path(path: Path | str) -> Path:
+    """Find the tokenizer of a model: where the model is, or for adapters without one, their base's.
+
+    Programs that train adapters leave it out as often as not.
+    """
+    path = Path(path)
+    base, adapters = split_adapters(path)
+    places = [folder for folder in reversed(adapters) if (folder / "tokenizer.json").is_file()]
+    return next(iter(places), base)

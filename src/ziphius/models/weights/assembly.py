@@ -5,11 +5,13 @@ first part arrives, and parts are copied to their place at once.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ziphius.core.errors import CheckpointError
+from ziphius.core.memory import refuse_too_large
 from ziphius.models.config import ModelConfig
 from ziphius.models.int8 import has_int8
 from ziphius.models.layers import Linear
@@ -48,11 +50,39 @@ class Assembly:
         """Map every file tensor the model is made of to its place."""
         return file_slots(self.model)
 
-    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Reserve the memory of all tensors; pages are first used when they are filled."""
+    def allocate(self, source: Path, dtype: torch.dtype, device: torch.device) -> None:
+        """Reserve the memory of all tensors; pages are first used when they are filled.
+
+        Raises:
+            DeviceError: they do not fit into free memory; it says what of `source` would.
+        """
+        smaller = {}
+        if dtype.itemsize > torch.bfloat16.itemsize:
+            smaller["dtype bfloat16"] = self._size_bytes(torch.bfloat16)
+        if device.type == "cpu" and not has_int8(self.model):
+            how = "as INT8, which ziphius.quant.int8 makes of it on a machine that holds it"
+            smaller[how] = self._int8_bytes()
+        what = f"To load {source} as {str(dtype).removeprefix('torch.')}"
+        refuse_too_large(what, self._size_bytes(dtype), device, smaller)
         for name, empty in model_tensors(self.model).items():
             own = dtype if isinstance(empty, nn.Parameter) else empty.dtype
             self._filled[name] = torch.empty(empty.shape, dtype=own, device=device)
+
+    def _size_bytes(self, dtype: torch.dtype) -> int:
+        return sum(
+            tensor.numel() * (dtype if isinstance(tensor, nn.Parameter) else tensor.dtype).itemsize
+            for tensor in model_tensors(self.model).values()
+        )
+
+    def _int8_bytes(self) -> int:
+        """Estimate the size with projections and experts in INT8 and the rest in bfloat16."""
+        in_projections = sum(
+            parameter.numel()
+            for module in self.model.modules()
+            if isinstance(module, Linear | RoutedExperts)
+            for parameter in module.parameters(recurse=False)
+        )
+        return self._size_bytes(torch.bfloat16) - in_projections
 
     def place(self, slot: Slot) -> Tensor:
         """View the memory that one file tensor goes to."""

@@ -7,12 +7,10 @@ read, one tensor at a time. Weights stay as the file names them (`names.py`).
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
-from torch import Tensor
 
 from ziphius.core.config import explain
 from ziphius.core.errors import CheckpointError, ConfigError
@@ -23,10 +21,11 @@ from ziphius.models.model import Model
 from ziphius.models.published import read_config
 from ziphius.models.weights import int8_config, names
 from ziphius.models.weights.assembly import Assembly, check_finite
-from ziphius.models.weights.fp8 import BLOCK, dequantize
-from ziphius.models.weights.matching import FP8, INT8, Plan, check_size, match
-from ziphius.models.weights.names import SCALE_SUFFIX
+from ziphius.models.weights.fp8 import BLOCK
+from ziphius.models.weights.matching import INT8, Plan, check_size, match, narrowest_dtype
+from ziphius.models.weights.names import Slot
 from ziphius.models.weights.shards import Stored, stored_tensors
+from ziphius.models.weights.tensor_reader import TensorReader
 
 _log = logging.getLogger(__name__)
 
@@ -82,56 +81,34 @@ def load_folder(
     assembly = Assembly(config, _int8_layers(folder, method, stored, device))
     check_size(folder, assembly.count_numbers(), stored)
     plan = match(folder, config, assembly.slots(), stored)
-    assembly.allocate(dtype or plan.common_dtype(device), device)
+    assembly.allocate(folder, dtype or plan.common_dtype(device), device)
     with ExitStack() as files:
-        _fill(assembly, plan, _Reader(plan.stored, files), finite)
+        _fill(assembly, plan, TensorReader(plan.stored, files), finite)
     return assembly.finish()
 
 
-def _fill(assembly: Assembly, plan: Plan, reader: "_Reader", finite: bool) -> None:
-    # In the order of the files, so that each is opened once.
-    for name, slot in sorted(plan.slots.items(), key=lambda item: plan.stored[item[0]].file):
+def folder_dtype(folder: Path) -> torch.dtype:
+    """Find the narrowest dtype that holds every weight of a folder exactly, from the headers."""
+    config, _ = _read(folder)
+    repeated = {*names.file_copies(config), *names.file_frequencies(config)}
+    return narrowest_dtype(stored_tensors(folder, repeated))
+
+
+def _fill(assembly: Assembly, plan: Plan, reader: TensorReader, finite: bool) -> None:
+    # In the order of the files, so that each is opened once and read from its beginning on.
+    def position(item: tuple[str, Slot]) -> tuple[Path, int]:
+        entry = plan.stored[item[0]]
+        return entry.file, entry.offset
+
+    for name, slot in sorted(plan.slots.items(), key=position):
         place = assembly.place(slot)
-        place.copy_(reader.read(name, place.dtype, place.device))
+        reader.fill(name, place)
         if finite:
             check_finite(name, place, plan.stored[name].file)
     for copy, original in plan.copies.items():
-        place = assembly.place(plan.slots[original])
-        repeated = reader.read(copy, place.dtype, place.device).to(place.dtype)
-        if not torch.equal(repeated, place):
+        if not reader.equals(copy, assembly.place(plan.slots[original])):
             file = plan.stored[copy].file
             _refuse(file, f"holds {copy}, which should equal {original} and differs")
-
-
-class _Reader:
-    """Read tensors of several files with one file open at a time, besides a scale elsewhere."""
-
-    def __init__(self, stored: dict[str, Stored], files: ExitStack) -> None:
-        self._stored = stored
-        self._files = files
-        self._open: tuple[Path, Any] | None = None
-
-    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Read a tensor onto a device; FP8 blocks are multiplied out into `dtype`."""
-        tensor = self._get(name).to(device)
-        if self._stored[name].dtype != FP8:
-            return tensor
-        return dequantize(tensor, self._get(name + SCALE_SUFFIX).to(device), dtype)
-
-    def _get(self, name: str) -> Tensor:
-        file = self._stored[name].file
-        if name.endswith(SCALE_SUFFIX) and self._open is not None and self._open[0] != file:
-            # A scale in another file than its weight, as at the borders of R1's files.
-            with safe_open(file, framework="pt") as elsewhere:
-                scale: Tensor = elsewhere.get_tensor(name)
-                return scale.clone()
-        if self._open is None or self._open[0] != file:
-            # The file before must be closed first: it is mapped, and its pages count as memory.
-            self._open = None
-            self._files.close()
-            self._open = file, self._files.enter_context(safe_open(file, framework="pt"))
-        tensor: Tensor = self._open[1].get_tensor(name)
-        return tensor
 
 
 def _int8_layers(

@@ -66,7 +66,7 @@ def load_gguf(file: Path, *, dtype: torch.dtype, device: torch.device, finite: b
         _refuse(header, f"describes {assembly.count_numbers()} parameters, too many for its size")
     slots = {gguf_name(name): slot for name, slot in assembly.slots().items()}
     _match(header, slots)
-    assembly.allocate(dtype, device)
+    assembly.allocate(file, dtype, device)
     for name, slot in slots.items():
         place = assembly.place(slot)
         place.copy_(_in_our_order(_decode(header, header.tensors[name]), name, config))

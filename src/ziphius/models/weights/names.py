@@ -24,6 +24,7 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 SCALE_SUFFIX = "_scale_inv"
 GATE_UP = ".experts.gate_up_proj"
+FREQUENCIES = ".rotary_emb.inv_freq"
 ROUTER_BIAS = ".e_score_correction_bias"
 DOWN = ".experts.down_proj"
 
@@ -82,8 +83,7 @@ def file_frequencies(config: ModelConfig) -> dict[str, tuple[int]]:
     assert width is not None
     layers = config.num_hidden_layers + config.num_nextn_predict_layers
     return {
-        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": (width // 2,)
-        for layer in range(layers)
+        f"model.layers.{layer}.self_attn{FREQUENCIES}": (width // 2,) for layer in range(layers)
     }
 
 

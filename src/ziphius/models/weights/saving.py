@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
-from ziphius.core.files import new_folder, write_file
+from ziphius.core.files import new_folder, refuse_full_disk, write_file
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
 from ziphius.models.published import to_published
@@ -64,19 +64,25 @@ def save(
     folder: Path,
     tokenizer: SavesFiles | None = None,
     *,
-    weight_format: WeightFormat = "bfloat16",
+    weight_format: WeightFormat | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a model to a new folder; beside the model only one file's tensors are in memory.
+    """Write a model to a new folder; no weight is rounded unless `weight_format` asks for it.
+
+    Beside the model only one file's tensors are in memory.
 
     Args:
         model: on any device, weights in any floating dtype.
         folder: must not exist or be empty.
         tokenizer: writes its files into the same folder.
-        weight_format: `fp8` and `fp8-ue8m0` quantize the projections of attention and feed-forward
-            layers in blocks as V3 and V3.1 are published; everything else is bfloat16 then. INT8
-            layers of a quantized model stay INT8, and this says what the rest becomes.
+        weight_format: None is bfloat16 for a model whose weights all are, else float32. `fp8` and
+            `fp8-ue8m0` quantize the projections of attention and feed-forward layers in blocks as
+            V3 and V3.1 are published; everything else is bfloat16 then. INT8 layers of a quantized
+            model stay INT8, and this says what the rest becomes.
         max_shard_bytes: largest size of a weight file; a larger weight has a file of its own.
+
+    Raises:
+        OutputError: the disk has no room for the model, or the folder cannot be written.
     """
     if max_shard_bytes < 1:
         raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: must be 1 or more.")
@@ -85,7 +91,12 @@ def save(
             f"weight_format = {weight_format!r}: the model is quantized to INT8; save the rest of "
             "it as bfloat16 or float32."
         )
+    if weight_format is None:
+        dtypes = {parameter.dtype for parameter in model.parameters()}
+        weight_format = "bfloat16" if dtypes == {torch.bfloat16} else "float32"
     shards = _shards(list(_pieces(model, weight_format)), max_shard_bytes)
+    total_bytes = sum(piece.size_bytes for pieces in shards for piece in pieces)
+    refuse_full_disk(folder, total_bytes, f"the model in {weight_format}")
     with new_folder(folder) as temporary:
         config = _published_config(model, weight_format)
         # An id that has no row is none that the model can write, and no reader takes it.
@@ -98,7 +109,6 @@ def save(
             file = temporary / _file_name(index, len(shards))
             weight_map |= dict.fromkeys(_write_shard(pieces, file), file.name)
         if len(shards) > 1:
-            total_bytes = sum(piece.size_bytes for pieces in shards for piece in pieces)
             index_data = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
             write_file(temporary / INDEX_FILE, _as_json(index_data))
         if tokenizer is not None:

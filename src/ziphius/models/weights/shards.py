@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from ziphius.core.errors import CheckpointError
 from ziphius.core.gguf_header import is_gguf_name
 from ziphius.core.reading import file_inside, list_folder, open_file, parse_object, read_object
@@ -27,15 +29,15 @@ LARGEST_HEADER_BYTES = 32 * 2**20
 LARGEST_TENSOR_COUNT = 200_000  # R1 has 92,000
 LARGEST_RANK = 8
 
-DTYPE_BYTES: dict[str, int] = {
-    "F32": 4,
-    "BF16": 2,
-    "F16": 2,
-    "F8_E4M3": 1,
-    "F8_E8M0": 1,
-    "I8": 1,
+DTYPES: dict[str, torch.dtype] = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I8": torch.int8,
 }
-"""Types that weights and scales may be stored in, and the bytes of a number."""
+"""Types that weights and scales may be stored in."""
 
 # Formats that can run code while they are opened. They are named here to be refused.
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -48,6 +50,8 @@ class Stored:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int
+    """Byte of the file that its numbers begin at."""
 
 
 def stored_tensors(folder: Path, repeated: Collection[str] = ()) -> dict[str, Stored]:
@@ -90,10 +94,13 @@ def read_header(file: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     if len(header) > LARGEST_TENSOR_COUNT:
         _refuse(file, f"lists {len(header)} tensors; more than {LARGEST_TENSOR_COUNT} is no model")
-    spans = [(*_span(file, name, entry), name) for name, entry in header.items()]
-    _check_spans(file, spans, data_bytes=size - 8 - length)
+    spans = {name: _span(file, name, entry) for name, entry in header.items()}
+    _check_spans(
+        file, [(*span, name) for name, span in spans.items()], data_bytes=size - 8 - length
+    )
     return {
-        name: Stored(file, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()
+        name: Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + spans[name][0])
+        for name, entry in header.items()
     }
 
 
@@ -155,15 +162,15 @@ def _span(file: Path, name: str, entry: object) -> tuple[int, int]:
             pass
         case _:
             _refuse(file, f"has no dtype, shape and data_offsets for {name}")
-    if dtype not in DTYPE_BYTES:
-        known = ", ".join(DTYPE_BYTES)
+    if dtype not in DTYPES:
+        known = ", ".join(DTYPES)
         _refuse(file, f"stores {name} as {dtype}; weights may be {known}")
     numbers = [*shape, begin, end]
     if len(shape) > LARGEST_RANK or not all(
         type(number) is int and 0 <= number < 2**63 for number in numbers
     ):
         _refuse(file, f"gives {name} an impossible shape or place: {shape!s:.60}")
-    if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         _refuse(file, f"gives {name} {end - begin} bytes, which do not hold {dtype} {shape}")
     return begin, end
 

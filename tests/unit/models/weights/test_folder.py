@@ -1,6 +1,7 @@
 """Reading folders: every layout that is published, and the choices a reader makes."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import build, grouped_config, random_ids
 from tests.unit.models.weights.files import change_json, change_tensors, rounded, v3_config
-from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.models.weights import load, read_model_config, save
+from ziphius.core import memory
+from ziphius.core.errors import CheckpointError, ConfigError, DeviceError
+from ziphius.models.weights import load, read_model_config, save, stored_dtype
+from ziphius.models.weights.tensor_reader import TensorReader
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
@@ -21,7 +24,7 @@ def model():
 
 @pytest.fixture
 def folder(model, tmp_path):
-    save(model, tmp_path / "model")
+    save(model, tmp_path / "model", weight_format="bfloat16")
     return tmp_path / "model"
 
 
@@ -84,6 +87,48 @@ def in_dtypes(*dtypes):
 def test_dtype_none_loses_nothing(folder, stored, expected):
     change_tensors(folder / "model.safetensors", in_dtypes(*stored))
     assert {parameter.dtype for parameter in load(folder).parameters()} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "expected"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("fp8", torch.bfloat16)],
+)
+def test_the_stored_dtype_is_that_of_the_weights_alone(tmp_path, model, weight_format, expected):
+    """The router bias of a bfloat16 folder is float32, and so are scales and old frequencies."""
+    folder = tmp_path / "model"
+    save(model, folder, weight_format=weight_format)
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    change_tensors(folder / "model.safetensors", lambda tensors: tensors.update(frequencies))
+    assert stored_dtype(folder) == expected
+    assert {parameter.dtype for parameter in load(folder).parameters()} == {expected}
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read(folder, model, monkeypatch):
+    floating = sum(parameter.numel() for parameter in model.parameters())
+    bias = 4 * sum(buffer.numel() for buffer in model.buffers())
+    for free, dtype in ((4 * floating + bias, torch.float32), (2 * floating + bias, None)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        load(folder, dtype=dtype)
+    with pytest.raises(DeviceError) as error:
+        load(folder, dtype=torch.float32)
+    assert str(error.value).startswith(f"To load {folder} as float32 takes")
+    assert "What fits: dtype bfloat16 (" in str(error.value)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * floating + bias - 1)
+    monkeypatch.setattr(TensorReader, "fill", None)
+    with pytest.raises(DeviceError, match=r"as bfloat16 takes .* What fits: as INT8"):
+        load(folder)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(folder, monkeypatch):
+    fill = TensorReader.fill
+
+    def fill_and_cut(self, name, place):
+        fill(self, name, place)
+        os.truncate(folder / "model.safetensors", 2_000)
+
+    monkeypatch.setattr(TensorReader, "fill", fill_and_cut)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors ended while it was read"):
+        load(folder)
 
 
 def test_tied_embeddings_stay_tied(tmp_path):

@@ -1,7 +1,9 @@
 """Written folders: layout, files, formats, and that nothing half-written is left."""
 
+import itertools
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import build, grouped_config
 from tests.unit.models.weights.files import rounded, v3_config
+from ziphius.core import files
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.models.weights import load, save
 from ziphius.models.weights.names import is_projection
@@ -37,8 +40,29 @@ def test_float32_round_trip_is_exact(model, tmp_path):
         assert torch.equal(loaded[name], tensor), name
 
 
-def test_bfloat16_round_trip_rounds_once_and_keeps_the_bias(model, tmp_path):
+@pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16",), ("bfloat16", "float32")])
+def test_nothing_is_rounded_unless_it_is_asked_for(model, tmp_path, dtypes):
+    for parameter, dtype in zip(model.parameters(), itertools.cycle(dtypes), strict=False):
+        parameter.data = parameter.data.to(getattr(torch, dtype))
     save(model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["torch_dtype"] == dtypes[-1]
+    loaded = load(tmp_path / "model").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name].float(), tensor.float()), name
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_refused_before_it_is_written(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**4))
+    with pytest.raises(OutputError, match=r"the model in float32 takes .* are free on the disk of"):
+        save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_round_trip_rounds_once_and_keeps_the_bias(model, tmp_path):
+    save(model, tmp_path / "model", weight_format="bfloat16")
     loaded = load(tmp_path / "model").state_dict()
     for name, tensor in model.state_dict().items():
         expected = tensor if name.endswith("_bias") else tensor.bfloat16()

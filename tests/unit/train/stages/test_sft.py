@@ -14,11 +14,11 @@ from ziphius.data.conversations import (
     validation_batches,
 )
 from ziphius.dist.world import World
+from ziphius.models.lora import add_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.losses import further_token_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
-from ziphius.train.lora import add_adapters
-from ziphius.train.lora_config import LoraConfig
 from ziphius.train.stages.sft import Sft
 
 CONTEXT = 16

@@ -12,16 +12,10 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
 from ziphius.core.errors import CheckpointError
 from ziphius.models.config import ModelConfig
+from ziphius.models.lora import LoraLinear, adapter_tensors, add_adapters, merge_adapters
+from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
-from ziphius.train.lora import (
-    LoraLinear,
-    adapter_tensors,
-    add_adapters,
-    load_adapters,
-    merge_adapters,
-    save_adapters,
-)
-from ziphius.train.lora_config import LoraConfig
+from ziphius.models.weights.adapters import load_adapters, save_adapters
 
 GROUPED = grouped_config(num_hidden_layers=3)
 LATENT = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1)

@@ -8,18 +8,14 @@ from safetensors.torch import load_file
 
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
 from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.models import weights
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
+from ziphius.models.lora import LoraLinear, adapter_tensors, add_adapters, merge_adapters
+from ziphius.models.lora_config import LoraConfig
+from ziphius.models.losses import further_token_losses, next_token_loss
 from ziphius.models.model import Model
-from ziphius.train.lora import (
-    LoraLinear,
-    adapter_tensors,
-    add_adapters,
-    load_adapters,
-    merge_adapters,
-    save_adapters,
-)
-from ziphius.train.lora_config import LoraConfig
+from ziphius.models.weights.adapters import load_adapters, save_adapters
 
 IDS_BT = random_ids(2, 12, 61)
 CONFIGS = {
@@ -188,3 +184,97 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
         load_adapters(build(grouped_config(num_hidden_layers=3)), tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json does not exist"):
         load_adapters(build(grouped_config()), tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_adapters_learn_on_bfloat16_weights_what_they_would_on_a_float32_copy(name: str) -> None:
+    """Under autocast, bit for bit: nothing is lost by not holding that copy."""
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = build(CONFIGS[name])
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16().to(dtype)
+        add_adapters(model, LoraConfig(rank=3, alpha=6.0), seed=0)
+        generator = torch.Generator().manual_seed(1)
+        for tensor in adapter_tensors(model).values():
+            tensor.data.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(IDS_BT)
+            loss = next_token_loss(model, output, IDS_BT).loss_sum
+            loss = loss + sum(
+                further.loss_sum for further in further_token_losses(model, output, IDS_BT)
+            )
+        loss.backward()
+        assert output.hidden_BTD.dtype == torch.bfloat16
+        gradients.append([tensor.grad for tensor in adapter_tensors(model).values()])
+    for narrow, wide in zip(*gradients, strict=True):
+        assert narrow is not None
+        assert narrow.abs().max() > 0
+        assert torch.equal(narrow, wide)
+
+
+def test_a_merged_bfloat16_weight_is_rounded_once() -> None:
+    model = build(CONFIGS["grouped"]).bfloat16()
+    add_adapters(model, LoraConfig(rank=3, alpha=6.0), seed=0)
+    layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert isinstance(layer, LoraLinear)
+    layer.lora_B.weight.data.fill_(0.01)
+    frozen = layer._parameters["weight"]
+    assert frozen is not None
+    exact = frozen.float() + 2.0 * layer.lora_B.weight @ layer.lora_A.weight
+    merge_adapters(model)
+    assert torch.equal(layer.weight, exact.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_of_adapters_is_loaded_as_the_model_it_makes(
+    config: ModelConfig, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    weights.save(build(config), base)
+    save_adapters(adapted(config), adapter, base=str(base))
+    expected = weights.load(base, dtype=dtype)
+    load_adapters(expected, adapter)
+    merge_adapters(expected)
+    loaded = weights.load(adapter, dtype=dtype)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert weights.read_model_config(adapter) == loaded.config == expected.config
+    assert weights.stored_dtype(adapter) == torch.float32
+    assert weights.tokenizer_path(adapter) == base
+    (adapter / "tokenizer.json").touch()
+    assert weights.tokenizer_path(adapter) == adapter
+
+
+def test_adapters_may_stand_on_adapters(tmp_path: Path) -> None:
+    config = CONFIGS["grouped"]
+    weights.save(build(config), tmp_path / "base")
+    save_adapters(adapted(config), tmp_path / "inner", base=str(tmp_path / "base"))
+    save_adapters(adapted(config), tmp_path / "outer", base=str(tmp_path / "inner"))
+    twice = weights.load(tmp_path / "outer").get_submodule("model.layers.0.self_attn.q_proj")
+    once = weights.load(tmp_path / "inner").get_submodule("model.layers.0.self_attn.q_proj")
+    plain = build(config).get_submodule("model.layers.0.self_attn.q_proj")
+    difference = (twice.weight - once.weight) - (once.weight - plain.weight)
+    assert difference.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nobody/nothing", "holds adapters for nobody/nothing, which is not here. Fetch"),
+        (None, "names no base_model_name_or_path"),
+        ("itself", "names itself as the base"),
+    ],
+)
+def test_adapters_whose_base_is_not_there_are_refused(
+    base: str | None, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    save_adapters(adapted(CONFIGS["grouped"]), folder, base=str(folder))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    if base != "itself":
+        settings["base_model_name_or_path"] = base
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=message):
+        weights.load(folder)

@@ -1,0 +1,206 @@
+"""Adapters of low rank on disk, in PEFT's format: what was trained, and the name of its base.
+
+A folder with adapter_config.json is a folder of adapters, whatever else it holds, as transformers
+has it. Its base may be one again.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ziphius.core.errors import CheckpointError, OutputError
+from ziphius.core.files import existing_path, new_folder, refuse_full_disk, write_file
+from ziphius.core.reading import read_object
+from ziphius.models.lora import (
+    LoraLinear,
+    adapt,
+    adapted_layers,
+    adapter_tensors,
+    projections,
+    refuse_adapters,
+)
+from ziphius.models.model import Model
+from ziphius.models.weights.adapter_config import (
+    CONFIG_FILE,
+    MAX_FILE_BYTES,
+    read_adapter_config,
+)
+from ziphius.models.weights.names import layer_of
+from ziphius.models.weights.saving import SavesFiles
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PARTS = ("lora_A", "lora_B")
+
+
+def split_adapters(path: Path) -> tuple[Path, list[Path]]:
+    """Find the model that a folder of adapters is for, and all adapters on it, innermost first.
+
+    Any other path is a model without adapters.
+
+    Raises:
+        CheckpointError: the base is not here, or leads back to the folder.
+    """
+    adapters: list[Path] = []
+    while is_adapter_folder(path):
+        if path.resolve() in {known.resolve() for known in adapters}:
+            raise CheckpointError(f"{path} names itself as the base of its adapters.")
+        adapters.insert(0, path)
+        path = _base_of(path)
+    return path, adapters
+
+
+def is_adapter_folder(path: Path) -> bool:
+    """Tell adapters from whole models."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def _base_of(folder: Path) -> Path:
+    file = folder / CONFIG_FILE
+    name = read_object(file, MAX_FILE_BYTES, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{file} names no base_model_name_or_path, the model it is for.")
+    path = existing_path(name)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} holds adapters for {name}, which is not here. Fetch that model, and write "
+            f"its path as base_model_name_or_path into {file}."
+        )
+    return path
+
+
+def adapter_settings(model: Model, base: str) -> dict[str, Any]:
+    """Describe the adapters of a model as PEFT's adapter_config.json does.
+
+    Args:
+        model: with adapters.
+        base: name or path of the model without them.
+    """
+    layers = dict(adapted_layers(model))
+    ranks = {name: layer.lora_A.out_features for name, layer in layers.items()}
+    alphas = {name: layer.scaling * ranks[name] for name, layer in layers.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        # Whole names: a last part such as up_proj would also match where there is no adapter.
+        "target_modules": list(layers),
+    }
+
+
+def save_adapters(
+    model: Model, folder: Path, *, base: str, tokenizer: SavesFiles | None = None
+) -> None:
+    """Write the adapters alone to a new folder in PEFT's format.
+
+    Args:
+        model: with adapters.
+        folder: must not exist or be empty.
+        base: name or path of the model without them.
+        tokenizer: writes its files into the same folder.
+
+    Raises:
+        OutputError: the disk has no room for them, or the folder cannot be written.
+    """
+    tensors = adapter_tensors(model)
+    size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+    refuse_full_disk(folder, size, "the adapters")
+    with new_folder(folder) as unfinished:
+        write_adapters(unfinished, tensors, adapter_settings(model, base), tokenizer)
+
+
+def write_adapters(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    tokenizer: SavesFiles | None = None,
+) -> None:
+    """Write adapters into a folder that is there.
+
+    Args:
+        folder: whoever made it makes it durable.
+        tensors: as they are named in the model; those of no adapter are left out.
+        settings: as `adapter_settings` has them.
+        tokenizer: writes its files beside them.
+    """
+    write_file(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
+    names = [f"{name}.{part}.weight" for name in settings["target_modules"] for part in _PARTS]
+    found = {_PREFIX + name: tensors[name].detach().cpu().contiguous() for name in names}
+    file = folder / WEIGHTS_FILE
+    try:
+        save_file(found, file, metadata={"format": "pt"})
+        # safetensors makes files that only their owner reads; the settings have what umask says.
+        shutil.copymode(folder / CONFIG_FILE, file)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"Cannot write {file}: {error}.") from error
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def load_adapters(model: Model, folder: Path) -> None:
+    """Add adapters in PEFT's format to the model they were made for, in place.
+
+    They may be PEFT's own; what of its settings is applied stands in `adapter_config.py`. Layers
+    that predict further tokens, which transformers lacks, stay as they are if the file has no
+    adapter for any of them.
+
+    Raises:
+        CheckpointError: a setting is refused, or file, settings and model do not fit together.
+    """
+    settings = read_adapter_config(folder)
+    file = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no adapters that can be read: {error}.") from error
+    layers = dict(projections(model))
+    found = {name for name in layers if any(part in tensors for part in _file_names(name))}
+    chosen = settings.select(list(layers))
+    if chosen is None:
+        chosen = [name for name in layers if name in found]
+    further = {name for name in layers if _is_further(model, name)}
+    if found.isdisjoint(further):
+        chosen = [name for name in chosen if name not in further]
+    expected = [part for name in chosen for part in _file_names(name)]
+    for part in (*expected, *tensors):
+        if (part in tensors) != (part in expected):
+            where = "is left over" if part in tensors else "is missing"
+            raise CheckpointError(f"{file}: {part} {where}.")
+    refuse_adapters(model)
+    model.requires_grad_(False)
+    for name in chosen:
+        layer, rank = layers[name], settings.rank(name)
+        adapt(layer, rank, settings.scaling(name))
+        assert isinstance(layer, LoraLinear)
+        for part, own in zip(_file_names(name), (layer.lora_A, layer.lora_B), strict=True):
+            if own.weight.shape != tensors[part].shape:
+                raise CheckpointError(
+                    f"{file}: {part} has the shape {list(tensors[part].shape)}, "
+                    f"not {list(own.weight.shape)}."
+                )
+            own.weight.data.copy_(tensors[part])
+
+
+def _file_names(name: str) -> tuple[str, str]:
+    down, up = (f"{_PREFIX}{name}.{part}.weight" for part in _PARTS)
+    return down, up
+
+
+def _is_further(model: Model, name: str) -> bool:
+    layer = layer_of(f"{name}.")
+    return layer is not None and layer >= model.config.num_hidden_layers
