@@ -55,7 +55,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peak of this machine that need not be measured."""
+    """A peak of this machine that need not be measured, and a place for tokens."""
+    monkeypatch.setattr("ziphius.data.cache.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("ziphius.train.instruments.matrix_peak", lambda device, dtype: 1e12)
 
 
