@@ -81,14 +81,16 @@ def _assigned(encoded: Iterable[Encoded]) -> Iterator[tuple[str, Encoded]]:
 
 def tokenizing_progress() -> Progress:
     """Make the line that shows how many megabytes were tokenized."""
+    console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         TextColumn("{task.completed:.1f} MB"),
         RateColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # it would leave an empty line in a log
     )
 
 
