@@ -317,8 +317,8 @@ def test_all_that_is_missing_is_named_at_once(
         ("--epochs 2 --learning-rate 0.1", (1, "12-steps", 0.1), "not given: batch_rows 1 (6 rows"),
         (
             "--train.batch-rows 3 --learning-rate 0.1",
-            (3, "50-steps", 0.1),
-            "not given: epochs 25 (",
+            (3, "34-steps", 0.1),
+            "not given: epochs 17 (",
         ),
         ("--train.micro-rows 2 --learning-rate 0.1", (2, "51-steps", 0.1), "batch_rows 2, epochs"),
         ("--epochs 0 --budget 7-steps", (1, "7-steps", 3e-4), "batch_rows 1, learning_rate"),
