@@ -81,15 +81,7 @@ def run_sft(
     )
     learned, tokenizer = prepared.learned, prepared.tokenizer
     held_out = fill_rows(prepared.held_out, settings.train.validate_rows)
-    pacing = _pacing(settings, learned, context.world)
-    config = settings.train.model_copy(update={"batch_rows": pacing.batch_rows})
-    loader = ConversationLoader(
-        learned,
-        seed=config.seed,
-        epochs=pacing.epochs or None,
-        rows=config.rows,
-        micro_rows=config.rows_at_once(context.world.size),
-    )
+    config, loader = _paced(settings, learned, context.world)
     model = _model(settings, origin, new, tokenizer)
     config = _training(settings, config, loader, held_out, model, is_new=new is not None)
     refuse_longer_rows(model, config)
@@ -166,6 +158,22 @@ def _prepared(settings: SftSettings, origin: Path, context: RunContext) -> Prepa
         chat_format=settings.chat_format,
         say=say if context.world.is_first else None,
     )
+
+
+def _paced(
+    settings: SftSettings, learned: Conversations, world: World
+) -> tuple[TrainConfig, ConversationLoader]:
+    """Settle the rows of a step and how often all are seen, and lay them out."""
+    pacing = _pacing(settings, learned, world)
+    config = settings.train.model_copy(update={"batch_rows": pacing.batch_rows})
+    loader = ConversationLoader(
+        learned,
+        seed=config.seed,
+        epochs=pacing.epochs or None,
+        rows=config.rows,
+        micro_rows=config.rows_at_once(world.size),
+    )
+    return config, loader
 
 
 def _pacing(settings: SftSettings, learned: Conversations, world: World) -> Pacing:
