@@ -129,11 +129,11 @@ def same_in_transformers(exported: Path, found: list[dict[str, Any]]) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     same = 0
     for question, answer in zip(questions(), found, strict=True):
         turns = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(
+        prompt: Any = tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         # Only what the folder says decides when it ends.
