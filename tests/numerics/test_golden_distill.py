@@ -13,6 +13,7 @@ import pytest
 from tests.numerics.test_golden_sft import CONTEXT, sums
 from tests.tiny import build, grouped_config
 from tests.training import Run, moe_config, train_config
+from ziphius.data.conversation_encode import Encoding
 from ziphius.data.conversations import ConversationLoader, encode_conversations
 from ziphius.distill.logits import LogitConfig, LogitDistillation
 from ziphius.text.chat import get_chat_format
@@ -28,7 +29,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
     )
     tokenizer = deepseek_tokenizer(512)
     encoded = encode_conversations(
-        sums(), tokenizer, get_chat_format("deepseek-r1"), context=CONTEXT
+        sums(), tokenizer, get_chat_format("deepseek-r1"), Encoding(CONTEXT)
     )
     loader = ConversationLoader(encoded, seed=0, epochs=10, rows=config.rows, micro_rows=2)
     student = grouped_config(vocab_size=512)

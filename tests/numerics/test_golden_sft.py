@@ -12,6 +12,7 @@ import numpy as np
 
 from tests.numerics.golden_losses import assert_golden
 from tests.training import Run, moe_config, train_config
+from ziphius.data.conversation_encode import Encoding
 from ziphius.data.conversations import ConversationLoader, encode_conversations
 from ziphius.data.messages import Conversation
 from ziphius.text.chat import Message, get_chat_format
@@ -47,7 +48,7 @@ def losses(folder: Path) -> list[float]:
     )
     tokenizer = deepseek_tokenizer(512)
     encoded = encode_conversations(
-        sums(), tokenizer, get_chat_format("deepseek-r1"), context=CONTEXT
+        sums(), tokenizer, get_chat_format("deepseek-r1"), Encoding(CONTEXT)
     )
     loader = ConversationLoader(encoded, seed=0, epochs=10, rows=config.rows, micro_rows=2)
     model_config = moe_config(vocab_size=512)

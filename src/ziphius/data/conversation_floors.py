@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ziphius.data.conversations import Conversations, EncodedConversation
+from ziphius.data.conversation_encode import EncodedConversation
+from ziphius.data.conversations import Conversations
 from ziphius.data.floors import COUNTED_TOKENS, FITTED_SHARE, Pairs, fit
 
 
@@ -38,8 +39,14 @@ def conversation_floors(
 
 def _first(conversations: Sequence[EncodedConversation]) -> Sequence[EncodedConversation]:
     """Return as many as the floors count tokens: pairs of all would be another copy of the data."""
-    sums = np.cumsum([int(entry.learned_T.sum()) for entry in conversations])
-    return conversations[: int(np.searchsorted(sums, COUNTED_TOKENS)) + 1]
+    found: list[EncodedConversation] = []
+    tokens = 0
+    for entry in conversations:
+        found.append(entry)
+        tokens += int(entry.learned_T.sum())
+        if tokens >= COUNTED_TOKENS:
+            break
+    return found
 
 
 def _pairs(conversations: Iterable[EncodedConversation]) -> Pairs:

@@ -1,34 +1,31 @@
-"""Conversations become rows: encoded by a chat format, packed whole, learned in part.
+"""Conversations become rows: packed whole, learned in part.
 
 A row holds as many whole conversations as fit; its tail is padding, document -1, that nothing
 learns from. Rows of several epochs follow each other, each epoch in another order; after the last
-one rows are empty, so that the last step of a run need not be cut.
+one rows are empty, so that the last step of a run need not be cut. The conversations are in memory,
+or on disk and mapped (`data/conversation_shards.py`).
 
-Shapes: B rows, T tokens.
+Shapes: N conversations, B rows, T tokens.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ziphius.core.errors import ChatError, ConfigError, TokenizerError
+from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
-from ziphius.data.config import OverLong
-from ziphius.data.conversation_config import EarlierTurns, ThinkBlocks
+from ziphius.data.conversation_encode import EncodedConversation, Encoding, Tally, encode_one
 from ziphius.data.errors import DataError
 from ziphius.data.loader import Rows, fixed_rows
 from ziphius.data.messages import Conversation
 from ziphius.data.packing import permutation
 from ziphius.data.row_report import RowReport
-from ziphius.data.turns import Sample, fitted, text_sample, turn_samples
 from ziphius.text.chat import ChatFormat
 from ziphius.text.tokenizer import Tokenizer
 
@@ -39,21 +36,44 @@ _STREAM = 0x5F7
 """Keeps these permutations apart from those of running text."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedConversation:
-    """One conversation, or the part of it up to a turn, as ids, and which of them are learned."""
+class Summing:
+    """Takes in conversations one after another and knows what they are together."""
 
-    ids_T: NDArray[np.integer[Any]]
-    learned_T: NDArray[np.bool_]
-    bytes_count: int
-    """UTF-8 bytes of the tokens that are learned, special tokens left out."""
+    def __init__(self, context: int) -> None:
+        self._digest = hashlib.sha256(str(context).encode())
+        self._lengths: list[int] = []
+        self._learned = 0
+
+    def add(self, entry: EncodedConversation) -> None:
+        """Take in one."""
+        self._lengths.append(len(entry.ids_T))
+        self._learned += int(entry.learned_T.sum())
+        self._digest.update(len(entry.ids_T).to_bytes(8, "little"))
+        self._digest.update(entry.ids_T.astype(np.int64).tobytes() + entry.learned_T.tobytes())
+
+    def result(self) -> "Totals":
+        """Return what all are together so far."""
+        lengths_N = np.array(self._lengths, dtype=np.int64)
+        return Totals(lengths_N, self._learned, self._digest.hexdigest()[:20])
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What conversations are together."""
+
+    lengths_N: NDArray[np.int64]
+    """Tokens of each."""
+    learned_tokens: int
+    """Tokens that assistants wrote."""
+    fingerprint: str
+    """Names all ids, what is learned of them, and the context."""
 
 
 @dataclass(frozen=True)
 class Conversations:
     """What a model learns from, and what was left out on the way."""
 
-    kept: tuple[EncodedConversation, ...]
+    kept: Sequence[EncodedConversation]
     context: int
     too_long: int = 0
     """Samples longer than a row: left out, or cut."""
@@ -65,159 +85,85 @@ class Conversations:
     """Conversations that the kept samples come from: one may become several (`data/turns.py`)."""
     changes: Mapping[str, int] = field(default_factory=dict)
     """What was read in another way than it was written: words for it -> how often."""
+    known: Totals | None = field(default=None, compare=False)
+    """What all are together, where that was found out before."""
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Say what all are together."""
+        if self.known is not None:
+            return self.known
+        summing = Summing(self.context)
+        for entry in self.kept:
+            summing.add(entry)
+        return summing.result()
+
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Count the tokens of each."""
+        return self.totals.lengths_N
 
     @property
     def tokens(self) -> int:
         """Count all tokens."""
-        return sum(len(entry.ids_T) for entry in self.kept)
+        return int(self.lengths_N.sum())
 
     @property
     def learned_tokens(self) -> int:
         """Count the tokens that assistants wrote."""
-        return sum(int(entry.learned_T.sum()) for entry in self.kept)
+        return self.totals.learned_tokens
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Name all ids and what is learned of them."""
-        digest = hashlib.sha256(str(self.context).encode())
-        for entry in self.kept:
-            digest.update(len(entry.ids_T).to_bytes(8, "little"))
-            digest.update(entry.ids_T.astype(np.int64).tobytes() + entry.learned_T.tobytes())
-        return digest.hexdigest()[:20]
-
-
-class ConversationEncoder:
-    """Turns conversations into ids as they come; nothing else of them is kept.
-
-    Args:
-        tokenizer: of the model.
-        chat_format: how the model is spoken to.
-        context: tokens of a row.
-        over_long: what no row holds is left out, cut at the end of the row, or an error.
-        thinking: whether an answer begins inside a think block; None goes by each turn.
-        earlier_turns: whether turns that a whole conversation cannot teach get samples of their own
-            (`data/turns.py`).
-        think_blocks: whether a think block in a content is the reasoning (`data/think_blocks.py`).
-        report: takes conversations that the format cannot say; without it one is an error.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        chat_format: ChatFormat,
-        *,
-        context: int,
-        over_long: OverLong = "skip",
-        thinking: bool | None = None,
-        earlier_turns: EarlierTurns = "expand",
-        think_blocks: ThinkBlocks = "parse",
-        report: RowReport | None = None,
-    ) -> None:
-        self.tokenizer, self.chat_format = tokenizer, chat_format
-        self.context, self.over_long, self.thinking = context, over_long, thinking
-        self.earlier_turns, self.think_blocks = earlier_turns, think_blocks
-        self.report = report or RowReport()
-        self._kept: list[EncodedConversation] = []
-        self._changes = Counter[str]()
-        self._too_long = self._longest = self._unanswered = self._sources = 0
-
-    def add(self, conversation: Conversation) -> None:
-        """Encode one conversation.
-
-        Raises:
-            DataError: naming file and line: it is too long, or cannot be said, where that is an
-                error.
-        """
-        changes = Counter[str]()
-        try:
-            samples = self._samples(conversation, changes)
-        except (ChatError, TokenizerError) as error:
-            self.report.refuse(DataError(f"{conversation.where}: {error}"))
-            return
-        self._changes += changes
-        before = len(self._kept)
-        for ids, mask in samples:
-            self._keep(conversation.where, ids, mask)
-        self._unanswered += not samples
-        self._sources += len(self._kept) > before
-
-    def result(self) -> Conversations:
-        """Return what was encoded so far."""
-        return Conversations(
-            tuple(self._kept),
-            self.context,
-            self._too_long,
-            self._longest,
-            self._unanswered,
-            self._sources,
-            dict(self._changes),
-        )
-
-    def _samples(self, conversation: Conversation, changes: Counter[str]) -> list[Sample]:
-        if conversation.text is not None:
-            return [text_sample(conversation.text, self.tokenizer)]
-        messages = fitted(
-            conversation.messages,
-            self.chat_format,
-            self.tokenizer,
-            reads_blocks=self.think_blocks == "parse",
-            changes=changes,
-        )
-        return turn_samples(
-            messages,
-            conversation.tools,
-            self.tokenizer,
-            self.chat_format,
-            unlearned=conversation.unlearned,
-            thinking=self.thinking,
-            earlier_turns=self.earlier_turns,
-            changes=changes,
-        )
-
-    def _keep(self, where: str, ids: list[int], mask: list[bool]) -> None:
-        self._longest = max(self._longest, len(ids))
-        if len(ids) > self.context:
-            self._too_long += 1
-            if self.over_long == "refuse":
-                raise DataError(
-                    f"{where}: {len(ids)} tokens, and a row has {self.context}. Give a longer "
-                    "context, or let such conversations be skipped or cut."
-                )
-            if self.over_long == "skip":
-                return
-            ids, mask = ids[: self.context], mask[: self.context]
-        if not any(mask[1:]):  # the first token has nothing to be predicted from
-            self._unanswered += 1
-            return
-        learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
-        size = len(self.tokenizer.decode(learned, skip_special=True).encode())
-        self._kept.append(EncodedConversation(np.array(ids, np.int32), np.array(mask), size))
+        return self.totals.fingerprint
 
 
 def encode_conversations(
     conversations: Iterable[Conversation],
     tokenizer: Tokenizer,
     chat_format: ChatFormat,
-    *,
-    context: int,
-    over_long: OverLong = "skip",
-    thinking: bool | None = None,
-    earlier_turns: EarlierTurns = "expand",
-    think_blocks: ThinkBlocks = "parse",
+    encoding: Encoding,
+    report: RowReport | None = None,
 ) -> Conversations:
-    """Turn conversations into ids; the arguments are those of `ConversationEncoder`."""
-    encoder = ConversationEncoder(
-        tokenizer,
-        chat_format,
-        context=context,
-        over_long=over_long,
-        thinking=thinking,
-        earlier_turns=earlier_turns,
-        think_blocks=think_blocks,
+    """Turn a few conversations into ids, in memory.
+
+    Args:
+        conversations: to learn from.
+        tokenizer: of the model.
+        chat_format: how the model is spoken to.
+        encoding: how they become samples.
+        report: takes conversations that the format cannot say; without it one is an error.
+
+    Raises:
+        DataError: naming file and line: a conversation is too long, or cannot be said, where that
+            is an error.
+    """
+    tally, report = Tally(), report or RowReport()
+    kept = [
+        entry
+        for one in conversations
+        for entry in tally.take(
+            one, encode_one(one, tokenizer, chat_format, encoding), encoding, report
+        )
+    ]
+    return tallied(tally, kept, encoding.context)
+
+
+def tallied(
+    tally: Tally, kept: Sequence[EncodedConversation], context: int, known: Totals | None = None
+) -> Conversations:
+    """Join what is kept with what was counted."""
+    return Conversations(
+        tuple(kept) if isinstance(kept, list) else kept,
+        context,
+        tally.too_long,
+        tally.longest,
+        tally.unanswered,
+        tally.sources,
+        dict(tally.changes),
+        known,
     )
-    for conversation in conversations:
-        encoder.add(conversation)
-    return encoder.result()
 
 
 class ConversationLoader:
@@ -320,8 +266,9 @@ def pack(conversations: Conversations, order: Sequence[int]) -> list[list[int]]:
     """Put each conversation into the first row that has room for it."""
     rows: list[list[int]] = []
     room: dict[int, int] = {}
+    lengths = conversations.lengths_N.tolist()
     for index in order:
-        length = len(conversations.kept[index].ids_T)
+        length = lengths[index]
         found = next((row for row, left in room.items() if left >= length), None)
         if found is None:
             found = len(rows)
@@ -363,7 +310,9 @@ def fill_rows(conversations: Conversations, rows: int) -> Conversations:
     """Keep the conversations that fill so many rows, the first that come."""
     packed = pack(conversations, range(len(conversations.kept)))[:rows]
     kept = sorted(index for row in packed for index in row)
-    return replace(conversations, kept=tuple(conversations.kept[index] for index in kept))
+    return replace(
+        conversations, kept=tuple(conversations.kept[index] for index in kept), known=None
+    )
 
 
 def validation_batches(conversations: Conversations, batch_rows: int) -> Iterator[Batch]:

@@ -10,12 +10,13 @@ import os
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ CHUNK_CHARACTERS = 1 << 19
 
 Ids = NDArray[np.unsignedinteger[Any]]
 Chunk = list[Document]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Encoder:
@@ -85,7 +88,7 @@ def chunks(documents: Iterable[Document]) -> Iterator[Chunk]:
 
 
 class EncodingPool(Closing):
-    """Processes that encode streams of documents, started when the first one comes.
+    """Processes that encode streams of documents, started when there is more than one chunk.
 
     Args:
         tokenizer: what all of them encode with.
@@ -99,20 +102,32 @@ class EncodingPool(Closing):
 
     def encode(self, documents: Iterable[Document], fim: Fim) -> Iterator[tuple[Document, Ids]]:
         """Yield documents in their order with their ids; few chunks are in memory at a time."""
-        encoder, groups = Encoder(self._tokenizer, fim), chunks(documents)
-        if self._processes == 0:
-            for group in groups:
-                yield from zip(group, encoder.encode(group), strict=True)
+        Encoder(self._tokenizer, fim)  # refuses before any process starts
+        for group, ids in self.map(partial(_encode, fim=fim), chunks(documents)):
+            yield from zip(group, ids, strict=True)
+
+    def map(self, work: Callable[[Tokenizer, T], R], chunks: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """Yield chunks in their order with what becomes of them; few are in memory at a time.
+
+        Args:
+            work: a function of a module, which the processes import.
+            chunks: enough work each to be worth the way to another process and back.
+        """
+        stream = iter(chunks)
+        first = list(islice(stream, 2))
+        if self._processes == 0 or len(first) < 2:
+            for chunk in chain(first, stream):
+                yield chunk, work(self._tokenizer, chunk)
             return
         pool = self._pool or self._start()
-        waiting: deque[tuple[Chunk, Future[list[Ids]]]] = deque()
-        for group in islice(groups, self._processes + 2):
-            waiting.append((group, pool.submit(_encode, group, fim)))
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        for chunk in chain(first, islice(stream, self._processes)):
+            waiting.append((chunk, pool.submit(_work, work, chunk)))
         while waiting:
-            group, future = waiting.popleft()
-            ids = future.result()
-            waiting.extend((new, pool.submit(_encode, new, fim)) for new in islice(groups, 1))
-            yield from zip(group, ids, strict=True)
+            chunk, future = waiting.popleft()
+            done = future.result()
+            waiting.extend((new, pool.submit(_work, work, new)) for new in islice(stream, 1))
+            yield chunk, done
 
     def close(self) -> None:
         """Stop the processes, after what they are encoding."""
@@ -143,6 +158,10 @@ def _prepare_process(folder: Path) -> None:
     _tokenizer = Tokenizer.from_folder(folder)
 
 
-def _encode(chunk: Chunk, fim: Fim) -> list[Ids]:
+def _work(work: Callable[[Tokenizer, T], R], chunk: T) -> R:
     assert _tokenizer is not None, "_prepare_process runs first"
-    return Encoder(_tokenizer, fim).encode(chunk)
+    return work(_tokenizer, chunk)
+
+
+def _encode(tokenizer: Tokenizer, chunk: Chunk, fim: Fim) -> list[Ids]:
+    return Encoder(tokenizer, fim).encode(chunk)

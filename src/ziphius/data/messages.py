@@ -93,8 +93,12 @@ def is_held_out(conversation: Conversation, share: float) -> bool:
 
     Copies of a conversation fall on one side, wherever they stand and whatever comes beside them.
     """
-    words = repr(conversation.messages) if conversation.text is None else conversation.text
-    return fraction("held out", words) < share
+    return fraction("held out", words_of(conversation)) < share
+
+
+def words_of(conversation: Conversation) -> str:
+    """Return all that a conversation says, to draw numbers from."""
+    return repr(conversation.messages) if conversation.text is None else conversation.text
 
 
 def split_held_out(

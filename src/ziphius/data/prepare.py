@@ -1,13 +1,9 @@
-"""Text becomes shards, once: the name of a domain's folder is a hash of all that its ids depend on.
+"""Text becomes shards, once (`data/cache.py`): what the ids of a domain depend on, and the work.
 
-A second run with the same text, tokenizer and settings maps what is there and starts at once. A
-folder appears whole or not at all (`core.files`), beside the assets in the cache.
+A second run with the same text, tokenizer and settings maps what is there and starts at once.
 """
 
-import hashlib
-import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ziphius.core.assets import CACHE_REMEDY, cache_folder, fetch
-from ziphius.core.errors import OutputError
-from ziphius.core.files import new_folder
+from ziphius.core.assets import fetch
+from ziphius.data.cache import digest, file_stats, made_once, tokenizer_digest
 from ziphius.data.config import HUB, DataConfig
 from ziphius.data.corpora import CORPORA, Corpus, documents
 from ziphius.data.document import Document
@@ -101,7 +96,7 @@ class PreparedData:
     def fingerprint(self) -> str:
         """Name everything that the batches depend on, the seed and the shape of a batch aside."""
         names = {name: (d.fingerprint, self.shares[name]) for name, d in self.domains.items()}
-        return _digest(names)
+        return digest(names)
 
     def predicted_bytes(self, ids_BT: NDArray[np.int64], documents_BT: NDArray[np.int64]) -> int:
         """Count the bytes of all tokens that have a predecessor in their document and row."""
@@ -113,7 +108,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer) -> PreparedData:
     """Tokenize what the mix needs, or find it done; says on stderr what it does."""
     shares = config.resolved_mix.shares
     sources = {name: _sources(name, config) for name in shares}
-    tokenizer_digest = _tokenizer_digest(tokenizer)
+    tokenizer_name = tokenizer_digest(tokenizer)
     domains: dict[str, DomainShards] = {}
     with EncodingPool(tokenizer, config.resolved_processes) as pool:
         # What is made as it is read comes last: the others say how much of it the mix needs.
@@ -126,7 +121,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer) -> PreparedData:
                 sources=sources[name],
                 limit_bytes=None if limit is None else int(limit * MEGABYTE),
                 fim=_fim(name, config),
-                tokenizer=tokenizer_digest,
+                tokenizer=tokenizer_name,
                 dtype=id_type(tokenizer.vocab_size),
                 sampled=_sample_seed(config) if name == OWN else None,
             )
@@ -189,8 +184,7 @@ def _own_version(own: OwnText) -> str:
     """Name what own text depends on: its files' sizes and times; of the hub, the name alone."""
     if own.is_of_the_hub:
         return f"{own.name} {own.column}"
-    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in own_files(own.name)]
-    return _digest([READING, own.column, sorted(stats)])
+    return digest([READING, own.column, file_stats(own_files(own.name))])
 
 
 def _is_endless(sources: Mapping[str, Source]) -> bool:
@@ -213,30 +207,23 @@ def _fim(domain: str, config: DataConfig) -> Fim:
 
 def _domain(plan: Plan, pool: EncodingPool) -> DomainShards:
     """Find the shards of a domain, or make them."""
-    folder = cache_folder() / "tokens" / f"{plan.name}-{_digest(plan.made_of)[:20]}"
-    if not folder.is_dir():
+
+    def make(unfinished: Path) -> None:
         for source in plan.sources.values():
             for asset in source.assets:
                 fetch(asset)
         _say_what_files_are(plan)
         skipped: Counter[str] = Counter()
         chosen = with_tails(_chosen(plan, skipped))
-        try:
-            with new_folder(folder) as unfinished:
-                counts = write_shards(unfinished, plan.name, pool.encode(chosen, plan.fim))
-                if not any(split.documents for split in counts.values()):
-                    reasons = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
-                    raise DataError(
-                        f"There is no text in {', '.join(plan.sources)}. Left out: "
-                        f"{reasons or 'nothing'}."
-                    )
-                describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
-        except OutputError as error:
-            # Another process may have been faster with the same shards.
-            if not folder.is_dir():
-                hint = "" if "ZIPHIUS_CACHE" in str(error) else f" {CACHE_REMEDY}"
-                raise OutputError(f"{error}{hint}") from error
-    return open_shards(folder, plan.name)
+        counts = write_shards(unfinished, plan.name, pool.encode(chosen, plan.fim))
+        if not any(split.documents for split in counts.values()):
+            reasons = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
+            raise DataError(
+                f"There is no text in {', '.join(plan.sources)}. Left out: {reasons or 'nothing'}."
+            )
+        describe(unfinished, counts, plan.dtype, skipped, plan.made_of)
+
+    return open_shards(made_once(plan.name, plan.made_of, make), plan.name)
 
 
 def _chosen(plan: Plan, skipped: Counter[str]) -> Iterator[Document]:
@@ -267,17 +254,3 @@ def _say_what_files_are(plan: Plan) -> None:
 
 def _say(line: str) -> None:
     Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Name all that ids depend on by the files that the tokenizer writes."""
-    with tempfile.TemporaryDirectory(prefix="ziphius-") as name:
-        tokenizer.save(Path(name))
-        files = sorted(Path(name).iterdir())
-        return _digest(
-            [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
-        )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

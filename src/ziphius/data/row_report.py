@@ -5,7 +5,8 @@ error. Both name file and line.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ziphius.data.errors import DataError
 
@@ -37,6 +38,7 @@ class RowReport:
         """Bad ones among them."""
         self.changes = Counter[str]()
         """What was read in another way than it was written: words for it -> how often."""
+        self._shown: list[str] = []
         self._first: DataError | None = None
 
     def refuse(self, error: DataError) -> None:
@@ -49,8 +51,8 @@ class RowReport:
             raise error
         self.skipped += 1
         self._first = self._first or error
-        if self._say is not None and self.skipped <= SHOWN:
-            self._say(f"Skipped: {error}")
+        if self.skipped <= SHOWN:
+            self._tell(f"Skipped: {error}")
 
     def check(self) -> None:
         """Refuse rows of which too many are bad; to be called once all are read.
@@ -63,5 +65,22 @@ class RowReport:
                 f"{self._first} {self.skipped:,} of {self.read:,} rows cannot be used, more than "
                 f"max_bad_share = {self.max_bad_share:g} allows. Mend them, or allow more."
             ) from self._first
-        if self._say is not None and self.skipped > SHOWN:
-            self._say(f"Skipped: {self.skipped - SHOWN:,} more rows.")
+        if self.skipped > SHOWN:
+            self._tell(f"Skipped: {self.skipped - SHOWN:,} more rows.")
+
+    def document(self) -> dict[str, Any]:
+        """Write down what became of the rows, for a start that does not read them again."""
+        counts = {"read": self.read, "skipped": self.skipped, "changes": dict(self.changes)}
+        return {**counts, "shown": self._shown}
+
+    def recall(self, document: Mapping[str, Any]) -> None:
+        """Take over what was written down, and say it again."""
+        self.read, self.skipped = document["read"], document["skipped"]
+        self.changes = Counter(document["changes"])
+        for line in document["shown"]:
+            self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        self._shown.append(line)
+        if self._say is not None:
+            self._say(line)

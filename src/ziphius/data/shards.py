@@ -50,7 +50,7 @@ class ShardWriter:
     def append(self, ids: Ids, size_bytes: int) -> None:
         """Write one document; a shard that would grow too long is left for a new one."""
         counts = self.counts
-        with _explained(self._folder):
+        with explained(self._folder):
             if not counts.shard_tokens or counts.shard_tokens[-1] + len(ids) > self._limit:
                 self._next_shard()
             assert self._file is not None
@@ -64,7 +64,7 @@ class ShardWriter:
     def finish(self) -> None:
         """Write what is still in memory, and the lengths beside the shards."""
         path = _lengths_path(self._folder, self._split)
-        with _explained(self._folder):
+        with explained(self._folder):
             self.close()
             np.save(path, np.array(self._lengths, dtype=np.int64))
 
@@ -133,7 +133,7 @@ def describe(
         "skipped": dict(skipped),
         "made_of": dict(made_of),
     }
-    with _explained(folder):
+    with explained(folder):
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
@@ -143,40 +143,48 @@ def open_shards(folder: Path, name: str) -> DomainShards:
     Raises:
         DataError: a file is missing or has another size than was written.
     """
-    path = folder / DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+    with told_if_damaged(folder):
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         dtype = np.dtype(description["dtype"])
-        splits = {split: SplitCounts(**description["splits"][split]) for split in SPLITS}
-        for split, counts in splits.items():
-            _check_sizes(folder, split, counts, dtype)
-        made = {split: Split(folder, split, counts, dtype) for split, counts in splits.items()}
+        train, validation = (
+            open_split(folder, split, description["splits"][split], dtype) for split in SPLITS
+        )
+        return DomainShards(name, folder.name, train, validation, description["skipped"])
+
+
+def open_split(folder: Path, name: str, counts: Mapping[str, Any], dtype: np.dtype[Any]) -> Split:
+    """Map one split, after a look at the sizes of its files; call it in `told_if_damaged`."""
+    known = SplitCounts(**counts)
+    for index, tokens in enumerate(known.shard_tokens):
+        path = _shard_path(folder, name, index)
+        if path.stat().st_size != tokens * dtype.itemsize:
+            raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
+    return Split(folder, name, known, dtype)
+
+
+@contextmanager
+def told_if_damaged(folder: Path) -> Iterator[None]:
+    """Turn whatever reading damaged shards raises into a DataError."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"The tokenized text in {folder} is damaged ({error}). Remove that folder; it is made "
             "anew when it is needed."
         ) from error
-    return DomainShards(
-        name, folder.name, made["train"], made["validation"], description["skipped"]
-    )
-
-
-def _check_sizes(folder: Path, split: str, counts: SplitCounts, dtype: np.dtype[Any]) -> None:
-    for index, tokens in enumerate(counts.shard_tokens):
-        path = _shard_path(folder, split, index)
-        if path.stat().st_size != tokens * dtype.itemsize:
-            raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what writing shards raises into an OutputError that says what to do."""
     try:
         yield
     except OSError as error:
         raise OutputError(
             f"Cannot keep tokenized text in {folder.parent}: {error.strerror or error}. Nothing "
             "was kept. Set ZIPHIUS_CACHE to a folder with room and the right to write, or take "
-            "less text with --data.domain-megabytes or --data.own-megabytes."
+            "less text with --data.domain-megabytes or --data.own-megabytes; of conversations, "
+            "--max-conversations."
         ) from error
 
 

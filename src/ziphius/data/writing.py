@@ -35,7 +35,7 @@ def write_shards(folder: Path, name: str, encoded: Iterable[Encoded]) -> dict[st
     """
     writers = {split: ShardWriter(folder, split) for split in SPLITS}
     try:
-        with _progress() as progress:
+        with tokenizing_progress() as progress:
             task = progress.add_task(f"Tokenizing {name}", total=None)
             for split, (document, ids) in _assigned(encoded):
                 size_bytes = len(document.text.encode())
@@ -79,15 +79,18 @@ def _assigned(encoded: Iterable[Encoded]) -> Iterator[tuple[str, Encoded]]:
         yield ("validation" if needed else "train"), item
 
 
-def _progress() -> Progress:
+def tokenizing_progress() -> Progress:
+    """Make the line that shows how many megabytes were tokenized."""
+    console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         TextColumn("{task.completed:.1f} MB"),
         RateColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # it would leave an empty line in a log
     )
 
 

@@ -15,6 +15,7 @@ from ziphius.train.optimizer_config import OptimizerConfig
 from ziphius.train.schedules import LambdaSchedule, RowSchedule
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+BATCH_ROWS = 8
 
 
 class TrainConfig(Config):
@@ -42,7 +43,7 @@ class TrainConfig(Config):
 
     context: Annotated[int, Field(ge=2)] = 256
     """Tokens of a row."""
-    batch_rows: Annotated[int, Field(ge=1)] = 8
+    batch_rows: Annotated[int, Field(ge=1)] | None = BATCH_ROWS
     """Rows of an optimizer step, over all micro-batches and processes."""
     micro_rows: Annotated[int, Field(ge=1)] | None = None
     """Rows in memory at a time; by default all of a process's rows of the smallest step."""
@@ -92,6 +93,8 @@ class TrainConfig(Config):
     @property
     def rows(self) -> RowSchedule:
         """Return the rows of each step."""
+        if self.batch_rows is None:
+            raise ConfigError("batch_rows: give a number; only fine-tuning chooses one itself.")
         first = self.batch_rows if self.ramp_from_rows is None else self.ramp_from_rows
         return RowSchedule(self.batch_rows, first, self.ramp_steps)
 
@@ -109,6 +112,12 @@ class TrainConfig(Config):
     def _check(self) -> Self:
         if (self.ramp_from_rows is None) != (self.ramp_steps == 0):
             raise ConfigError("ramp_from_rows and ramp_steps: give both or neither.")
+        if self.validate_ema and not self.ema_decay:
+            raise ConfigError("validate_ema has no effect without ema_decay.")
+        if self.batch_rows is None:
+            if self.ramp_from_rows is not None:
+                raise ConfigError("ramp_from_rows: give batch_rows too, which it grows to.")
+            return self
         if self.batch_rows % self.rows.first:
             raise ConfigError(
                 f"ramp_from_rows = {self.ramp_from_rows}: must divide batch_rows = "
@@ -119,8 +128,6 @@ class TrainConfig(Config):
                 f"micro_rows = {self.micro_rows}: must divide {self.rows.first}, the rows of the "
                 "smallest step."
             )
-        if self.validate_ema and not self.ema_decay:
-            raise ConfigError("validate_ema has no effect without ema_decay.")
         return self
 
 

@@ -4,7 +4,7 @@ The command, recipes and tests all start here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,26 +12,27 @@ from rich.console import Console
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
+from ziphius.data.conversation_config import ConversationSources
+from ziphius.data.conversation_encode import Encoding
 from ziphius.data.conversation_floors import conversation_floors
+from ziphius.data.conversation_shards import PreparedConversations, prepare_conversations
 from ziphius.data.conversations import (
-    ConversationEncoder,
     ConversationLoader,
     Conversations,
     fill_rows,
+    pack,
     validation_batches,
 )
 from ziphius.data.loader import Loader
-from ziphius.data.messages import is_held_out, read_conversations
-from ziphius.data.row_report import RowReport
-from ziphius.dist.world import local_device
+from ziphius.dist.world import World, first_before_others, local_device
 from ziphius.models.model import Model
 from ziphius.models.rebuild import resize_embeddings
 from ziphius.models.weights import tokenizer_path
-from ziphius.text.chat import CHAT_FORMATS, get_chat_format
-from ziphius.text.special import THINK
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.train.config import TrainConfig
+from ziphius.train.epochs import Pacing, suited
 from ziphius.train.loading import load_to_train, settle_dtype
+from ziphius.train.rates import finetuning_share, peak_rate
 from ziphius.train.run import (
     PLAIN,
     Finished,
@@ -76,17 +77,16 @@ def run_sft(
     if origin is None or not settings.data:
         raise ConfigError(f"Give {' and '.join(settings.missing)}.")
     device = local_device(resolve_device(settings.train.device))
-    tokenizer = _tokenizer(settings, origin)
-    learned, held_out, report = _conversations(settings, tokenizer, context)
-    loader = ConversationLoader(
-        learned,
-        seed=settings.train.seed,
-        epochs=settings.epochs or None,
-        rows=settings.train.rows,
-        micro_rows=settings.train.rows_at_once(context.world.size),
+    prepared = first_before_others(
+        context.world, device, lambda: _prepared(settings, origin, context)
     )
-    config = _training(settings, loader, held_out, origin if new is None else None)
+    learned, tokenizer = prepared.learned, prepared.tokenizer
+    held_out = fill_rows(prepared.held_out, settings.train.validate_rows)
+    config, loader = _paced(settings, learned, context.world)
+    if new is None:
+        config = settle_dtype(config, origin)
     model = _model(settings, origin, new, tokenizer, config)
+    config = _training(settings, config, loader, held_out, model, is_new=new is not None)
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
@@ -113,7 +113,9 @@ def run_sft(
         loader=loader,
         build=build,
         base=origin,
-        text=_description(loader, held_out, tokenizer, report),
+        text="\n".join(
+            [_description(loader, held_out, prepared), *_chosen(settings, loader, config)]
+        ),
     )
 
 
@@ -139,91 +141,102 @@ def _model(
     return model
 
 
-def _tokenizer(settings: SftSettings, path: Path) -> Tokenizer:
-    """Load the model's tokenizer; it will carry the chat format that is taught."""
-    tokenizer = load_tokenizer(tokenizer_path(path))
-    name = settings.chat_format or tokenizer.chat_format
-    if name is None:
-        raise ConfigError(
-            f"{path} names no chat format: give chat_format, one of {', '.join(CHAT_FORMATS)}."
-        )
-    direct = get_chat_format(name).direct
-    is_open = settings.chat_format is None and settings.thinking is None
-    if direct is not None and is_open and not _anyone_reasons(settings.data):
-        name = direct  # a prompt that opens a think block would meet a model that never closed one
-    return tokenizer.with_chat_format(name)
-
-
-def _anyone_reasons(data: Sequence[Path]) -> bool:
-    """Tell whether any answer has reasoning; what cannot be read is told of when it is encoded."""
-    unheard = RowReport(strict=False, max_bad_share=1.0, say=None)
-    return any(
-        message.role == "assistant" and (message.reasoning_content or THINK in message.content)
-        for path in data
-        for conversation in read_conversations(path, unheard)
-        for message in conversation.messages
-    )
-
-
-def _report(settings: SftSettings, context: RunContext) -> RowReport:
-    """Name skipped rows to people, on the first rank alone."""
+def _prepared(settings: SftSettings, origin: Path, context: RunContext) -> PreparedConversations:
+    """Encode what is learned and what is measured on, or find it done; names skipped rows."""
     console = context.console or Console(stderr=True)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    return RowReport(
-        strict=settings.strict,
-        max_bad_share=settings.max_bad_share,
-        say=say if context.world.is_first else None,
-    )
-
-
-def _conversations(
-    settings: SftSettings, tokenizer: Tokenizer, context: RunContext
-) -> tuple[Conversations, Conversations, RowReport]:
-    """Read, share out and encode what is learned and what is measured on, row by row."""
-    assert tokenizer.chat_format is not None
-    report = _report(settings, context)
-    learned, held_out = (
-        ConversationEncoder(
-            tokenizer,
-            get_chat_format(tokenizer.chat_format),
+    return prepare_conversations(
+        ConversationSources(
+            data=settings.data,
+            validation=settings.validation,
+            hold_out=settings.hold_out,
+            most=settings.max_conversations,
+            strict=settings.strict,
+            max_bad_share=settings.max_bad_share,
+        ),
+        Encoding(
             context=settings.train.context,
             over_long=settings.over_long,
             thinking=settings.thinking,
             earlier_turns=settings.earlier_turns,
             think_blocks=settings.think_blocks,
-            report=report,
-        )
-        for _ in range(2)
+        ),
+        load_tokenizer(tokenizer_path(origin)),
+        chat_format=settings.chat_format,
+        say=say if context.world.is_first else None,
     )
-    share = settings.hold_out if settings.validation is None else 0.0
-    for path in settings.data:
-        for conversation in read_conversations(path, report):
-            (held_out if is_held_out(conversation, share) else learned).add(conversation)
-    if settings.validation is not None:
-        for conversation in read_conversations(settings.validation, report):
-            held_out.add(conversation)
-    report.check()
-    measured = fill_rows(held_out.result(), settings.train.validate_rows)
-    return learned.result(), measured, report
+
+
+def _paced(
+    settings: SftSettings, learned: Conversations, world: World
+) -> tuple[TrainConfig, ConversationLoader]:
+    """Settle the rows of a step and how often all are seen, and lay them out."""
+    pacing = _pacing(settings, learned, world)
+    config = settings.train.model_copy(update={"batch_rows": pacing.batch_rows})
+    loader = ConversationLoader(
+        learned,
+        seed=config.seed,
+        epochs=pacing.epochs or None,
+        rows=config.rows,
+        micro_rows=config.rows_at_once(world.size),
+    )
+    return config, loader
+
+
+def _pacing(settings: SftSettings, learned: Conversations, world: World) -> Pacing:
+    """Take batch and epochs as they are given, or as the rows of an epoch want them."""
+    config = settings.train
+    if config.batch_rows is not None and settings.epochs is not None:
+        return Pacing(config.batch_rows, settings.epochs)
+    return suited(
+        max(1, len(pack(learned, range(len(learned.kept))))),
+        batch_rows=config.batch_rows,
+        epochs=settings.epochs,
+        multiple=world.size * (config.micro_rows or 1),
+    )
 
 
 def _training(
     settings: SftSettings,
+    config: TrainConfig,
     loader: ConversationLoader,
     held_out: Conversations,
-    source: Path | None,
+    model: Model,
+    *,
+    is_new: bool,
 ) -> TrainConfig:
-    """Settle what follows from conversations and model: length, what is measured, numbers."""
-    config = settings.train if source is None else settle_dtype(settings.train, source)
+    """Settle what follows from the conversations and the model."""
+    share = finetuning_share(is_new=is_new, has_adapters=bool(settings.lora.rank))
     changes: dict[str, object] = {
         "validate_every": config.validate_every if held_out.kept else 0,
+        "learning_rate": peak_rate(config.learning_rate, model.config, share),
     }
     if loader.total_rows is not None:
         changes["budget"] = f"{config.rows.steps_for(loader.total_rows)}-steps"
     return config.model_copy(update=changes)
+
+
+def _chosen(
+    settings: SftSettings, loader: ConversationLoader, config: TrainConfig
+) -> Iterator[str]:
+    """Say what was not given and therefore chosen, and from what."""
+    parts = []
+    if settings.train.batch_rows is None:
+        parts.append(f"batch_rows {config.batch_rows}")
+    if settings.epochs is None:
+        parts.append(f"epochs {loader.epochs}")
+    if parts and loader.total_rows is not None:
+        parts[-1] += (
+            f" ({loader.total_rows // (loader.epochs or 1):,} rows an epoch make {config.budget})"
+        )
+    if settings.train.learning_rate is None:
+        whose = "adapters, ten times that of all weights," if settings.lora.rank else "all weights"
+        parts.append(f"learning_rate {config.learning_rate:.1e} ({whose} of a model of this size)")
+    if parts:
+        yield f"Chosen, as not given: {', '.join(parts)}."
 
 
 def _extent(loader: ConversationLoader) -> str:
@@ -232,14 +245,15 @@ def _extent(loader: ConversationLoader) -> str:
 
 
 def _description(
-    loader: ConversationLoader, held_out: Conversations, tokenizer: Tokenizer, report: RowReport
+    loader: ConversationLoader, held_out: Conversations, prepared: PreparedConversations
 ) -> str:
     """Say what is learned from, what was left out, and what was read in another way."""
+    report, spoken = prepared.report, prepared.tokenizer.chat_format
     learned = loader.conversations
     samples = len(learned.kept)
     as_samples = f" as {samples:,} samples" if samples != learned.sources else ""
     parts = [
-        f"{learned.sources:,} conversations{as_samples} in the format {tokenizer.chat_format}",
+        f"{learned.sources:,} conversations{as_samples} in the format {spoken}",
         f"{learned.tokens:,} tokens, {100 * learned.learned_tokens / learned.tokens:.0f} % of them "
         "learned",
         f"{_extent(loader)}, {100 * loader.filled_share:.0f} % filled",
@@ -259,4 +273,4 @@ def _description(
     parts.append(f"{learned.learned_tokens / learned.sources:,.0f} tokens a conversation learned")
     changes = report.changes + Counter(learned.changes) + Counter(held_out.changes)
     parts += [f"{count:,} {words}" for words, count in changes.items()]
-    return "; ".join(parts) + "."
+    return " ".join([*prepared.notes, "; ".join(parts) + "."])

@@ -111,7 +111,7 @@ def extension_training(config: TrainConfig, context: int) -> TrainConfig:
     The rate is V3's share of pretraining's, without warm-up and constant; a step has as many tokens
     as before, in fewer and longer rows. Router biases go on balancing.
     """
-    rows = max(1, config.batch_rows * config.context // context)
+    rows = max(1, config.rows.full * config.context // context)
     changes = {
         "context": context,
         "learning_rate": config.learning_rate and EXTENSION_SHARE * config.learning_rate,
@@ -129,12 +129,16 @@ def extension_training(config: TrainConfig, context: int) -> TrainConfig:
 class SftTraining(TrainConfig):
     """How to fine-tune: shorter, gentler and in longer rows than pretraining."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Highest learning rate; small models take more, published ones took 5e-6."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Highest learning rate; by default a tenth of what a new model of the size bears (5.8e-5 at
+    135M, 6e-6 at 37B), and ten times that for adapters."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps over which the rate rises from 0; at most a tenth of the run."""
     context: Annotated[int, Field(ge=2)] = 512
     """Tokens of a row, which holds several conversations."""
+    batch_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows of an optimizer step; by default up to 8, and fewer where a run would have less than
+    100 steps."""
     mtp: LambdaSchedule = LambdaSchedule(early=0.1, late=0.1)
     """Weight of the loss of the layers that predict further tokens, if the model has them."""
     validate_every: Annotated[int, Field(ge=0)] = 50
@@ -156,9 +160,11 @@ class SftSettings(RunSettings):
     """Files of conversations, folders of such files, or hf:NAME for a data set of the hub: JSON
     Lines, JSON, parquet or arrow, packed or not; rows of {"messages": [...]}, with "tools" if it
     has any, ShareGPT's conversations, prompt and completion, Alpaca's instructions, or text."""
-    epochs: Annotated[int, Field(ge=0)] = 3
+    max_conversations: Annotated[int, Field(ge=1)] | None = None
+    """Most conversations that are learned from: a random sample of all where there are more."""
+    epochs: Annotated[int, Field(ge=0)] | None = None
     """How often each conversation is seen, each time in another order; 0 for as often as
-    train.budget lasts."""
+    train.budget lasts. By default 3, and up to 25 where they fill fewer than 34 rows."""
     chat_format: str | None = None
     """Chat format; by default the tokenizer's own, or where no answer in the data has reasoning
     one whose prompts open no think block."""
@@ -188,7 +194,7 @@ class SftSettings(RunSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.epochs and self.train.budget != DEFAULT_BUDGET:
+        if self.epochs != 0 and self.train.budget != DEFAULT_BUDGET:
             raise ConfigError(
                 "train.budget has no effect: epochs says how long the run is. Set epochs to 0 to "
                 "go by the budget."

@@ -23,6 +23,7 @@ from ziphius.models.weights import load, save
 from ziphius.models.weights.adapters import load_adapters
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
+from ziphius.train.config import TrainConfig
 from ziphius.train.records import metrics_hash, read_metrics
 from ziphius.train.settings import SftSettings, SftTraining
 
@@ -57,15 +58,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peak of this machine that need not be measured."""
+    """A peak of this machine that need not be measured, and a place for tokens."""
+    monkeypatch.setattr("ziphius.data.cache.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("ziphius.train.instruments.matrix_peak", lambda device, dtype: 1e12)
 
 
-def arguments(base: Path, data: Path, out: Path, *more: str) -> list[str]:
-    short = "--context 48 --epochs 2 --train.batch-rows 2 --learning-rate 0.003"
+SHORT = "--epochs 2 --train.batch-rows 2 --learning-rate 0.003"
+
+
+def arguments(base: Path, data: Path, out: Path, *more: str, settings: str = SHORT) -> list[str]:
     files = ["sft", str(base), "--data", str(data), "--out", str(out)]
-    quiet = "--quiet --no-tensorboard"
-    return [*files, *short.split(), *quiet.split(), *more]
+    return [*files, *f"--context 48 --quiet --no-tensorboard {settings}".split(), *more]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,12 @@ def rows(path: Path, good: int, *bad: str) -> Path:
 
 
 def prepare(
-    monkeypatch: pytest.MonkeyPatch, base: Path, data: Path, out: Path, *more: str
+    monkeypatch: pytest.MonkeyPatch,
+    base: Path,
+    data: Path,
+    out: Path,
+    *more: str,
+    settings: str = SHORT,
 ) -> tuple[int, dict[str, Any]]:
     """Run the command up to where it would train."""
     seen: dict[str, Any] = {}
@@ -226,7 +234,8 @@ def prepare(
         raise ConfigError("prepared")
 
     monkeypatch.setattr("ziphius.train.finetuning.run_stage", run_stage)
-    return main(arguments(base, data, out, "--hold-out", "0", *more)), seen
+    line = arguments(base, data, out, "--hold-out", "0", *more, settings=settings)
+    return main(line), seen
 
 
 def test_a_bad_row_is_skipped_and_said_up_to_a_share(
@@ -291,6 +300,67 @@ def test_all_that_is_missing_is_named_at_once(
     assert main(["sft", *line]) == 2
     error = capsys.readouterr().err
     assert [name for name in ("MODEL", "--data", "--out") if name in error] == missing
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen", "said"),
+    [
+        (
+            "",
+            (1, "102-steps", 3e-4),
+            "batch_rows 1, epochs 17 (6 rows an epoch make 102-steps), "
+            "learning_rate 3.0e-04 (all weights of a model of this size)",
+        ),
+        (
+            "--lora.rank 4",
+            (1, "102-steps", 3e-3),
+            "learning_rate 3.0e-03 (adapters, ten times that of all weights, of a model",
+        ),
+        ("--epochs 2 --learning-rate 0.1", (1, "12-steps", 0.1), "not given: batch_rows 1 (6 rows"),
+        (
+            "--train.batch-rows 3 --learning-rate 0.1",
+            (3, "34-steps", 0.1),
+            "not given: epochs 17 (",
+        ),
+        ("--train.micro-rows 2 --learning-rate 0.1", (2, "51-steps", 0.1), "batch_rows 2, epochs"),
+        ("--epochs 0 --budget 7-steps", (1, "7-steps", 3e-4), "batch_rows 1, learning_rate"),
+        (SHORT, (2, "6-steps", 0.003), None),
+    ],
+)
+def test_what_is_not_given_follows_from_data_and_method_and_is_said(
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    chosen: tuple[int, str, float],
+    said: str | None,
+) -> None:
+    _, seen = prepare(monkeypatch, base, data, tmp_path / "run", settings=settings)
+    config = seen["config"]
+    assert (config.batch_rows, config.budget) == chosen[:2]
+    assert config.learning_rate == pytest.approx(chosen[2])
+    _, *lines = seen["text"].splitlines()
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]
+
+
+def test_a_ramp_needs_the_batch_that_it_grows_to() -> None:
+    with pytest.raises(ValidationError, match="ramp_from_rows: give batch_rows too"):
+        SftTraining(ramp_from_rows=2, ramp_steps=10)
+    with pytest.raises(ConfigError, match="batch_rows: give a number"):
+        TrainConfig(batch_rows=None).rows.count(0)
+
+
+def test_a_limit_and_a_second_start_are_said(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--max-conversations", "10")
+    _, first = prepare(monkeypatch, base, data, tmp_path / "run", *options)
+    monkeypatch.setattr("ziphius.data.conversation_shards.read_conversations", None)
+    _, second = prepare(monkeypatch, base, data, tmp_path / "again", *options)
+    assert first["text"] == second["text"]
+    assert first["text"].startswith("Of 25 conversations 10 are learned, a random sample")
 
 
 def test_a_budget_needs_epochs_without_end() -> None:

@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from ziphius.data.conversation_encode import EncodedConversation
 from ziphius.data.conversation_floors import conversation_floors
-from ziphius.data.conversations import Conversations, EncodedConversation
+from ziphius.data.conversations import Conversations
 
 
 def talks(*rows: list[int]) -> Conversations:

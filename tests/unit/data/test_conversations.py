@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziphius.core.errors import ConfigError
+from ziphius.data.config import OverLong
+from ziphius.data.conversation_encode import EncodedConversation, Encoding
 from ziphius.data.conversations import (
-    ConversationEncoder,
     ConversationLoader,
     Conversations,
-    EncodedConversation,
     encode_conversations,
     fill_rows,
     pack,
@@ -47,8 +47,8 @@ def talk(question: str, answer: str, line: int = 1) -> Conversation:
     )
 
 
-def encode(*talks: Conversation, context: int = 64, **options: str) -> Conversations:
-    return encode_conversations(talks, TOKENIZER, FORMAT, context=context, **options)
+def encode(*talks: Conversation, context: int = 64, over_long: OverLong = "skip") -> Conversations:
+    return encode_conversations(talks, TOKENIZER, FORMAT, Encoding(context, over_long))
 
 
 def test_what_assistants_write_is_learned() -> None:
@@ -80,17 +80,16 @@ def test_a_conversation_that_the_format_cannot_say_is_named_or_skipped() -> None
     with pytest.raises(DataError, match="f, line 7: Two assistant messages"):
         encode(bad)
     report = RowReport(strict=False, max_bad_share=0.5)
-    encoder = ConversationEncoder(TOKENIZER, FORMAT, context=64, report=report)
-    for conversation in (bad, talk("a", "b"), Conversation("f, line 9", (), text="\ud800")):
-        encoder.add(conversation)
-    assert len(encoder.result().kept) == encoder.result().sources == 1
+    talks = bad, talk("a", "b"), Conversation("f, line 9", (), text="\ud800")
+    found = encode_conversations(talks, TOKENIZER, FORMAT, Encoding(64), report)
+    assert len(found.kept) == found.sources == 1
     assert report.skipped == 2
     # What is too long is no bad row: over_long says what becomes of it.
-    encoder = ConversationEncoder(
-        TOKENIZER, FORMAT, context=64, over_long="refuse", report=RowReport(strict=False)
-    )
+    refusing = Encoding(64, "refuse")
     with pytest.raises(DataError, match="and a row has 64"):
-        encoder.add(talk("a", "b" * 400))
+        encode_conversations(
+            [talk("a", "b" * 400)], TOKENIZER, FORMAT, refusing, RowReport(strict=False)
+        )
 
 
 def test_reasoning_in_a_content_is_learned_as_reasoning() -> None:
@@ -102,8 +101,7 @@ def test_reasoning_in_a_content_is_learned_as_reasoning() -> None:
             [Conversation("f, line 1", (ask, message, ask, message))],
             TOKENIZER,
             r1,
-            context=64,
-            think_blocks=think_blocks,
+            Encoding(64, think_blocks=think_blocks),
         )
         for message, think_blocks in ((inline, "parse"), (field, "parse"), (inline, "text"))
     )
@@ -245,7 +243,7 @@ def test_the_model_can_learn_to_open_its_own_think_block() -> None:
     learned = {}
     for thinking in (None, False):
         [entry] = encode_conversations(
-            [Conversation("f, line 1", messages)], TOKENIZER, r1, context=64, thinking=thinking
+            [Conversation("f, line 1", messages)], TOKENIZER, r1, Encoding(64, thinking=thinking)
         ).kept
         learned[thinking] = TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist())
     assert "<think>" not in learned[None]

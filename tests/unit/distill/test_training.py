@@ -25,6 +25,12 @@ from ziphius.train.settings import SftTraining
 QUIET = InstrumentsConfig(tensorboard=False)
 
 
+@pytest.fixture(autouse=True)
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place for tokenized conversations that goes with the test."""
+    monkeypatch.setattr("ziphius.data.cache.cache_folder", lambda: tmp_path / "cache")
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a teacher, one with other tokens, a dense student, and conversations."""

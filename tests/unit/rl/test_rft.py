@@ -53,6 +53,12 @@ def is_right(self: Echo, problem: Problem, answer: str | None) -> bool:
 
 
 @pytest.fixture(autouse=True)
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place for tokenized conversations that goes with the test."""
+    monkeypatch.setattr("ziphius.data.cache.cache_folder", lambda: tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     patch_toys(monkeypatch)
 

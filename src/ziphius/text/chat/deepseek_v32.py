@@ -65,6 +65,7 @@ class DeepSeekV32(WrittenFormat):
     name = "deepseek-v3.2"
     thinking_modes = (False, True)
     keeps_reasoning = True
+    keeps_systems = True
     roles = ("system", "developer", "user", "assistant", "tool")
     has_tools = True
     has_fim = True
@@ -75,7 +76,9 @@ class DeepSeekV32(WrittenFormat):
         return [special.BOS, system or "", *_tool_pieces(tools), reply]
 
     def user(self, message: Message, tools: Sequence[Tool]) -> Pieces:
-        """Write a question; a developer's brings its own tools."""
+        """Write a question; a developer's brings its own tools, a later system text no mark."""
+        if message.role == "system":
+            return [message.content]
         if message.role == "user":
             return [special.USER, message.content]
         shown = _tool_pieces(tools)

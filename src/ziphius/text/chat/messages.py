@@ -103,8 +103,10 @@ def json_object(text: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def ordered_turns(messages: Sequence[Message]) -> list[Message]:
-    """Return all but the system messages, the results of a round in the order of their calls.
+def ordered_turns(messages: Sequence[Message], *, with_systems: bool = False) -> list[Message]:
+    """Return the turns, the results of a round in the order of their calls.
+
+    System messages are left out, or are turns like a user's.
 
     Formats pair results with calls by place. Calls at the very end still wait for their results.
 
@@ -115,7 +117,7 @@ def ordered_turns(messages: Sequence[Message]) -> list[Message]:
     calls: tuple[ToolCall, ...] = ()
     results: dict[int, Message] = {}
     for message in messages:
-        if message.role == "system":
+        if message.role == "system" and not with_systems:
             continue
         if message.role == "tool":
             results[_answered(message, calls, results)] = message

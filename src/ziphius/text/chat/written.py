@@ -13,7 +13,7 @@ A conversation becomes segments of pieces. Rules that hold for each of them:
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ziphius.core.errors import ChatError
@@ -230,11 +230,8 @@ class WrittenFormat(ChatFormat):
         """Put results into the order of calls, and leave out the system messages in front."""
         if not self.keeps_systems:
             return ordered_turns(messages)
-        # A developer's message is a turn like a user's: so a later system message keeps its place.
         kept = messages[1:] if messages and messages[0].role == "system" else messages
-        moved = [replace(m, role="developer") if m.role == "system" else m for m in kept]
-        turns = ordered_turns(moved)
-        return [replace(m, role="system") if m.role == "developer" else m for m in turns]
+        return ordered_turns(kept, with_systems=True)
 
     def _checked_thinking(
         self, turns: Sequence[Message], tools: Sequence[Tool], asked: bool | None

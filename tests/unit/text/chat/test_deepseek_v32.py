@@ -28,6 +28,13 @@ def test_chats_with_and_without_thinking() -> None:
     assert V32.render(answer) == prompt + f"<think>r2</think>a2{EOS}"
 
 
+def test_system_texts_stand_where_they_were_said_and_nothing_stands_between_them() -> None:
+    turns = [system("one"), system("two"), user("u"), assistant("a"), system("three"), user("v")]
+    text = V32.render(turns, generation_prompt=True)
+    begin = golden("<~begin^of^sentence~>onetwo<~User~>u<~Assistant~></think>a<~end^of^sentence~>")
+    assert text == begin + golden("three<~User~>v<~Assistant~></think>")
+
+
 def test_thinking_between_calls_is_kept_after_the_last_user_message() -> None:
     calls = assistant("", "r1", CALL, CALL)
     turns = [user("u"), calls, result("R1"), result("R2")]

@@ -1,4 +1,10 @@
-"""Twelve published template families: our ids and transformers', from the same saved folder."""
+"""Twelve published template families: our ids and transformers', from the same saved folder.
+
+Where the templates were held against copies that others keep: Qwen2.5 and Qwen3 are, byte for byte,
+those in TRL 1.16; V2.5 is the one that the Berkeley function-calling leaderboard quotes, but for
+blanks between tags. V3.2 has none: our format equals its Python encoder, as mlx-lm 0.32 carries it,
+on all of these conversations that both can say, in both modes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -7,12 +7,8 @@ import torch
 
 from tests.tiny import build, gradients
 from tests.training import Run, moe_config, train_config
-from ziphius.data.conversations import (
-    ConversationLoader,
-    Conversations,
-    EncodedConversation,
-    validation_batches,
-)
+from ziphius.data.conversation_encode import EncodedConversation
+from ziphius.data.conversations import ConversationLoader, Conversations, validation_batches
 from ziphius.dist.world import World
 from ziphius.models.lora import add_adapters
 from ziphius.models.lora_config import LoraConfig
