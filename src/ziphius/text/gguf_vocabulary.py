@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 
 from ziphius.core.errors import TokenizerError
-from ziphius.core.gguf_header import read_gguf_header
+from ziphius.core.gguf_parts import read_first_part
 from ziphius.text.byte_level import added_token, spelled_bytes, tokenizer_json
 from ziphius.text.folder import backend_of
 from ziphius.text.parts import TokenizerParts
@@ -118,7 +118,7 @@ def _tokens_cut(backend: tokenizers.Tokenizer, added: set[str]) -> tuple[int, in
 def _fields(path: Path) -> dict[str, Any]:
     """Read the `tokenizer.*` keys of the file's head, the prefix cut off."""
     lists = [f"{_PREFIX}{key}" for key in ("tokens", "merges", "token_type")]
-    header = read_gguf_header(path, keep=lists, error=TokenizerError)
+    header = read_first_part(path, keep=lists, error=TokenizerError)
     return {
         key.removeprefix(_PREFIX).removeprefix("tokenizer."): value
         for key, value in header.metadata.items()

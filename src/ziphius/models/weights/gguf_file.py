@@ -1,4 +1,4 @@
-"""Reading GGUF files of llama.cpp: architectures llama, qwen2 and qwen3, ten number formats.
+"""Reading GGUF files of llama.cpp: architectures llama, qwen2 and qwen3, in one file or several.
 
 Blocks of numbers are decoded by the `gguf` package (extra `quant`); names, shapes and the order of
 rows are translated here. llama.cpp keeps the query and key rows of llama models in the order of its
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ziphius.core.errors import CheckpointError, MissingExtraError
-from ziphius.core.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from ziphius.core.gguf_header import GgufHeader, GgufTensor
+from ziphius.core.gguf_parts import joined, read_parts
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.weights.assembly import Assembly, check_finite
@@ -31,9 +32,13 @@ FORMATS = (
     "Q5_0",
     "Q5_1",
     "Q8_0",
+    "Q2_K",
+    "Q3_K",
     "Q4_K",
     "Q5_K",
     "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
 )
 
 _NAMES: dict[str, str] = {
@@ -69,9 +74,9 @@ def load_gguf(file: Path, *, dtype: torch.dtype, device: torch.device, finite: b
     assembly.allocate(dtype, device)
     for name, slot in slots.items():
         place = assembly.place(slot)
-        place.copy_(_in_our_order(_decode(header, header.tensors[name]), name, config))
+        place.copy_(_in_our_order(_decode(header.tensors[name]), name, config))
         if finite:
-            check_finite(name, place, file)
+            check_finite(name, place, header.tensors[name].file)
     return assembly.finish()
 
 
@@ -88,24 +93,26 @@ def gguf_name(name: str) -> str:
 
 
 def _read(file: Path) -> tuple[GgufHeader, ModelConfig]:
-    header = read_gguf_header(file)
-    _check_data(header)
+    parts = read_parts(file)
+    for part in parts:
+        _check_data(part)
+    header = joined(parts)
     factors = header.tensors.get(FREQUENCY_FACTORS)
-    return header, gguf_config(header, None if factors is None else _decode(header, factors))
+    return header, gguf_config(header, None if factors is None else _decode(factors))
 
 
 def _check_data(header: GgufHeader) -> None:
     """Let tensors lie one behind the other in the file, in formats that can be decoded."""
     entries = sorted(header.tensors.values(), key=lambda entry: entry.offset)
     for entry in entries:
-        if entry.offset + _size_bytes(header, entry) > header.size_bytes:
+        if entry.offset + _size_bytes(entry) > header.size_bytes:
             place = f"{entry.name} begins at {entry.offset} of {header.size_bytes} bytes"
             _refuse(header, f"is truncated: {place} and does not end in it")
     end, last = header.data_begin, "the header"
     for entry in entries:
         if not 0 <= entry.offset - end < header.alignment:
             _refuse(header, f"has a gap or an overlap between {last} and {entry.name}")
-        end, last = entry.offset + _size_bytes(header, entry), entry.name
+        end, last = entry.offset + _size_bytes(entry), entry.name
     if header.size_bytes - end >= header.alignment:
         _refuse(header, f"has {header.size_bytes - end} bytes after {last}, which no tensor uses")
 
@@ -126,14 +133,13 @@ def _match(header: GgufHeader, slots: dict[str, Slot]) -> None:
         )
 
 
-def _decode(header: GgufHeader, entry: GgufTensor) -> Tensor:
+def _decode(entry: GgufTensor) -> Tensor:
     """Read a tensor as float32, in pieces, because decoding takes several times its memory."""
     gguf = _package()
     kind = gguf.GGMLQuantizationType(entry.type_number)
-    row_bytes = _size_bytes(header, entry) // (math.prod(entry.shape[:-1]) or 1)
-    data = np.memmap(
-        header.file, np.uint8, "r", entry.offset, (math.prod(entry.shape[:-1]), row_bytes)
-    )
+    row_count = math.prod(entry.shape[:-1])
+    row_bytes = _size_bytes(entry) // row_count
+    data = np.memmap(entry.file, np.uint8, "r", entry.offset, (row_count, row_bytes))
     values = torch.empty(data.shape[0], entry.shape[-1])
     rows = max(1, _CHUNK // entry.shape[-1])
     for first in range(0, data.shape[0], rows):
@@ -151,17 +157,17 @@ def _in_our_order(tensor: Tensor, name: str, config: ModelConfig) -> Tensor:
     return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
-def _size_bytes(header: GgufHeader, entry: GgufTensor) -> int:
+def _size_bytes(entry: GgufTensor) -> int:
     gguf = _package()
     try:
         kind = gguf.GGMLQuantizationType(entry.type_number)
     except ValueError:
-        _refuse(header, f"stores {entry.name} in the unknown format number {entry.type_number}")
+        _refuse(entry, f"stores {entry.name} in the unknown format number {entry.type_number}")
     if kind.name not in FORMATS:
-        _refuse(header, f"stores {entry.name} as {kind.name}; known are {', '.join(FORMATS)}")
+        _refuse(entry, f"stores {entry.name} as {kind.name}; known are {', '.join(FORMATS)}")
     numbers_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[kind]
     if not all(entry.shape) or entry.shape[-1] % numbers_per_block:
-        _refuse(header, f"gives {entry.name} the shape {list(entry.shape)}, no whole {kind.name}")
+        _refuse(entry, f"gives {entry.name} the shape {list(entry.shape)}, no whole {kind.name}")
     return math.prod(entry.shape) // int(numbers_per_block) * int(bytes_per_block)
 
 
@@ -174,5 +180,5 @@ def _package() -> Any:
     return gguf
 
 
-def _refuse(header: GgufHeader, reason: str) -> NoReturn:
-    raise CheckpointError(f"{header.file} {reason}.")
+def _refuse(source: GgufHeader | GgufTensor, reason: str) -> NoReturn:
+    raise CheckpointError(f"{source.file} {reason}.")
