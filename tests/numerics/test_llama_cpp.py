@@ -211,9 +211,7 @@ def test_smollm2_is_asked_by_its_template_and_ends(exported, smollm2):
     prompt = chat_prompt([Message("user", question)], tokenizer, spoken)
     ours = greedy(model, list(prompt.ids), 64)
     assert choice["finish_reason"] == "stop"
-    assert choice["message"]["content"] == tokenizer.decode(
-        ours[: ours.index(tokenizer.eos_ids[0])]
-    )
+    assert choice["message"]["content"] == tokenizer.decode(ours)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ziphius.core.device import resolve_dtype
 from ziphius.core.errors import ConfigError, DeviceError
+from ziphius.core.gguf_header import is_gguf_path
 from ziphius.core.memory import free_bytes
 from ziphius.data.loader import Loader
 from ziphius.data.prefetch import Prefetcher
@@ -32,6 +33,8 @@ from ziphius.train.stage import Stage
 from ziphius.train.tensorboard import import_wandb
 
 ADAPTER_FOLDER = "adapter"
+BASE_FOLDER = "base"
+"""Where adapters of a GGUF file look for their base: PEFT loads folders alone."""
 
 
 def _nothing() -> None:
@@ -70,6 +73,8 @@ class Finished:
     """What each domain gave, of a run on a mix."""
     adapter: Path | None = None
     """Folder of the adapters, of a run with LoRA that is complete."""
+    unexported: tuple[Path, Path] | None = None
+    """The GGUF file they were trained on, and the folder that they name as their base instead."""
 
 
 def add_adapters_if_asked(model: Model, lora: LoraConfig, config: TrainConfig) -> TrainConfig:
@@ -216,12 +221,15 @@ def run_built_stage(
                 "save_every says how often one is written."
             )
     result = train(stage, model, config, folder, store=store, recorder=recorder, world=world)
-    adapter = None
-    if settings.lora.rank and result.is_complete and world.is_first:
-        adapter = folder / ADAPTER_FOLDER
-        _replace_adapters(model, adapter, base=str(base))
     figures = None if recorder is None else recorder.figures
-    return Finished(result, figures, text, adapter=adapter)
+    finished = Finished(result, figures, text)
+    if settings.lora.rank and result.is_complete and world.is_first:
+        assert base is not None, "adapters were added to something"
+        named = folder / BASE_FOLDER if is_gguf_path(base) else base
+        _replace_adapters(model, folder / ADAPTER_FOLDER, base=str(named))
+        unexported = None if named == base else (base, named)
+        finished = replace(finished, adapter=folder / ADAPTER_FOLDER, unexported=unexported)
+    return finished
 
 
 def _replace_adapters(model: Model, folder: Path, *, base: str) -> None:

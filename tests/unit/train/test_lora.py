@@ -11,6 +11,7 @@ from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
+from ziphius.models.weights import save
 from ziphius.train.lora import (
     LoraLinear,
     adapter_tensors,
@@ -175,6 +176,17 @@ def test_the_files_are_those_of_peft(tmp_path: Path) -> None:
         for layer in layers
         for part, shape in (("A", (3, 24)), ("B", (48, 3)))
     }
+
+
+def test_peft_loads_them_on_the_base_that_they_name(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    plain = grouped_config(attention_bias=True)
+    save(build(plain), tmp_path / "base", weight_format="float32")
+    model = adapted(plain)
+    save_adapters(model, tmp_path / "adapter", base=str(tmp_path / "base"))
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(IDS_BT).logits, logits(model)[0], atol=1e-5)
 
 
 def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
