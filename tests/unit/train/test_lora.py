@@ -178,6 +178,7 @@ def test_the_files_are_those_of_peft(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT 0.21 asks transformers by an old name
 def test_peft_loads_them_on_the_base_that_they_name(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     plain = grouped_config(attention_bias=True)
