@@ -126,6 +126,14 @@ def run_training(
         shown.print(finished.table)
     if finished.adapter is not None:
         shown.print(f"Adapters are in {finished.adapter}", highlight=False, soft_wrap=True)
+    if finished.unexported is not None:
+        file, base = finished.unexported
+        shown.print(
+            f"PEFT loads no GGUF file. Write it the base that they name: ziphius export {file} "
+            f"{base} --weight-format float32",
+            highlight=False,
+            soft_wrap=True,
+        )
     report(finished.result, finished.figures, shown, name=name, as_json=options.as_json)
 
 

@@ -110,6 +110,37 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
         )
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file; it becomes `path` when the block ends without an error.
+
+    Missing parents of `path` are made.
+
+    Raises:
+        OutputError: something is at `path`, or it cannot be written.
+    """
+    refuse_existing(path)
+    temporary = beside(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+    try:
+        with _by_its_own_name(path, temporary):
+            yield temporary
+        with _explained(path):
+            _sync(temporary, os.O_RDONLY)
+            temporary.rename(path)
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise if a new file at `path` would take the place of another; call it before long work."""
+    if path.is_symlink() or path.exists():
+        raise OutputError(f"{path} is there already. Choose another path, or remove it first.")
+
+
 def refuse_occupied(path: Path) -> None:
     """Raise if a new folder at `path` would hide what is there; call it before long work."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):

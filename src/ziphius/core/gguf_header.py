@@ -51,6 +51,7 @@ Value = Scalar | list[Scalar] | None
 class GgufTensor:
     """One tensor as the header lists it."""
 
+    file: Path
     name: str
     shape: tuple[int, ...]
     """Outermost dimension first, as in torch."""
@@ -118,7 +119,7 @@ def read_gguf_header(
     for name, shape, type_number, offset in listed:
         if name in tensors:
             reader.refuse(f"lists the tensor {name} twice")
-        tensors[name] = GgufTensor(name, shape, type_number, begin + offset)
+        tensors[name] = GgufTensor(file, name, shape, type_number, begin + offset)
     return GgufHeader(file, size, alignment, begin, metadata, tensors)
 
 

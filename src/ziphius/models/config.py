@@ -329,9 +329,8 @@ class ModelConfig(Config):
         if self.scoring_func != scoring:
             rule = f"topk_method {self.topk_method} needs {scoring}"
             _refuse("scoring_func", self.scoring_func, rule)
-        if self.topk_method == "topk":
-            self._no_effect("with topk_method topk, whose weights sum to 1", "norm_topk_prob")
-        elif self.topk_method != "noaux_tc" and self.norm_topk_prob:
+        self._check_what_the_gate_reads()
+        if self.topk_method != "noaux_tc" and self.norm_topk_prob:
             # V2's published code divides by the sum or multiplies by the factor, never both.
             reason = f"with topk_method {self.topk_method} and norm_topk_prob"
             self._no_effect(reason, "routed_scaling_factor")
@@ -344,15 +343,22 @@ class ModelConfig(Config):
         if self.topk_method == "noaux_tc" and group_size < 2:
             rule = f"must be at most {self.n_routed_experts // 2}: a group needs 2 experts"
             _refuse("n_group", self.n_group, rule)
-        if self.topk_method in ("noaux_tc", "group_limited_greedy"):
-            reachable = self.topk_group * group_size
-            if self.num_experts_per_tok > reachable:
-                rule = f"must be at most {reachable}, the experts of topk_group groups"
-                _refuse("num_experts_per_tok", self.num_experts_per_tok, rule)
-        elif not (self.device_loss_alpha or self.communication_loss_alpha or self.capacity_factor):
-            # These gates ignore groups, which then matter only as devices of the balance losses.
-            reason = f"with topk_method {self.topk_method} and no device loss or capacity_factor"
-            self._no_effect(reason, "n_group", "topk_group")
+        reachable = self.topk_group * group_size
+        if "topk_group" in GATE_SETTINGS[self.topk_method] and self.num_experts_per_tok > reachable:
+            rule = f"must be at most {reachable}, the experts of topk_group groups"
+            _refuse("num_experts_per_tok", self.num_experts_per_tok, rule)
+
+    def _check_what_the_gate_reads(self) -> None:
+        """Refuse the settings of other gates, which this one would ignore."""
+        known = dict.fromkeys(name for names in GATE_SETTINGS.values() for name in names)
+        ignored = [name for name in known if name not in GATE_SETTINGS[self.topk_method]]
+        reason = f"with topk_method {self.topk_method}"
+        if self.device_loss_alpha or self.communication_loss_alpha or self.capacity_factor:
+            # Groups are the devices of these balance losses, too.
+            ignored = [name for name in ignored if name not in _GROUPS]
+        elif "n_group" in ignored:
+            reason += " and no device loss or capacity_factor"
+        self._no_effect(reason, *ignored)
 
     def _check_balance(self) -> None:
         if not self.aux_loss_alpha:
@@ -367,6 +373,17 @@ class ModelConfig(Config):
             if getattr(self, name) != default:
                 _refuse(name, getattr(self, name), f"has no effect {reason}; leave it {default}")
 
+
+_WEIGHING = ("norm_topk_prob", "routed_scaling_factor")
+_GROUPS = ("n_group", "topk_group")
+GATE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "topk": ("routed_scaling_factor",),
+    "greedy": _WEIGHING,
+    "group_limited_greedy": (*_WEIGHING, *_GROUPS),
+    "noaux_tc": (*_WEIGHING, *_GROUPS),
+}
+"""What each gate reads, beside how many experts there are: one that ignores what another reads
+refuses it."""
 
 _LATENT_FIELDS = (
     "q_lora_rank",

@@ -7,8 +7,9 @@ in transformers 5.23), and what the family implies without saying so. The rules 
 2. `quantization_config`, `torch_dtype` and `dtype` describe stored weights: they are readable in
    `other`, and `to_published` leaves them out, because only the writer of the weights knows them.
 3. `auto_map` points at code to run; it is dropped, as are values that follow from other keys.
-4. Our own fields that differ from what the family implies are kept under the key "ziphius". Another
-   program ignores that key, and so computes a different model.
+4. Our own fields that differ from what the family implies are kept under the key "ziphius", which
+   other programs ignore. Where they would compute something else for it, or where the gate is none
+   of the family's, `model_type` is "ziphius" too, which they refuse; the family is under the key.
 """
 
 import json
@@ -82,6 +83,17 @@ _FROM_TRAINED_CONTEXT = ("yarn", "llama3")
 _DERIVED = ("architectures", "auto_map", "qk_head_dim", "layer_types")
 _WRITTEN_WITH_THE_WEIGHTS = ("quantization_config", "torch_dtype", "dtype")
 _ROPE_KEYS = ("rope_theta", "rope_scaling")
+# Others may ignore these: they change how a model is trained, or what it tells beside its logits.
+_WITHOUT_EFFECT_ELSEWHERE = (
+    "device_loss_alpha",
+    "communication_loss_alpha",
+    "capacity_factor",
+    "num_nextn_predict_layers",
+)
+
+OWN_TYPE, OWN_ARCHITECTURE = "ziphius", "ZiphiusForCausalLM"
+"""What a folder calls itself that only this package computes right."""
+_OWN_KEY = "ziphius"
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ class Family:
     missing: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
+    """Values of topk_method that other programs compute in this family."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -105,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         # Absent, they mean 1536 and 64 in transformers; null means none. Too far apart to guess.
         required=("q_lora_rank", "n_routed_experts"),
         aliases={"num_experts": "n_routed_experts"},
+        gates=("greedy", "group_limited_greedy"),
     ),
     "deepseek_v3": Family(
         architecture="DeepseekV3ForCausalLM",
@@ -125,6 +140,7 @@ FAMILIES: dict[str, Family] = {
             "num_local_experts": "n_routed_experts",
             "num_mtp_layers": "num_nextn_predict_layers",
         },
+        gates=("noaux_tc",),
     ),
     "llama": Family(
         architecture="LlamaForCausalLM",
@@ -175,6 +191,7 @@ def read_config(path: Path) -> ModelConfig:
 
 def from_published(data: dict[str, Any]) -> ModelConfig:
     """Translate the content of a config.json; types are taken strictly ("3" is not 3)."""
+    data = _by_family(data)
     family = _find_family(data)
     left = {key: value for key, value in data.items() if key not in _DERIVED}
     _refuse_unsupported(data)
@@ -206,7 +223,36 @@ def to_published(config: ModelConfig) -> dict[str, Any]:
         # The published code finds the dense layers by this key alone.
         written["first_k_dense_replace"] = config.num_hidden_layers
     own = {key: value for key, value in values.items() if value != _implied(family, key)}
-    return written | ({"ziphius": own} if own else {})
+    written |= {_OWN_KEY: own} if own else {}
+    return refused_elsewhere(written) if _is_misread(config, family, own) else written
+
+
+def refused_elsewhere(written: dict[str, Any]) -> dict[str, Any]:
+    """Give the content of a config.json the name that other programs refuse."""
+    if written["model_type"] == OWN_TYPE:
+        return written
+    own = written.get(_OWN_KEY, {}) | {"model_type": written["model_type"]}
+    named = {"architectures": [OWN_ARCHITECTURE], "model_type": OWN_TYPE, _OWN_KEY: own}
+    return written | named
+
+
+def _is_misread(config: ModelConfig, family: Family, own: Mapping[str, Any]) -> bool:
+    has_own_gate = bool(config.n_routed_experts) and config.topk_method not in family.gates
+    return has_own_gate or any(key not in _WITHOUT_EFFECT_ELSEWHERE for key in own)
+
+
+def _by_family(data: dict[str, Any]) -> dict[str, Any]:
+    """Undo `refused_elsewhere`."""
+    own = data.get(_OWN_KEY)
+    if data.get("model_type") != OWN_TYPE or not isinstance(own, dict):
+        return data
+    others = {key: value for key, value in own.items() if key != "model_type"}
+    architectures = data.get("architectures")
+    return data | {
+        "model_type": own.get("model_type"),
+        "architectures": None if architectures == [OWN_ARCHITECTURE] else architectures,
+        _OWN_KEY: others,
+    }
 
 
 def _find_family(data: dict[str, Any]) -> Family:
@@ -354,7 +400,7 @@ def _published_scaling(scaling: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _take_own(left: dict[str, Any], family: Family) -> dict[str, Any]:
-    own = left.pop("ziphius", None) or {}
+    own = left.pop(_OWN_KEY, None) or {}
     if not isinstance(own, dict):
         raise CheckpointError(f"ziphius is {own!r}, not an object")
     for key in own:

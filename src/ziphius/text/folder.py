@@ -82,9 +82,7 @@ def write_folder(folder: Path, parts: TokenizerParts) -> None:
     }
     if parts.chat_format is not None or not (parts.chat_template or parts.told_by_tokens):
         config[_OWN_KEY]["chat_format"] = parts.chat_format
-    template = parts.chat_template
-    if template is None and parts.chat_format is not None:
-        template = packaged_template(parts.chat_format, add_bos=parts.add_bos)
+    template = written_template(parts)
     if parts.named_templates:
         named = {} if template is None else {"default": template}
         entries = {**named, **parts.named_templates}
@@ -94,6 +92,13 @@ def write_folder(folder: Path, parts: TokenizerParts) -> None:
     write_file(folder / "tokenizer.json", parts.backend.to_str())
     write_file(folder / _CONFIG_FILE, _as_json(config))
     write_file(folder / _GENERATION_FILE, _as_json(_generation(parts)))
+
+
+def written_template(parts: TokenizerParts) -> str | None:
+    """Return the template that a tokenizer came with, else the one of the format it speaks."""
+    if parts.chat_template is None and parts.chat_format is not None:
+        return packaged_template(parts.chat_format, add_bos=parts.add_bos)
+    return parts.chat_template
 
 
 def _as_json(value: Mapping[str, Any]) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import tokenizers
 
 from ziphius.core.errors import TokenizerError
-from ziphius.core.gguf_header import read_gguf_header
+from ziphius.core.gguf_parts import read_first_part
 from ziphius.text.byte_level import added_token, spelled_bytes, tokenizer_json
 from ziphius.text.folder import backend_of
+from ziphius.text.gguf_fields import CONTROL, USER_DEFINED
 from ziphius.text.parts import TokenizerParts
 from ziphius.text.pretokenizers import IGNORE_MERGES, NFC_NORMALIZED, PRE_TOKENIZERS
 
-_CONTROL, _USER_DEFINED = 3, 4
 _PREFIX = "tokenizer.ggml."
 _TOKENS_LOOKED_AT = 2_000
 _ENOUGH_TOKENS = 1_000
@@ -56,7 +56,7 @@ def read_gguf(path: Path) -> TokenizerParts:
     backend = backend_of(spec, path)
     _warn_of_other_cuts(path, backend, fields, {token["content"] for token in added})
     names = {role: _special(fields, role, tokens, path) for role in ("bos", "eos", "padding")}
-    eot = _special(fields, "eot", tokens, path)
+    further = [_special(fields, role, tokens, path) for role in ("eot", "eom")]
     found = fields.get("chat_template")
     template = found if isinstance(found, str) else None
     named = {
@@ -67,7 +67,7 @@ def read_gguf(path: Path) -> TokenizerParts:
     return TokenizerParts(
         backend=backend,
         bos=names["bos"],
-        eos=tuple(dict.fromkeys(end for end in (names["eos"], eot) if end)),
+        eos=tuple(dict.fromkeys(end for end in (names["eos"], *further) if end)),
         pad=names["padding"],
         add_bos=bool(fields.get("add_bos_token", False)),
         told_by_tokens=template is None,
@@ -118,7 +118,7 @@ def _tokens_cut(backend: tokenizers.Tokenizer, added: set[str]) -> tuple[int, in
 def _fields(path: Path) -> dict[str, Any]:
     """Read the `tokenizer.*` keys of the file's head, the prefix cut off."""
     lists = [f"{_PREFIX}{key}" for key in ("tokens", "merges", "token_type")]
-    header = read_gguf_header(path, keep=lists, error=TokenizerError)
+    header = read_first_part(path, keep=lists, error=TokenizerError)
     return {
         key.removeprefix(_PREFIX).removeprefix("tokenizer."): value
         for key, value in header.metadata.items()
@@ -145,9 +145,9 @@ def _added(
             f"{_PREFIX}token_type; the file is damaged."
         )
     return [
-        added_token(i, tokens[i], flagged=kind == _CONTROL)
+        added_token(i, tokens[i], flagged=kind == CONTROL)
         for i, kind in enumerate(types)
-        if kind in (_CONTROL, _USER_DEFINED)
+        if kind in (CONTROL, USER_DEFINED)
     ]
 
 

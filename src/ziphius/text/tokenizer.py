@@ -24,6 +24,7 @@ from ziphius.text.chat import WrittenFormat, get_chat_format
 from ziphius.text.chat.packaged import packaged_format
 from ziphius.text.detokenizer import Detokenizer
 from ziphius.text.folder import read_folder, write_folder
+from ziphius.text.gguf_fields import GgufField, gguf_fields
 from ziphius.text.gguf_vocabulary import read_gguf
 from ziphius.text.parts import TokenizerParts, detect_chat_format
 
@@ -177,6 +178,14 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers loads too."""
         write_folder(folder, self._parts)
+
+    def gguf_fields(self, rows: int) -> dict[str, GgufField]:
+        """Return the metadata by which llama.cpp tokenizes as this vocabulary does.
+
+        Args:
+            rows: of the model's embedding, at least `vocab_size`.
+        """
+        return gguf_fields(self._parts, rows)
 
     def _shown(self, token_id: int) -> bytes:
         found = self._bytes[token_id] if 0 <= token_id < self.vocab_size else None

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from rich.table import Table
 from ziphius.core.device import multiplies_bfloat16, resolve_dtype
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import refuse_full_disk
+from ziphius.core.gguf_header import is_gguf_path
 from ziphius.data.loader import Loader
 from ziphius.data.prefetch import Prefetcher
 from ziphius.dist.world import ALONE, World, first_before_others
@@ -32,6 +33,8 @@ from ziphius.train.state import checkpoint_bytes
 from ziphius.train.tensorboard import import_wandb
 
 ADAPTER_FOLDER = "adapter"
+BASE_FOLDER = "base"
+"""Where adapters of a GGUF file look for their base: PEFT loads folders alone."""
 
 
 def _nothing() -> None:
@@ -70,6 +73,8 @@ class Finished:
     """What each domain gave, of a run on a mix."""
     adapter: Path | None = None
     """Folder of the adapters, of a run with LoRA that is complete."""
+    unexported: tuple[Path, Path] | None = None
+    """The GGUF file they were trained on, and the folder that they name as their base instead."""
 
 
 def add_adapters_if_asked(model: Model, lora: LoraConfig, config: TrainConfig) -> TrainConfig:
@@ -203,13 +208,15 @@ def run_built_stage(
                 "save_every says how often one is written."
             )
     result = train(stage, model, config, folder, store=store, recorder=recorder, world=world)
-    adapter = None
-    if settings.lora.rank and result.is_complete and world.is_first:
-        adapter = folder / ADAPTER_FOLDER
-        assert base is not None, "adapters are added to a model that is there"
-        _replace_adapters(model, adapter, base, tokenizer)
     figures = None if recorder is None else recorder.figures
-    return Finished(result, figures, text, adapter=adapter)
+    finished = Finished(result, figures, text)
+    if settings.lora.rank and result.is_complete and world.is_first:
+        assert base is not None, "adapters are added to a model that is there"
+        named = folder / BASE_FOLDER if is_gguf_path(base) else base
+        _replace_adapters(model, folder / ADAPTER_FOLDER, named, tokenizer)
+        unexported = None if named == base else (base, named)
+        finished = replace(finished, adapter=folder / ADAPTER_FOLDER, unexported=unexported)
+    return finished
 
 
 def _replace_adapters(model: Model, folder: Path, base: Path, tokenizer: Tokenizer) -> None:

@@ -11,6 +11,7 @@ from ziphius.cli.export import ExportConfig, export, size_in_bytes
 from ziphius.cli.inspect import InspectConfig, inspect
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.models.weights import load, save
+from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 
 CONFIG = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1)
@@ -105,6 +106,69 @@ def test_a_gguf_file_is_exported(tmp_path, monkeypatch):
     export(ExportConfig(model=file, out=tmp_path / "out", weight_format="float32"))
     state = states(tmp_path / "out")
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+LLAMA = grouped_config(vocab_size=512, hidden_size=64, intermediate_size=96, num_attention_heads=8)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    save(build(LLAMA), tmp_path / "llama", deepseek_tokenizer(512), weight_format="float32")
+    return tmp_path / "llama"
+
+
+def test_a_folder_becomes_a_gguf_file_and_a_folder_again(llama, tmp_path, capsys):
+    out = tmp_path / "new" / "out.gguf"
+    export(ExportConfig(model=llama, out=out, weight_format="float32", as_json=True))
+    result = json.loads(capsys.readouterr().out)
+    assert result["tensors"] == {"F32": 21}
+    assert (result["weight_files"], result["weight_bytes"]) == (1, out.stat().st_size)
+    export(ExportConfig(model=out, out=tmp_path / "again", weight_format="float32"))
+    again = states(tmp_path / "again")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in states(llama).items())
+    first, last = load_tokenizer(llama), load_tokenizer(tmp_path / "again")
+    assert first.encode("a b") == last.encode("a b")
+    assert (first.eos_ids, first.add_bos) == (last.eos_ids, last.add_bos)
+
+
+def test_blocks_are_counted_in_the_table(llama, tmp_path, capsys):
+    export(ExportConfig(model=llama, out=tmp_path / "out.gguf", weight_format="q4_0"))
+    assert "2 Q8_0, 5 F32, 14 Q4_0" in capsys.readouterr().out
+
+
+def test_prediction_layers_do_not_go_into_a_gguf_file(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out.gguf"
+    model = build(CONFIG.model_copy(update={"vocab_size": 512}))
+    save(model, source, deepseek_tokenizer(512), weight_format="float32")
+    with pytest.raises(ConfigError, match=r"num_nextn_predict_layers = 1: .*drop_mtp"):
+        export(ExportConfig(model=source, out=out, weight_format="float32"))
+    export(ExportConfig(model=source, out=out, weight_format="float32", drop_mtp=True))
+
+
+@pytest.mark.parametrize(
+    ("out", "weight_format", "wanted"),
+    [
+        ("out.gguf", "fp8", "a GGUF file takes bfloat16.*OUT has to be a folder"),
+        ("out", "q8_0", "a folder takes bfloat16.*OUT has to be a name that ends in .gguf"),
+        ("out", "float16", "a folder takes"),
+    ],
+)
+def test_formats_of_folders_and_files_are_told_apart(tmp_path, out, weight_format, wanted):
+    with pytest.raises(ValueError, match=f"weight_format = {weight_format}: {wanted}"):
+        ExportConfig(model=tmp_path, out=tmp_path / out, weight_format=weight_format)
+
+
+def test_what_a_gguf_file_cannot_have_is_refused(llama, tmp_path):
+    out = tmp_path / "out.gguf"
+    with pytest.raises(ValueError, match="max_shard_size = 1GB has no effect"):
+        ExportConfig(model=llama, out=out, max_shard_size="1GB")
+    save(build(LLAMA), tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="bare holds no tokenizer"):
+        export(ExportConfig(model=tmp_path / "bare", out=out))
+    out.write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"out\.gguf is there already"):
+        export(ExportConfig(model=llama, out=out))
+    assert out.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("name", ["c[bold]", "o[/p]"])

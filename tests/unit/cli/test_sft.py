@@ -13,13 +13,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from tests.tiny import build, grouped_config, random_ids
 from ziphius.cli.main import main
 from ziphius.core.errors import ConfigError
 from ziphius.data.conversations import ConversationLoader
 from ziphius.models.lora import merge_adapters
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
-from ziphius.models.weights import load, save
+from ziphius.models.weights import load, save, save_gguf
 from ziphius.models.weights.adapters import load_adapters
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
@@ -119,6 +120,27 @@ def test_a_run_from_conversations_to_a_model(
     assert main(line) == 0  # done already: nothing is done again
     again = json.loads(capsys.readouterr().out)
     assert again == result | {"exact_resume": "yes"}
+
+
+def test_adapters_of_a_gguf_file_name_a_folder_and_how_to_write_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build(grouped_config(vocab_size=512, max_position_embeddings=64))
+    file, out = tmp_path / "base.gguf", tmp_path / "run"
+    save_gguf(model, file, deepseek_tokenizer(512).gguf_fields(512), weight_format="float32")
+    assert main(arguments(file, data, out, "--lora.rank", "4", "--hold-out", "0")) == 0
+    settings = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(out / "base")
+    line = next(line for line in capsys.readouterr().out.splitlines() if "PEFT" in line)
+    assert main(line.partition("ziphius ")[2].split()) == 0
+    based = load(out / "base")
+    assert torch.equal(based.model.norm.weight, model.model.norm.weight)
+    load_adapters(based, out / "adapter")
+    [checkpoint] = (out / "checkpoints").iterdir()
+    ids_BT = random_ids(1, 9, 512)
+    merged = load(checkpoint)
+    ours_BTW = merged.logits(merged(ids_BT).hidden_BTD)
+    assert torch.allclose(based.logits(based(ids_BT).hidden_BTD), ours_BTW, atol=1e-4)
 
 
 def test_adapters_and_the_merged_model_are_the_same(base: Path, data: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
 from tests.tiny import V2_EXPERTS, V3_EXPERTS, latent_config
+from ziphius.models.config import GATE_SETTINGS, ModelConfig
 from ziphius.models.gates import GATES, Gate
 
 EXPERTS, GROUPS, TOP_GROUPS, TOP_K = 12, 4, 2, 3
@@ -234,3 +236,39 @@ def test_the_bias_stays_exact_when_the_model_is_cast(cast):
     assert "e_score_correction_bias" in gate.state_dict()
     gate.update_bias(torch.arange(EXPERTS), rate=0.001)
     assert not torch.equal(gate.e_score_correction_bias, before_E)
+
+
+OTHER_VALUES = {"norm_topk_prob": True, "routed_scaling_factor": 7.0, "n_group": 3, "topk_group": 3}
+"""Of each setting that some gate reads: one that is neither its default nor the test's."""
+
+
+def test_every_gate_says_what_it_reads():
+    chosen = ModelConfig.model_fields["topk_method"].annotation
+    assert set(GATE_SETTINGS) == set(GATES) == set(get_args(chosen))
+    assert {name for names in GATE_SETTINGS.values() for name in names} == set(OTHER_VALUES)
+
+
+@pytest.mark.parametrize("setting", OTHER_VALUES)
+@pytest.mark.parametrize("method", GATES)
+def test_a_setting_is_read_or_refused(method, setting):
+    """A gate that lists a setting without reading it, or reads one that it does not list, fails."""
+    changes = {"norm_topk_prob": False, "n_group": 1, "topk_group": 1}
+    if "n_group" in GATE_SETTINGS[method]:
+        changes |= {"n_group": GROUPS, "topk_group": TOP_GROUPS}
+    plain = gate_config(method, **changes)
+    # Not validated, so that what a gate ignores can be shown to it.
+    changed = plain.model_copy(update={setting: OTHER_VALUES[setting]})
+    routings = []
+    for config in (plain, changed):
+        gate = GATES[method](config)
+        torch.nn.init.normal_(gate.weight, generator=torch.Generator().manual_seed(0))
+        routings.append(gate(tokens()))
+    first, second = routings
+    is_same = torch.equal(first.experts_MK, second.experts_MK) and torch.equal(
+        first.weights_MK, second.weights_MK
+    )
+    assert is_same == (setting not in GATE_SETTINGS[method])
+    if is_same:
+        fields = plain.model_dump() | {setting: OTHER_VALUES[setting]}
+        with pytest.raises(ValueError, match=rf"{setting} = .*: has no effect with topk_method"):
+            ModelConfig.model_validate(fields)

@@ -15,6 +15,7 @@ from ziphius.models.lora import LoraLinear, adapter_tensors, add_adapters, merge
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.losses import further_token_losses, next_token_loss
 from ziphius.models.model import Model
+from ziphius.models.weights import save
 from ziphius.models.weights.adapters import load_adapters, save_adapters
 
 IDS_BT = random_ids(2, 12, 61)
@@ -171,6 +172,18 @@ def test_the_files_are_those_of_peft(tmp_path: Path) -> None:
         for layer in layers
         for part, shape in (("A", (3, 24)), ("B", (48, 3)))
     }
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT 0.21 asks transformers by an old name
+def test_peft_loads_them_on_the_base_that_they_name(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    plain = grouped_config(attention_bias=True)
+    save(build(plain), tmp_path / "base", weight_format="float32")
+    model = adapted(plain)
+    save_adapters(model, tmp_path / "adapter", base=str(tmp_path / "base"))
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(IDS_BT).logits, logits(model)[0], atol=1e-5)
 
 
 def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:

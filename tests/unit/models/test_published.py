@@ -314,6 +314,45 @@ def test_other_names_of_a_key_are_known() -> None:
         from_published({**V3, "num_mtp_layers": 2})
 
 
+V3_OF_ONES_OWN = {"topk_method": "topk", "scoring_func": "softmax", "norm_topk_prob": False}
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("v3-tiny", V3_OF_ONES_OWN | {"n_group": 1, "topk_group": 1}),
+        ("v3-tiny", {"pattern": "sliding_window", "sliding_window": 8}),
+        ("r1-distill-llama-tiny", {"qk_norm": True}),
+    ],
+)
+def test_what_others_would_misread_has_a_name_that_they_refuse(
+    preset: str, changes: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig
+
+    config = derive(get_preset(preset), **changes)
+    written = json.loads(json.dumps(to_published(config)))
+    assert (written["model_type"], written["architectures"]) == ("ziphius", ["ZiphiusForCausalLM"])
+    assert written["ziphius"]["model_type"] == config.model_type
+    with pytest.raises(ValueError, match="ziphius"):
+        AutoConfig.for_model(**written)
+    assert from_published(written) == config
+
+
+def test_what_others_may_ignore_keeps_its_name() -> None:
+    config = derive(get_preset("v3-tiny"), capacity_factor=1.5)
+    written = to_published(config)
+    assert written["model_type"] == "deepseek_v3"
+    assert from_published(written) == config
+
+
+@pytest.mark.parametrize("own", [None, {}, {"model_type": "gpt2"}, {"model_type": "ziphius"}])
+def test_a_name_of_ours_without_a_family_is_refused(own: object) -> None:
+    data = to_published(get_preset("v3-tiny")) | {"model_type": "ziphius", "ziphius": own}
+    with pytest.raises(CheckpointError, match=r"model_type '?(ziphius|None|gpt2)'? is not known"):
+        from_published(data)
+
+
 def test_own_fields_stand_apart_and_come_back() -> None:
     own = derive(
         get_preset("v2-tiny"),
@@ -330,6 +369,7 @@ def test_own_fields_stand_apart_and_come_back() -> None:
         "device_loss_alpha": 0.05,
         "communication_loss_alpha": 0.02,
         "num_nextn_predict_layers": 1,
+        "model_type": "deepseek_v2",
     }
     assert from_published(written) == own
 

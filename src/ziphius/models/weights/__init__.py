@@ -1,7 +1,7 @@
 """Weights in and out: Hugging Face safetensors folders (FP8 included), adapters, GGUF files.
 
-`load` and `save` are the only two ways. Nothing here runs code of a checkpoint: safetensors, JSON
-and GGUF are data, `auto_map` is ignored, and other formats are refused.
+`load`, `save` and `save_gguf` are the only ways. Nothing here runs code of a checkpoint:
+safetensors, JSON and GGUF are data, `auto_map` is ignored, and other formats are refused.
 """
 
 from pathlib import Path
@@ -16,14 +16,17 @@ from ziphius.models.model import Model
 from ziphius.models.weights.adapters import load_adapters, split_adapters
 from ziphius.models.weights.folder import folder_dtype, load_folder, read_folder_config
 from ziphius.models.weights.gguf_file import load_gguf, read_gguf_config
+from ziphius.models.weights.gguf_saving import GgufFormat, save_gguf
 from ziphius.models.weights.saving import SavesFiles, WeightFormat, save
 
 __all__ = [
+    "GgufFormat",
     "SavesFiles",
     "WeightFormat",
     "load",
     "read_model_config",
     "save",
+    "save_gguf",
     "stored_dtype",
     "tokenizer_path",
 ]

@@ -30,6 +30,24 @@ def scale_shape(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // BLOCK), -(-columns // BLOCK)
 
 
+def is_misread(rows: int, columns: int) -> bool:
+    """Tell whether transformers 5.23, where it multiplies FP8 out, takes other blocks than these.
+
+    It divides a side by its number of blocks: 192 are two blocks of 96 there, and 128 and 64 here.
+    """
+    return not is_refused(rows, columns) and any(map(_has_rest, (rows, columns)))
+
+
+def is_refused(rows: int, columns: int) -> bool:
+    """Tell whether transformers 5.23 cannot multiply FP8 of this shape out, such as 576 in five."""
+    blocks = zip((rows, columns), scale_shape(rows, columns), strict=True)
+    return any(side % count for side, count in blocks)
+
+
+def _has_rest(side: int) -> bool:
+    return side > BLOCK and side % BLOCK != 0
+
+
 def quantize(weight: Tensor, scale_format: ScaleFormat = "float") -> tuple[Tensor, Tensor]:
     """Round a weight [R, C] to FP8 blocks and return its numbers and its float32 scales.
 

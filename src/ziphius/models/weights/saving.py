@@ -6,6 +6,7 @@ and head, the router bias in float32. The folder appears whole or not at all.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +22,15 @@ from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.core.files import new_folder, refuse_full_disk, write_file
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
-from ziphius.models.published import to_published
-from ziphius.models.weights.fp8 import BLOCK, ScaleFormat, quantize, scale_shape
+from ziphius.models.published import OWN_TYPE, refused_elsewhere, to_published
+from ziphius.models.weights.fp8 import (
+    BLOCK,
+    ScaleFormat,
+    is_misread,
+    is_refused,
+    quantize,
+    scale_shape,
+)
 from ziphius.models.weights.int8_config import quantization_config
 from ziphius.models.weights.names import (
     HEAD,
@@ -33,6 +41,8 @@ from ziphius.models.weights.names import (
     model_tensors,
 )
 from ziphius.models.weights.shards import INDEX_FILE, WEIGHTS_FILE
+
+_log = logging.getLogger(__name__)
 
 WeightFormat = Literal["bfloat16", "float32", "fp8", "fp8-ue8m0"]
 
@@ -99,6 +109,7 @@ def save(
     refuse_full_disk(folder, total_bytes, f"the model in {weight_format}")
     with new_folder(folder) as temporary:
         config = _published_config(model, weight_format)
+        _warn_of_others(model, config, folder, weight_format)
         # An id that has no row is none that the model can write, and no reader takes it.
         rows = model.config.vocab_size
         if ends := [end for end in (tokenizer.eos_ids if tokenizer else ()) if end < rows]:
@@ -184,9 +195,42 @@ def _published_config(model: Model, weight_format: WeightFormat) -> dict[str, An
         }
         if weight_format == "fp8-ue8m0":
             data["quantization_config"]["scale_fmt"] = "ue8m0"
+        if any(is_misread(*shape) for shape in _projections(model)):
+            data = refused_elsewhere(data)
     if has_int8(model):
         data["quantization_config"] = quantization_config(model)
     return data
+
+
+def _projections(model: Model) -> list[tuple[int, int]]:
+    """List the shapes that the files quantize."""
+    slots = file_slots(model).items()
+    return [(slot.shape[0], slot.shape[1]) for name, slot in slots if is_projection(name)]
+
+
+def _warn_of_others(
+    model: Model, written: dict[str, Any], folder: Path, weight_format: WeightFormat
+) -> None:
+    """Say where other programs cannot do with the folder what this package does."""
+    config = model.config
+    if written["model_type"] == OWN_TYPE:
+        _log.warning(
+            "%s: other programs would compute something else than this model, so config.json names "
+            "it %s, which they refuse. Load it with this package.",
+            folder,
+            OWN_TYPE,
+        )
+    elif weight_format in SCALE_FORMATS and any(is_refused(*s) for s in _projections(model)):
+        _log.warning(
+            "%s: transformers 5.23 loads FP8 whose shapes are no whole blocks of %d only where its "
+            "FP8 kernels run; for all else write bfloat16.",
+            folder,
+            BLOCK,
+        )
+    elif config.model_type == "deepseek_v2" and config.norm_topk_prob:
+        _log.warning("%s: transformers 5.23 ignores norm_topk_prob of deepseek_v2.", folder)
+    elif config.n_routed_experts and config.moe_layer_freq != 1:
+        _log.warning("%s: transformers 5.23 ignores moe_layer_freq.", folder)
 
 
 def _file_name(index: int, count: int) -> str:

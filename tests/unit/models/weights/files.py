@@ -57,7 +57,9 @@ def change_json(file, **changes):
 GGUF_HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
 
-def write_gguf(model, file, kinds=None, *, metadata=None, extra=None, arch=None, raw=None):
+def write_gguf(
+    model, file, kinds=None, *, metadata=None, extra=None, arch=None, raw=None, tensors_per_part=0
+):
     """Write a model as llama.cpp's converter does.
 
     Args:
@@ -66,6 +68,7 @@ def write_gguf(model, file, kinds=None, *, metadata=None, extra=None, arch=None,
         extra: more tensors, by GGUF name.
         arch: name to write instead of the model type.
         raw: bytes of rows by GGUF name, for formats that the package cannot encode.
+        tensors_per_part: split the file into parts of so many tensors, named as llama.cpp does.
     """
     import gguf
 
@@ -74,7 +77,7 @@ def write_gguf(model, file, kinds=None, *, metadata=None, extra=None, arch=None,
     names = gguf.get_tensor_name_map(
         getattr(gguf.MODEL_ARCH, family.upper()), config.num_hidden_layers
     )
-    writer = gguf.GGUFWriter(file, arch or family)
+    writer = gguf.GGUFWriter(file, arch or family, split_max_tensors=tensors_per_part)
     for key, value in (gguf_metadata(config) | (metadata or {})).items():
         add_entry(writer, key, value)
     tensors = dict(model.named_parameters())

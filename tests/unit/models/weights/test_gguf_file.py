@@ -119,15 +119,82 @@ def q4_k_block(generator, bits=4):
     return scales + packed.tobytes() + body, values.astype(np.float32).reshape(-1)
 
 
+def two_bits(quants):
+    """Pack 256 numbers of 2 bits: a byte holds those that lie 32 apart in a half of 128."""
+    halves = quants.reshape(2, 4, 32)
+    packed = halves[:, 0] | halves[:, 1] << 2 | halves[:, 2] << 4 | halves[:, 3] << 6
+    return packed.astype(np.uint8).tobytes()
+
+
+def q2_k_block(generator):
+    """One block of 256: 16 groups of 16, each with a 4-bit factor and a 4-bit offset."""
+    quants = generator.integers(0, 4, 256, dtype=np.uint8)
+    factors, offsets = generator.integers(0, 16, (2, 16), dtype=np.uint8)
+    values = 0.5 * (factors.repeat(16).astype(np.float32) * quants) - 0.25 * offsets.repeat(16)
+    scales = np.array([0.5, 0.25], np.float16).tobytes()
+    data = (factors | offsets << 4).tobytes() + two_bits(quants) + scales
+    return data, values.astype(np.float32)
+
+
+def q3_k_block(generator):
+    """One block of 256: 2 low bits, a plane of third bits, 16 factors of 6 bits for 16 each."""
+    quants = generator.integers(0, 8, 256, dtype=np.uint8)
+    factors = generator.integers(0, 64, 16, dtype=np.uint8)
+    third = np.zeros(32, np.uint8)
+    for group, bits in enumerate((quants >> 2).reshape(8, 32)):
+        third |= bits << group
+    low = (factors[:8] & 15) | (factors[8:] & 15) << 4
+    high = np.zeros(4, np.uint8)
+    for quarter, bits in enumerate((factors >> 4).reshape(4, 4)):
+        high |= bits << 2 * quarter
+    scale = (factors.astype(np.float32) - 32).repeat(16)
+    values = 0.5 * scale * (quants.astype(np.float32) - 4)
+    data = third.tobytes() + two_bits(quants & 3) + low.tobytes() + high.tobytes()
+    return data + np.float16(0.5).tobytes(), values
+
+
+# The 16 steps of llama.cpp's non-linear format (ggml-common.h, kvalues_iq4nl).
+IQ4_STEPS = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+
+
+def nibbles(quants):
+    """Pack rows of 32 numbers of 4 bits: the second half of a row in the high bits."""
+    return (quants[:, :16] | quants[:, 16:] << 4).tobytes()
+
+
+def iq4_nl_block(generator):
+    """Eight blocks of 32 with a scale each."""
+    quants = generator.integers(0, 16, (8, 32), dtype=np.uint8)
+    data = b"".join(np.float16(0.5).tobytes() + nibbles(row[None]) for row in quants)
+    return data, 0.5 * IQ4_STEPS[quants].reshape(-1)
+
+
+def iq4_xs_block(generator):
+    """One block of 256: 8 groups of 32 with 6-bit factors, 4 low bits and 2 high ones apart."""
+    quants = generator.integers(0, 16, (8, 32), dtype=np.uint8)
+    factors = generator.integers(0, 64, 8, dtype=np.uint8)
+    high = sum(int(factor >> 4) << 2 * group for group, factor in enumerate(factors))
+    low = (factors[0::2] & 15) | (factors[1::2] & 15) << 4
+    scale = factors.astype(np.float32)[:, None] - 32
+    data = np.float16(0.5).tobytes() + np.uint16(high).tobytes() + low.tobytes() + nibbles(quants)
+    return data, (0.5 * scale * IQ4_STEPS[quants]).reshape(-1)
+
+
 BLOCKS = {
+    "Q2_K": q2_k_block,
+    "Q3_K": q3_k_block,
     "Q4_K": q4_k_block,
     "Q5_K": lambda generator: q4_k_block(generator, bits=5),
     "Q6_K": q6_k_block,
+    "IQ4_NL": iq4_nl_block,
+    "IQ4_XS": iq4_xs_block,
 }
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_k_formats_are_read_as_llama_cpp_defines_them(tmp_path, kind):
+def test_other_formats_are_read_as_llama_cpp_defines_them(tmp_path, kind):
     model = build(config_of(intermediate_size=256))
     generator = np.random.default_rng(0)
     rows = [BLOCKS[kind](generator) for _ in range(64)]
@@ -136,6 +203,19 @@ def test_k_formats_are_read_as_llama_cpp_defines_them(tmp_path, kind):
     loaded = load(write_gguf(model, tmp_path / "model.gguf", {name: kind}, raw=raw))
     expected = torch.from_numpy(np.stack([values for _, values in rows]))
     assert torch.equal(loaded.model.layers[1].mlp.down_proj.weight, expected)
+
+
+@pytest.mark.parametrize("kind", ["IQ3_S", "TQ1_0"])
+def test_a_format_that_is_not_read_is_named(tmp_path, kind):
+    import gguf
+
+    numbers, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    name = "blk.1.ffn_down.weight"
+    raw = {name: np.zeros((64, 256 // numbers * size), np.uint8)}
+    model = build(config_of(intermediate_size=256))
+    file = write_gguf(model, tmp_path / "model.gguf", {name: kind}, raw=raw)
+    with pytest.raises(CheckpointError, match=rf"stores {name} as {kind}; known are .*IQ4_XS"):
+        load(file)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

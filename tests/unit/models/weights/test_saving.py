@@ -234,3 +234,74 @@ def test_saving_does_not_change_the_model(tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save(model, tmp_path / "model", weight_format="fp8")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def grouped(side):
+    """A model whose hidden states are `side` wide, everything else of whole blocks."""
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32}
+    return build(grouped_config(hidden_size=side, intermediate_size=256, **fields))
+
+
+def theirs(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("side", [96, 256])
+def test_fp8_of_whole_blocks_is_read_by_transformers_as_by_us(tmp_path, caplog, side):
+    save(grouped(side), tmp_path / "model", weight_format="fp8")
+    assert caplog.text == ""
+    ours = load(tmp_path / "model", dtype=torch.bfloat16).state_dict()
+    read = theirs(tmp_path / "model").state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in ours.items())
+
+
+def test_fp8_that_transformers_would_misread_has_a_name_that_it_refuses(tmp_path, caplog):
+    model = grouped(192)
+    save(model, tmp_path / "model", weight_format="fp8")
+    assert "names it ziphius, which they refuse" in caplog.text
+    with pytest.raises(ValueError, match="model type `ziphius`"):
+        theirs(tmp_path / "model")
+    loaded = load(tmp_path / "model", dtype=torch.float32)
+    assert loaded.config == model.config
+    weight, source = loaded.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj
+    assert torch.allclose(weight, source.weight, rtol=2**-4, atol=1e-3)
+
+
+def test_fp8_that_transformers_cannot_multiply_out_is_warned_of(tmp_path, caplog):
+    save(grouped(576), tmp_path / "model", weight_format="fp8")
+    assert "transformers 5.23 loads FP8 whose shapes are no whole blocks of 128 only" in caplog.text
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_gate_of_ones_own_has_a_name_that_others_refuse(tmp_path, caplog):
+    gate = {"topk_method": "topk", "scoring_func": "softmax", "norm_topk_prob": False}
+    model = build(v3_config(n_group=1, topk_group=1, **gate))
+    save(model, tmp_path / "model", weight_format="float32")
+    assert "which they refuse" in caplog.text
+    with pytest.raises(ValueError, match="model type `ziphius`"):
+        theirs(tmp_path / "model")
+    assert load(tmp_path / "model").config == model.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_hidden_layers": 3, "moe_layer_freq": 2}, "ignores moe_layer_freq"),
+        (
+            {
+                "model_type": "deepseek_v2",
+                "topk_method": "greedy",
+                "scoring_func": "softmax",
+                "n_group": 1,
+                "topk_group": 1,
+                "routed_scaling_factor": 1.0,
+            },
+            "ignores norm_topk_prob",
+        ),
+    ],
+)
+def test_what_transformers_alone_ignores_is_warned_of(tmp_path, caplog, changes, named):
+    save(build(v3_config(**changes)), tmp_path / "model")
+    assert f"transformers 5.23 {named}" in caplog.text
