@@ -131,7 +131,7 @@ class GrpoStage(Stage):
             "clip_share": Term(clipped_X.sum().float(), KEPT, 0.0),
         }
         if batch.reference_X is not None:
-            penalties_X = k3_penalties(logprobs_X, batch.reference_X)
+            penalties_X = k3_penalties(logprobs_X, batch.sampled_X, batch.reference_X)
             terms["kl"] = Term(penalties_X.sum(), KEPT, config.kl_coef)
         figures = FIGURES | ({FORMAT: ASKED} if config.format_bonus else {})
         for name, key in figures.items():
