@@ -7,9 +7,10 @@ the arithmetic, with what it takes from later papers, is in `rl/objective.py`. W
    in. Every token is scored with the experts it was sampled through, so that trainer and sampler
    agree: the largest difference of a log-probability is a metric of every step, and in float32 a
    few millionths.
-2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by.
-   Where asked for, their prompts are replaced by others first, as DAPO does (arXiv 2503.14476,
-   section 3.2), up to a stated number of times. A step without any other group moves nothing.
+2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by, the
+   penalty against a reference included. Where asked for, their prompts are replaced by others
+   first, as DAPO does (arXiv 2503.14476, section 3.2), up to a stated number of times. A step
+   without any other group moves nothing.
 3. Nothing else moves: no balance loss, router biases stand still. MTP layers are left out: a
    sampled answer is no text to imitate, and layers that are not trained cannot leak a gradient
    into the head they share.
@@ -131,7 +132,7 @@ class GrpoStage(Stage):
             "clip_share": Term(clipped_X.sum().float(), KEPT, 0.0),
         }
         if batch.reference_X is not None:
-            penalties_X = k3_penalties(logprobs_X, batch.reference_X)
+            penalties_X = k3_penalties(logprobs_X, batch.sampled_X, batch.reference_X)
             terms["kl"] = Term(penalties_X.sum(), KEPT, config.kl_coef)
         figures = FIGURES | ({FORMAT: ASKED} if config.format_bonus else {})
         for name, key in figures.items():

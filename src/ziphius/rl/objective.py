@@ -2,7 +2,8 @@
 
 Sources: DeepSeekMath (arXiv 2402.03300), equations 3-4; DeepSeek-R1 (arXiv 2501.12948), section
 2.2.1. The mean over all tokens and the wider upper clip are DAPO's (arXiv 2503.14476); advantages
-without the division are Dr. GRPO's (arXiv 2503.20783) and DeepSeek-V3.2's (arXiv 2512.02556).
+without the division are Dr. GRPO's (arXiv 2503.20783) and DeepSeek-V3.2's (arXiv 2512.02556), whose
+the ratio in the penalty is, too. `tests/numerics/test_trl.py` compares all of it with TRL.
 
 Shapes: G groups, A answers of a group, X tokens that were sampled.
 """
@@ -58,12 +59,19 @@ def clipped_losses(
     return -torch.minimum(free_X, clipped_X), clipped_X < free_X
 
 
-def k3_penalties(logprobs_X: Tensor, reference_X: Tensor) -> Tensor:
-    """Return k3 = q - ln q - 1 with q = reference / model, of each token.
+def k3_penalties(logprobs_X: Tensor, sampled_X: Tensor, reference_X: Tensor) -> Tensor:
+    """Return ratio (q - ln q - 1) of each token, q = reference / model, ratio = model / sampler.
 
-    Never below 0, and unbiased for KL(model || reference) on tokens of the model
-    (http://joschu.net/blog/kl-approx.html).
+    Never below 0. On tokens of the sampler value and gradient are unbiased for KL(model ||
+    reference) (http://joschu.net/blog/kl-approx.html; DeepSeek-V3.2, section 3.1). DeepSeekMath has
+    no ratio: the value is the same where the model itself sampled, but not the gradient, which is
+    that of KL(reference || model).
+
+    Args:
+        logprobs_X: of the model that is trained.
+        sampled_X: of the model that sampled, without a gradient.
+        reference_X: of the reference, without a gradient.
     """
     log_ratio_X = reference_X - logprobs_X
     # expm1 keeps the small differences of a model that hardly moved.
-    return torch.expm1(log_ratio_X) - log_ratio_X
+    return (logprobs_X - sampled_X).exp() * (torch.expm1(log_ratio_X) - log_ratio_X)

@@ -91,7 +91,7 @@ def in_loops(
                 total = total - win
                 if reference is not None:
                     back = (scores[1][place].detach() - scores[0][place]).exp()
-                    total = total + config.kl_coef * (back - back.log() - 1)
+                    total = total + config.kl_coef * ratio * (back - back.log() - 1)
                 tokens += 1
     return total / tokens, tokens
 

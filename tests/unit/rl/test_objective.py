@@ -74,27 +74,42 @@ def test_the_clip_is_the_formula_in_loops_with_its_numeric_gradient() -> None:
 
 
 def test_k3_by_hand_and_with_its_numeric_gradient() -> None:
-    logprobs_X = torch.tensor([-1.0, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
-    reference_X = torch.tensor([-1.0, -2.0, -1.0], dtype=torch.float64)
-    penalties_X = k3_penalties(logprobs_X, reference_X)
-    expected = [0.0, math.exp(-1) + 1 - 1, math.exp(1) - 1 - 1]
+    logprobs_X = torch.tensor([-1.0, -1.0, -2.0, -2.0], dtype=torch.float64, requires_grad=True)
+    sampled_X = torch.tensor([-1.0, -1.0, -2.0, -1.0], dtype=torch.float64)
+    reference_X = torch.tensor([-1.0, -2.0, -1.0, -1.0], dtype=torch.float64)
+    penalties_X = k3_penalties(logprobs_X, sampled_X, reference_X)
+    expected = [0.0, math.exp(-1) + 1 - 1, math.exp(1) - 1 - 1, math.exp(-1) * (math.exp(1) - 2)]
     torch.testing.assert_close(penalties_X.detach(), torch.tensor(expected, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda x: k3_penalties(x, reference_X), logprobs_X)
+    assert torch.autograd.gradcheck(lambda x: k3_penalties(x, sampled_X, reference_X), logprobs_X)
     penalties_X.sum().backward()
-    # 1 - q: nothing where model and reference agree.
+    # ratio ln (model / reference): nothing where model and reference agree.
     torch.testing.assert_close(
-        logprobs_X.grad,
-        torch.tensor([0.0, 1 - math.exp(-1), 1 - math.exp(1)], dtype=torch.float64),
+        logprobs_X.grad, torch.tensor([0.0, 1.0, -1.0, -math.exp(-1)], dtype=torch.float64)
     )
 
 
 def test_k3_of_a_small_step_is_not_rounded_away() -> None:
-    penalty = k3_penalties(torch.tensor([-2.0]), torch.tensor([-2.0 + 1e-3]))
+    model_X = torch.tensor([-2.0])
+    penalty = k3_penalties(model_X, model_X, model_X + 1e-3)
     assert penalty.item() == pytest.approx(0.5e-6, rel=1e-3)
 
 
-def test_k3_averages_to_the_divergence_of_the_samples() -> None:
-    model, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
-    expected = (model * (model / reference).log()).sum()
-    averaged = (model * k3_penalties(model.log(), reference.log())).sum()
-    torch.testing.assert_close(averaged, expected)
+@pytest.mark.parametrize("sampler", [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]])
+def test_k3_and_its_gradient_are_those_of_the_divergence_over_all_tokens(
+    sampler: list[float],
+) -> None:
+    """Every token weighed by its chance to be sampled, by the model itself or by an older one.
+
+    Without the ratio the gradient is that of KL(reference || model), the other divergence.
+    """
+    logits_W = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().requires_grad_()
+    reference_W = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    sampled_W = torch.tensor(sampler, dtype=torch.float64).log()
+    model_W = logits_W.log_softmax(0)
+    divergence = (model_W.exp() * (model_W - reference_W)).sum()
+    averaged = (sampled_W.exp() * k3_penalties(model_W, sampled_W, reference_W)).sum()
+    torch.testing.assert_close(averaged, divergence)
+    expected_W, actual_W = (
+        torch.autograd.grad(each, logits_W, retain_graph=True)[0] for each in (divergence, averaged)
+    )
+    torch.testing.assert_close(actual_W, expected_W)
