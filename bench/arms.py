@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-BATCH, CONTEXT = 8, 256
+BATCH, SEQ_LEN = 8, 256
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Arm:
 
 def ziphius(dtype: str) -> Arm:
     """Build our model, loss and fused AdamW, as `ziphius pretrain` runs them."""
-    from ziphius.models.account import account
+    from ziphius.models.cost import model_cost
     from ziphius.models.losses import next_token_loss
     from ziphius.models.model import Model
     from ziphius.models.presets import get_preset
@@ -48,15 +48,15 @@ def ziphius(dtype: str) -> Arm:
         optimizer.zero_grad()
         return loss.item()
 
-    per_token = account(config, batch=BATCH, context=CONTEXT).flops.training
-    return Arm(step, per_token * BATCH * CONTEXT / 1e9)
+    per_token = model_cost(config, batch=BATCH, context=SEQ_LEN).flops.training
+    return Arm(step, per_token * BATCH * SEQ_LEN / 1e9)
 
 
 def transformers(dtype: str, *, compiled: bool, experts: str = "grouped_mm") -> Arm:
     """Build transformers' DeepSeek-V3 of the same shape, stock or compiled."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ziphius.models.account import account
+    from ziphius.models.cost import model_cost
     from ziphius.models.presets import get_preset
     from ziphius.models.published import to_published
 
@@ -78,8 +78,8 @@ def transformers(dtype: str, *, compiled: bool, experts: str = "grouped_mm") -> 
         optimizer.zero_grad()
         return float(loss.detach())
 
-    per_token = account(shape, batch=BATCH, context=CONTEXT).flops.training
-    return Arm(step, per_token * BATCH * CONTEXT / 1e9)
+    per_token = model_cost(shape, batch=BATCH, context=SEQ_LEN).flops.training
+    return Arm(step, per_token * BATCH * SEQ_LEN / 1e9)
 
 
 def nanochat(dtype: str) -> Arm:
@@ -87,7 +87,7 @@ def nanochat(dtype: str) -> Arm:
     sys.path.insert(0, os.environ["NANOCHAT"])
     os.environ["NANOCHAT_DTYPE"] = dtype
     gpt: Any = importlib.import_module("nanochat.gpt")
-    config = gpt.GPTConfig(CONTEXT, 4_096, 5, 2, 2, 256, window_pattern="L")
+    config = gpt.GPTConfig(SEQ_LEN, 4_096, 5, 2, 2, 256, window_pattern="L")
     model = gpt.GPT(config)
     model.init_weights()
     optimizer = model.setup_optimizer()
@@ -101,9 +101,9 @@ def nanochat(dtype: str) -> Arm:
         model.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    return Arm(step, model.estimate_flops() * BATCH * CONTEXT / 1e9)
+    return Arm(step, model.estimate_flops() * BATCH * SEQ_LEN / 1e9)
 
 
 def tokens(vocab_size: int) -> torch.Tensor:
     """Draw the next random batch."""
-    return torch.randint(0, vocab_size, (BATCH, CONTEXT))
+    return torch.randint(0, vocab_size, (BATCH, SEQ_LEN))

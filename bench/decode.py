@@ -13,7 +13,7 @@ import machine
 import torch
 
 from ziphius.evals.speed import NEW_TOKENS, PROMPT_TOKENS, ROUNDS, SEQUENCES, decode_tokens_per_s
-from ziphius.models.account import count_parameters
+from ziphius.models.cost import count_parameters
 from ziphius.models.weights import load
 
 

@@ -183,7 +183,7 @@ def main() -> None:
             "cpu_seconds": cpu_s,
             "held-out loss before": result["validation_at_start"]["loss"],
             "held-out loss after": result["validation"]["loss"],
-            "floors": result["floors"],
+            "baselines": result["baselines"],
             "questions": len(questions()),
             "before": before,
             "after": judged(found),

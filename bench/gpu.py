@@ -130,7 +130,7 @@ def in_turns(shape: gpu_arms.Shape, builders: dict[str, Callable[[], gpu_arms.Ar
                 rows[name]["times"].append(time.perf_counter() - start)
     for name in arms:
         seconds = statistics.median(rows[name].pop("times"))
-        tokens = shape.batch * shape.context
+        tokens = shape.batch * shape.seq_len
         rows[name] |= {
             "step_ms": round(1e3 * seconds, 2),
             "tokens_per_s": round(tokens / seconds),

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE
-from ziphius.models.account import account, count_parameters
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import count_parameters, model_cost
 from ziphius.models.losses import next_token_loss
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
@@ -49,12 +49,12 @@ class Shape:
     name: str
     config: ModelConfig
     batch: int
-    context: int
+    seq_len: int
 
     @cached_property
     def flops(self) -> int:
         """Matrix FLOPs of training, per token."""
-        flops = account(self.config, batch=self.batch, context=self.context).flops
+        flops = model_cost(self.config, batch=self.batch, context=self.seq_len).flops
         return flops.training + flops.training_mtp
 
     def describe(self) -> dict[str, Any]:
@@ -64,12 +64,12 @@ class Shape:
             "parameters": counts.main + counts.mtp,
             "active": counts.active + counts.mtp_active,
             "batch": self.batch,
-            "context": self.context,
+            "seq_len": self.seq_len,
             "documents_a_row": DOCUMENTS,
         }
 
 
-DENSE = Shape("dense", get_preset("smollm2-135m"), batch=8, context=2_048)
+DENSE = Shape("dense", get_preset("smollm2-135m"), batch=8, seq_len=2_048)
 EXPERTS = Shape(
     "experts",
     derive(
@@ -90,9 +90,9 @@ EXPERTS = Shape(
         num_nextn_predict_layers=0,
     ),
     batch=8,
-    context=2_048,
+    seq_len=2_048,
 )
-MAIN_JOB = Shape("main job", family_shape(), batch=8, context=256)
+MAIN_JOB = Shape("main job", family_shape(), batch=8, seq_len=256)
 
 
 @dataclass
@@ -127,13 +127,13 @@ class Rows:
 
     def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
         """Return the rows of a step."""
-        batch, context = self.shape.batch, self.shape.context
+        batch, seq_len = self.shape.batch, self.shape.seq_len
         generator = torch.Generator().manual_seed(step)
         ids_BT = torch.randint(
-            0, self.shape.config.vocab_size, (batch, context), generator=generator
+            0, self.shape.config.vocab_size, (batch, seq_len), generator=generator
         )
         cuts = torch.rand(batch, DOCUMENTS - 1, generator=generator).sort(dim=1).values
-        places_T = torch.arange(context) / context
+        places_T = torch.arange(seq_len) / seq_len
         documents_BT = (places_T >= cuts[:, :, None]).sum(dim=1)
         return Batch(ids_BT, documents_BT, domains=("random",) * batch)
 
@@ -143,7 +143,7 @@ class Rows:
 
     def tokens_per_step(self, step: int) -> int:
         """Return the tokens of a step."""
-        return self.shape.batch * self.shape.context
+        return self.shape.batch * self.shape.seq_len
 
 
 def stepper(
@@ -157,8 +157,8 @@ def stepper(
     model = build(shape.config).train()
     config = TrainConfig(
         budget="1000-steps",
-        context=shape.context,
-        batch_rows=shape.batch,
+        seq_len=shape.seq_len,
+        global_batch_size=shape.batch,
         dtype=dtype,
         optimizer=OptimizerConfig(name=optimizer),
     )
@@ -251,7 +251,7 @@ def gradients(
     model = Model(config)
     model.initialize(seed=0)
     model = model.to(device).train()
-    rows = Rows(Shape("", config, batch=2, context=128))
+    rows = Rows(Shape("", config, batch=2, seq_len=128))
     batch = rows.batch(0, 0, 0, 1).to(device)
     sent = {layer: experts.to(device) for layer, experts in (routes or {}).items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 
 from ziphius.core.memory import keep_freed_memory
 from ziphius.distill.student import dense_student
-from ziphius.models.account import count_parameters
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.models.weights import save

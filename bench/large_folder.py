@@ -24,9 +24,9 @@ from memory import resident_bytes
 from ziphius.data.batch import Batch
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.load import load_for_inference
-from ziphius.models.account import Dtype, account
-from ziphius.models.adapter_account import adapter_memory
+from ziphius.models.adapter_cost import adapter_memory
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import Dtype, model_cost
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
@@ -39,7 +39,7 @@ from ziphius.train.settings import SftSettings, SftTraining
 from ziphius.train.stage import LossOutput
 from ziphius.train.stages.sft import Sft
 
-CONTEXT, PROMPT, ANSWER, RANK, STEPS = 512, 256, 16, 16, 2
+SEQ_LEN, PROMPT, ANSWER, RANK, STEPS = 512, 256, 16, 16, 2
 LARGE = {"tie_word_embeddings": True}
 """Of R1's distilled Qwen of 1.5B, which has a head of its own."""
 SMALL = LARGE | {
@@ -100,7 +100,7 @@ def run_lora(folder: Path, dtype: Asked) -> Model:
 
     chats, out = folder.with_name("chats.jsonl"), folder.with_name("run")
     write_chats(chats)
-    training = SftTraining(context=CONTEXT, batch_rows=1, validate_every=0, dtype=dtype)
+    training = SftTraining(seq_len=SEQ_LEN, global_batch_size=1, validate_every=0, dtype=dtype)
     settings = SftSettings(
         model=folder,
         data=(chats,),
@@ -124,11 +124,11 @@ def measure(arm: str, folder: Path, dtype: Asked) -> dict[str, Any]:
     peak = resident_bytes("VmHWM") - before
     word = DTYPES[model.model.embed_tokens.weight.dtype]
     config = read_model_config(folder)
-    serving = account(config, context=PROMPT + ANSWER, dtype=word).memory
+    serving = model_cost(config, context=PROMPT + ANSWER, dtype=word).memory
     said = {
         "load": serving.weights,
         "generate": serving.serve,
-        "lora": adapter_memory(config, tokens=CONTEXT, dtype=word, rank=RANK).train,
+        "lora": adapter_memory(config, tokens=SEQ_LEN, dtype=word, rank=RANK).train,
     }[arm]
     wide = [tensor for tensor in model_tensors(model).values() if tensor.dtype == torch.float32]
     result = {
@@ -174,7 +174,7 @@ def main() -> None:
             print(f"{arm:9} {' of '.join(mebibytes)}  {row['ratio']:.2f}", flush=True)
     document = {
         "machine": machine.describe(),
-        "shape": {"prompt": PROMPT, "answer": ANSWER, "context": CONTEXT, "rank": RANK},
+        "shape": {"prompt": PROMPT, "answer": ANSWER, "seq_len": SEQ_LEN, "rank": RANK},
         "model": config.model_dump(mode="json", exclude_defaults=True),
         "arms": arms,
     }

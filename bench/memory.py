@@ -21,7 +21,7 @@ import machine
 import torch
 
 from ziphius.data.batch import Batch
-from ziphius.models.account import account
+from ziphius.models.cost import model_cost
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.ops import native
@@ -30,7 +30,7 @@ from ziphius.train.config import TrainConfig
 from ziphius.train.loop import train
 from ziphius.train.stages.pretrain import Pretrain
 
-BATCH, CONTEXT, STEPS = 8, 512, 3
+BATCH, SEQ_LEN, STEPS = 8, 512, 3
 PRESETS = ("v3-1m", "bench-v3", "v3-10m")
 """The last one has 10M active parameters beside embedding and head."""
 Dtype = Literal["float32", "bfloat16"]
@@ -46,11 +46,11 @@ class RandomRows:
         return 1
 
     def tokens_per_step(self, step: int) -> int:
-        return BATCH * CONTEXT
+        return BATCH * SEQ_LEN
 
     def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
-        ids_BT = torch.randint(0, self.vocab_size, (BATCH, CONTEXT), generator=generator)
+        ids_BT = torch.randint(0, self.vocab_size, (BATCH, SEQ_LEN), generator=generator)
         return Batch(ids_BT, torch.zeros_like(ids_BT))
 
 
@@ -63,8 +63,8 @@ def measure(preset: str, dtype: Dtype, steps: int = STEPS) -> dict[str, Any]:
     model.initialize(seed=0)
     training = TrainConfig(
         budget=f"{steps}-steps",
-        context=CONTEXT,
-        batch_rows=BATCH,
+        seq_len=SEQ_LEN,
+        global_batch_size=BATCH,
         dtype=dtype,
         device="cpu",
         validate_every=0,
@@ -75,7 +75,7 @@ def measure(preset: str, dtype: Dtype, steps: int = STEPS) -> dict[str, Any]:
         train(
             stage, model, training, folder, store=CheckpointStore(folder, training), recorder=None
         )
-    memory = account(config, batch=BATCH, context=CONTEXT, dtype=dtype).memory
+    memory = model_cost(config, batch=BATCH, context=SEQ_LEN, dtype=dtype).memory
     peak = resident_bytes("VmHWM") - before
     return {"peak": peak, "inspect": memory.train, "ratio": round(peak / memory.train, 3)}
 
@@ -109,7 +109,7 @@ def main() -> None:
             print(f"{preset:10} {dtype:9} {' of '.join(mebibytes)}  {row['ratio']:.2f}", flush=True)
     document = {
         "machine": machine.describe(),
-        "shape": {"batch": BATCH, "context": CONTEXT, "steps": STEPS},
+        "shape": {"batch": BATCH, "seq_len": SEQ_LEN, "steps": STEPS},
         "arms": arms,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

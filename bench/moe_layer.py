@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from arms import BATCH, CONTEXT, Arm
+from arms import BATCH, SEQ_LEN, Arm
 
 from ziphius.models.config import ModelConfig
 
 ROUTINGS = 40
-TOKENS = BATCH * CONTEXT
+TOKENS = BATCH * SEQ_LEN
 
 
 def ziphius(dtype: str) -> Arm:

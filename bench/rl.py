@@ -50,7 +50,7 @@ class Ours:
         from ziphius.dist.world import ALONE
         from ziphius.models.model import Model
         from ziphius.models.presets import get_preset
-        from ziphius.rl import round as rounds
+        from ziphius.rl import rollout_batch
         from ziphius.rl.grpo import GrpoStage
         from ziphius.rl.settings import GrpoConfig, GrpoTraining
         from ziphius.rollout.config import RolloutConfig
@@ -70,12 +70,15 @@ class Ours:
         problems = _problems(tokenizer, prompts)
         silent: Any = Silent()
         TASKS["silent"] = silent
-        rounds.reward = lambda rollout, format_bonus: even_share(rollout.token_ids)
+        rollout_batch.reward = lambda rollout, format_bonus: even_share(rollout.token_ids)
         config = GrpoConfig(
-            rollout=RolloutConfig(group_size=COMPLETIONS, max_new_tokens=NEW_TOKENS)
+            rollout=RolloutConfig(num_generations=COMPLETIONS, max_new_tokens=NEW_TOKENS)
         )
         train = GrpoTraining(
-            batch_rows=prompts * COMPLETIONS, dtype=dtype, device=device.type, learning_rate=1e-6
+            global_batch_size=prompts * COMPLETIONS,
+            dtype=dtype,
+            device=device.type,
+            learning_rate=1e-6,
         )
         self.stage = GrpoStage(
             model, tokenizer, lambda step, refill_round=0: problems, config, train
@@ -104,7 +107,7 @@ class Ours:
         """Sample and learn."""
         outcome = self.stepper.run(self.done, progress=0.0, learning_rate=1e-6)
         self.done += 1
-        assert outcome.metrics["logprob_gap_max"] < 0.5, "the sampler is another model"
+        assert outcome.metrics["sampling_logp_difference_max"] < 0.5, "the sampler is another model"
         return outcome.loss
 
 
@@ -144,10 +147,10 @@ def even_share(token_ids: Sequence[int]) -> float:
 
 def gflop() -> float:
     """Count the products of a step that shares nothing: a forward pass, and a training step."""
-    from ziphius.models.account import account
+    from ziphius.models.cost import model_cost
     from ziphius.models.presets import get_preset
 
-    flops = account(get_preset("bench-v3"), context=PROMPT_TOKENS + NEW_TOKENS).flops
+    flops = model_cost(get_preset("bench-v3"), context=PROMPT_TOKENS + NEW_TOKENS).flops
     return 4 / 3 * flops.training * TOKENS / 1e9
 
 

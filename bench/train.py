@@ -79,11 +79,11 @@ def main() -> None:
         processes.append(turns.Process(name, [sys.executable, __file__, "--arm", name]))
         print(f"ready: {name} ({processes[-1].facts['set_up_s']:.0f} s)", flush=True)
     turns.take_turns(processes, options.rounds)
-    tokens = arms.BATCH * arms.CONTEXT
+    tokens = arms.BATCH * arms.SEQ_LEN
     rows = {process.name: process.row(tokens) for process in processes}
     result = {
         "machine": machine.describe() | {"peak_gflop_per_s": machine.matrix_peaks()},
-        "shape": {"preset": "bench-v3", "batch": arms.BATCH, "context": arms.CONTEXT},
+        "shape": {"preset": "bench-v3", "batch": arms.BATCH, "seq_len": arms.SEQ_LEN},
         "rounds": options.rounds,
         "steps_per_turn": STEPS_PER_TURN,
         "arms": rows,

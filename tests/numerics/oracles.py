@@ -165,11 +165,13 @@ def twin(model: Model) -> torch.nn.Module:
         config, attn_implementation="eager", experts_implementation="eager"
     )
     layers = model.config.num_hidden_layers
-    further = tuple(
+    mtp_layers = tuple(
         f"model.layers.{layers + depth}." for depth in range(model.config.num_nextn_predict_layers)
     )
     state = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(further)
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(mtp_layers)
     }
     theirs.load_state_dict(state, strict=True)
     return theirs.eval()

@@ -10,7 +10,7 @@ from ziphius.dist.world import ALONE
 from ziphius.models.config import ModelConfig
 from ziphius.train.guard import Guard
 from ziphius.train.optim import build_optimizer
-from ziphius.train.stages.language import NEXT, further, language_losses
+from ziphius.train.stages.language import NEXT, language_losses, mtp_term
 from ziphius.train.stages.pretrain import Pretrain
 from ziphius.train.step import StepOutcome, Stepper
 
@@ -18,14 +18,14 @@ CPU = torch.device("cpu")
 
 
 def one_step(
-    tmp_path, micro_rows: int, config: ModelConfig
+    tmp_path, micro_batch_size: int, config: ModelConfig
 ) -> tuple[StepOutcome, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return what a step measured, its gradients before clipping, and the buffers after it."""
-    train = train_config(batch_rows=8, clip=0.0, z_loss=0.01)
+    train = train_config(global_batch_size=8, clip=0.0, z_loss=0.01)
     model = build(config)
     optimizer = build_optimizer(model, train.optimizer)
     stepper = Stepper(
-        Pretrain(RandomRows(train, micro_rows=micro_rows), config, train),
+        Pretrain(RandomRows(train, micro_batch_size=micro_batch_size), config, train),
         model,
         optimizer,
         train,
@@ -40,10 +40,10 @@ def one_step(
     return outcome, gradients(model), dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("micro_rows", [1, 2])
-def test_eight_micro_batches_are_one_batch(tmp_path, micro_rows: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_eight_micro_batches_are_one_batch(tmp_path, micro_batch_size: int) -> None:
     whole, expected, biases = one_step(tmp_path, 8, moe_config())
-    cut, actual, cut_biases = one_step(tmp_path, micro_rows, moe_config())
+    cut, actual, cut_biases = one_step(tmp_path, micro_batch_size, moe_config())
     assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
     assert cut.terms == pytest.approx(whole.terms, rel=1e-6)
     assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-6)
@@ -72,7 +72,7 @@ def test_documents_in_one_row_or_in_rows_of_their_own() -> None:
     ]
     sums, grads = [], []
     for batches in ([packed], alone):
-        total = dict.fromkeys((NEXT, further(1)), 0.0)
+        total = dict.fromkeys((NEXT, mtp_term(1)), 0.0)
         for batch in batches:
             terms = language_losses(model, batch, train, progress=0.0).terms
             sum(term.loss_sum for term in terms.values()).backward()

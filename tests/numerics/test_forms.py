@@ -21,7 +21,7 @@ from tests.tiny import (
 from ziphius.models.attention import latent
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
-from ziphius.models.losses import further_loss_mean, further_token_losses, next_token_loss
+from ziphius.models.losses import mtp_loss_mean, mtp_losses, next_token_loss
 from ziphius.models.model import Model
 
 TOLERANCE = 2e-5
@@ -243,9 +243,9 @@ def test_autocast_trains_float32_weights_near_float32(config):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(ids_BT)
         assert_near(model.logits(output.hidden_BTD), exact_BTW)
-        losses = further_token_losses(model, output, ids_BT)
+        losses = mtp_losses(model, output, ids_BT)
         losses.append(next_token_loss(model, output, ids_BT))
-        further_loss_mean(losses).backward()
+        mtp_loss_mean(losses).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32, name

@@ -23,7 +23,11 @@ FOLDER = Path(__file__).parent / "golden"
 def losses(optimizer: str, folder: Path) -> dict[str, list[float]]:
     """Train the tiny V3 on the same eight rows, which it begins to know by heart."""
     config = train_config(
-        budget="30-steps", context=32, micro_rows=4, z_loss=1e-4, optimizer={"name": optimizer}
+        budget="30-steps",
+        seq_len=32,
+        micro_batch_size=4,
+        z_loss=1e-4,
+        optimizer={"name": optimizer},
     )
     model_config = get_preset("v3-tiny")
     rows = RandomRows(config, model_config.vocab_size, repeat=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.numerics.test_golden_sft import CONTEXT, sums
+from tests.numerics.test_golden_sft import SEQ_LEN, sums
 from tests.tiny import build, grouped_config
 from tests.training import Run, moe_config, train_config
 from ziphius.data.conversation_encode import Encoding
@@ -25,13 +25,19 @@ GOLDEN = Path(__file__).parent / "golden" / "distill.json"
 def losses(folder: Path) -> list[dict[str, float]]:
     """Thirty steps of a tiny Llama beside a tiny V3 with experts."""
     config = train_config(
-        budget="30-steps", context=CONTEXT, batch_rows=4, micro_rows=2, learning_rate=0.01
+        budget="30-steps",
+        seq_len=SEQ_LEN,
+        global_batch_size=4,
+        micro_batch_size=2,
+        learning_rate=0.01,
     )
     tokenizer = deepseek_tokenizer(512)
     encoded = encode_conversations(
-        sums(), tokenizer, get_chat_format("deepseek-r1"), Encoding(CONTEXT)
+        sums(), tokenizer, get_chat_format("deepseek-r1"), Encoding(SEQ_LEN)
     )
-    loader = ConversationLoader(encoded, seed=0, epochs=10, rows=config.rows, micro_rows=2)
+    loader = ConversationLoader(
+        encoded, seed=0, epochs=10, rows=config.batch_sizes, micro_batch_size=2
+    )
     student = grouped_config(vocab_size=512)
     stage = LogitDistillation(
         loader,

@@ -19,7 +19,7 @@ from ziphius.train.loop import train
 GOLDEN = Path(__file__).parent / "golden" / "grpo.json"
 TIGHT_STEPS = 10
 """Then a token is drawn by a last bit, and what follows it is another answer."""
-NAMES = ("policy", "kl", "reward", "entropy", "completion_tokens", "clip_share")
+NAMES = ("policy", "kl", "reward", "entropy", "completions/mean_length", "clip_ratio")
 
 
 def figures(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, list[float]]:
@@ -27,9 +27,11 @@ def figures(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     add_echo(patch)
     pay_low_ids(patch)
     model = model_of("v3-tiny")
-    rollout = RolloutConfig(group_size=8, max_new_tokens=6)
-    config = grpo_config(rollout=rollout, kl_coef=0.01, updates=2)
-    settings = training(budget="30-steps", batch_rows=24, micro_rows=8, learning_rate=4e-3)
+    rollout = RolloutConfig(num_generations=8, max_new_tokens=6)
+    config = grpo_config(rollout=rollout, beta=0.01, num_iterations=2)
+    settings = training(
+        budget="30-steps", global_batch_size=24, micro_batch_size=8, learning_rate=4e-3
+    )
     recorder = ListRecorder()
     train(
         stage(model, config, settings),

@@ -20,7 +20,7 @@ from ziphius.text.vocabulary import deepseek_tokenizer
 from ziphius.train.stages.sft import Sft
 
 GOLDEN = Path(__file__).parent / "golden" / "sft.json"
-CONTEXT = 64
+SEQ_LEN = 64
 
 
 def sums() -> list[Conversation]:
@@ -44,13 +44,19 @@ def sums() -> list[Conversation]:
 def losses(folder: Path) -> list[float]:
     """Thirty steps of a tiny V3 with experts, MTP and a balance loss."""
     config = train_config(
-        budget="30-steps", context=CONTEXT, batch_rows=4, micro_rows=2, learning_rate=0.003
+        budget="30-steps",
+        seq_len=SEQ_LEN,
+        global_batch_size=4,
+        micro_batch_size=2,
+        learning_rate=0.003,
     )
     tokenizer = deepseek_tokenizer(512)
     encoded = encode_conversations(
-        sums(), tokenizer, get_chat_format("deepseek-r1"), Encoding(CONTEXT)
+        sums(), tokenizer, get_chat_format("deepseek-r1"), Encoding(SEQ_LEN)
     )
-    loader = ConversationLoader(encoded, seed=0, epochs=10, rows=config.rows, micro_rows=2)
+    loader = ConversationLoader(
+        encoded, seed=0, epochs=10, rows=config.batch_sizes, micro_batch_size=2
+    )
     model_config = moe_config(vocab_size=512)
     run = Run(folder, config, model_config, stage=Sft(loader, model_config, config))
     run.go()

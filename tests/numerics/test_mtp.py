@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.figures import seen
 from tests.numerics.oracles import EXAMPLES, seeds, twin, v3_configs
 from tests.tiny import V3_EXPERTS, build, latent_config, random_ids
-from ziphius.models.losses import further_token_losses
+from ziphius.models.losses import mtp_losses
 from ziphius.models.model import Model
 
 TOLERANCE = 2e-5
@@ -49,7 +49,7 @@ def test_logits_equal_transformers_at_every_position(depths, data, seed, length)
     theirs = twin(ours)
     mtp = mtp_twin(ours, theirs)
     ids_BT = random_ids(1, length, config.vocab_size, seed)
-    states = ours.predict_further(ours(ids_BT), ids_BT)
+    states = ours.predict_mtp(ours(ids_BT), ids_BT)
     assert len(states) == depths
 
     hidden_BTD = theirs.model(ids_BT).last_hidden_state
@@ -77,7 +77,7 @@ def test_drafts_equal_those_of_transformers():
         ids_BT[:, 1:], hidden_BTD, None, torch.arange(1, 11)[None], None
     )
     text_BT = torch.cat((ids_BT, drafts_BK), dim=1)
-    states = ours.predict_further(ours(text_BT), text_BT)
+    states = ours.predict_mtp(ours(text_BT), text_BT)
     # depth k at position 9 sees the tokens up to 9 + k and predicts token 10 + k
     actual_BKW = torch.stack([ours.logits(state_BTD[:, 9]) for state_BTD in states], dim=1)
     difference = (actual_BKW - expected_BKW).abs().max()
@@ -91,11 +91,11 @@ def test_losses_of_packed_documents_are_those_of_documents_alone(lengths):
     model = build(config)
     ids_BT = random_ids(1, sum(lengths), config.vocab_size)
     documents_BT = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
-    packed = further_token_losses(
+    packed = mtp_losses(
         model, model(ids_BT, documents_BT=documents_BT), ids_BT, documents_BT=documents_BT
     )
     parts = ids_BT.split(lengths, dim=1)
-    alone = [further_token_losses(model, model(part_BT), part_BT) for part_BT in parts]
+    alone = [mtp_losses(model, model(part_BT), part_BT) for part_BT in parts]
     for depth, loss in enumerate(packed):
         assert int(loss.tokens) == sum(max(length - depth - 2, 0) for length in lengths)
         loss_sum = sum(losses[depth].loss_sum for losses in alone)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ziphius.models.account import count_parameters
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import PRESETS, get_preset
 
@@ -37,8 +37,8 @@ def assert_formula_counts(config: ModelConfig) -> None:
     """Hold every part of the formula to the model's own tensors."""
     model, counts = build(config), count_parameters(config)
     layers = [f"model.layers.{index}." for index in range(config.num_hidden_layers)]
-    further = range(config.num_hidden_layers, len(model.model.layers))
-    assert counts.mtp == sum(size(model, f"model.layers.{index}.") for index in further)
+    mtp_layers = range(config.num_hidden_layers, len(model.model.layers))
+    assert counts.mtp == sum(size(model, f"model.layers.{index}.") for index in mtp_layers)
     assert counts.main == size(model) - counts.mtp
     assert counts.embedding == size(model, "model.embed_tokens")
     assert counts.head == (0 if config.tie_word_embeddings else size(model, "lm_head"))

@@ -29,7 +29,7 @@ from ziphius.models.model import Model
 from ziphius.models.published import from_published
 from ziphius.ops.logprobs import token_logprobs
 from ziphius.ops.sampling_config import SamplingConfig
-from ziphius.rl import round as rounds
+from ziphius.rl import rollout_batch
 from ziphius.rl.grpo import GrpoStage
 from ziphius.rl.settings import GrpoConfig
 from ziphius.rollout.config import RolloutConfig
@@ -78,15 +78,15 @@ def config_of(args: dict[str, Any]) -> GrpoConfig:
     epsilon = args.get("epsilon", 0.2)
     return GrpoConfig(
         rollout=RolloutConfig(
-            group_size=ANSWERS,
+            num_generations=ANSWERS,
             max_new_tokens=THEIRS["longest"],
             sampling=SamplingConfig(temperature=args.get("temperature", 1.0)),
         ),
         advantage="std" if args["scale_rewards"] == "group" else "mean",
-        clip_low=epsilon,
-        clip_high=args["epsilon_high"] or epsilon,
-        kl_coef=args.get("beta", 0.0),
-        updates=args.get("num_iterations", 1),
+        epsilon=epsilon,
+        epsilon_high=args["epsilon_high"] or epsilon,
+        beta=args.get("beta", 0.0),
+        num_iterations=args.get("num_iterations", 1),
     )
 
 
@@ -122,13 +122,13 @@ class Updates:
             for group, rewards in zip(groups, case["rewards"], strict=True)
             for rollout, reward in zip(group, rewards, strict=True)
         }
-        patch.setattr(rounds, "sample_groups", lambda *args, **options: groups)
-        patch.setattr(rounds, "reward", lambda rollout, bonus: paid[id(rollout)])
+        patch.setattr(rollout_batch, "sample_groups", lambda *args, **options: groups)
+        patch.setattr(rollout_batch, "reward", lambda rollout, bonus: paid[id(rollout)])
         rows = case["args"].get("per_device_train_batch_size")
-        settings = training(batch_rows=len(paid), micro_rows=rows, clip=0.0)
+        settings = training(global_batch_size=len(paid), micro_batch_size=rows, clip=0.0)
         asked = [echo("x")] * len(groups)
         stage = GrpoStage(model, TOKENIZER, lambda step, refill=0: asked, self.config, settings)
-        if self.config.kl_coef:
+        if self.config.beta:
             stage.reference = model_of(THEIRS["reference_scale"]).requires_grad_(False)
         optimizer = Descent(model)
         stepper = Stepper(
@@ -145,7 +145,7 @@ class Updates:
         )
         self.outcomes: list[StepOutcome] = [
             stepper.run(step, progress=0.0, learning_rate=THEIRS["rate"])
-            for step in range(self.config.updates)
+            for step in range(self.config.num_iterations)
         ]
         self.gradients = optimizer.seen
         held = stage._held
@@ -154,7 +154,7 @@ class Updates:
 
     def loss(self, update: int) -> float:
         terms = self.outcomes[update].terms
-        return terms["policy"] + self.config.kl_coef * terms.get("kl", 0.0)
+        return terms["policy"] + self.config.beta * terms.get("kl", 0.0)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def assert_same_updates(found: Updates, case: dict[str, Any], factor: float = 1.
         assert found.loss(number) == expected
         assert_same_gradient(gradient, theirs["gradient"], factor)
         terms = found.outcomes[number].terms
-        for name in {"kl", "clip_share"} & set(theirs):
+        for name in {"kl", "clip_ratio"} & set(theirs):
             assert terms[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=1e-7), name
 
 
@@ -213,7 +213,7 @@ def test_the_same_answers_give_the_same_updates(name: str, updates_of: Any) -> N
 
 def test_the_cases_of_a_second_update_meet_both_clips() -> None:
     """So that they say something: each changes loss and gradient."""
-    shares = {name: CASES[name]["updates"][-1].get("clip_share") for name in ALIKE}
+    shares = {name: CASES[name]["updates"][-1].get("clip_ratio") for name in ALIKE}
     assert all(shares[name] > 0.05 for name in ALIKE[2:])
     losses = [CASES[name]["updates"][-1]["loss"] for name in ALIKE[3:]]
     assert min(abs(a - b) for a in losses for b in losses if a is not b) > 1e-3

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def config() -> TrainConfig:
-    return train_config(budget="5-steps", ema_decay=0.5, micro_rows=2, z_loss=0.01)
+    return train_config(budget="5-steps", ema_decay=0.5, micro_batch_size=2, z_loss=0.01)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def test_transformers_loads_what_is_saved(name, shard_bytes, tmp_path):
     theirs, info = load_in_transformers(tmp_path / "m", dtype=torch.float32)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
-    # transformers leaves out the prediction layers of V3 under the one number 61. At another
-    # number it leaves them out too, but names them; nothing else may be named.
+    # transformers leaves out the MTP layers of V3 under the one number 61. At another number it
+    # leaves them out too, but names them; nothing else may be named.
     layers = ours.config.num_hidden_layers
     unexpected = {key for key in info["unexpected_keys"] if f"layers.{layers}." not in key}
     assert not unexpected
@@ -73,7 +73,7 @@ def test_transformers_loads_what_is_saved(name, shard_bytes, tmp_path):
     assert (logits_of(ours, ids_BT) - expected_BTW).abs().max() <= LOGITS_TOLERANCE
 
 
-def test_what_transformers_saves_of_a_v3_with_a_prediction_layer_is_read(tmp_path, caplog):
+def test_what_transformers_saves_of_a_v3_with_an_mtp_layer_is_read(tmp_path, caplog):
     """Its config names the layer and its files lack it: one line says that it is left out."""
     ours = build(CONFIGS["v3-mtp"])
     save(ours, tmp_path / "ours", weight_format="float32")
@@ -169,7 +169,7 @@ def test_an_fp8_folder_of_v3_shape_round_trips(weight_format, tmp_path):
         if name + "_scale_inv" in scales:
             expected = dequantized(tensor, stored[name + "_scale_inv"])
         checked += torch.equal(in_memory(name, state), expected)
-    # Two copies of the prediction layer are in the files and not in memory, and they compared too.
+    # Two copies of the MTP layer are in the files and not in memory, and they compared too.
     assert checked == len(plain)
     for name in original:
         if name.endswith("e_score_correction_bias"):

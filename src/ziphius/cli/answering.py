@@ -33,20 +33,21 @@ class AnswerOptions(SamplingConfig):
     max_new_tokens: Annotated[Annotated[int, Field(ge=1)] | None, tyro.conf.arg(metavar="INT")] = (
         None
     )
-    """Most tokens to write; by default 1,024 (chat: 4,096), or fewer if no more fit."""
+    """Maximum number of tokens to generate; by default 1,024 (chat: 4,096), or fewer if no more
+    fit."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End before this text; may be given several times."""
     chat_format: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Write the conversation in this format instead of the model's own."""
     thinking: bool = False
-    """Let a model think first that does so only when asked (V3.1, V3.2)."""
+    """Let the model reason first, where it does so only on request (V3.1, V3.2)."""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Numbers to compute in; auto is bfloat16, but on a CPU float32 unless the weights are stored
+    """Data type to compute in; auto is bfloat16, but on a CPU float32 unless the weights are stored
     in bfloat16 and the CPU has units for it."""
     drop_mtp: bool = False
-    """Load a checkpoint whose config and weights disagree on multi-token prediction, without it."""
+    """Load a checkpoint whose config and weights disagree on MTP layers, without them."""
 
     @property
     def sampling(self) -> SamplingConfig:

@@ -57,7 +57,7 @@ class ExportConfig(Config):
     max_shard_size: Annotated[str, AfterValidator(_checked_size)] = _SHARD_SIZE
     """Largest size of a weight file; a GGUF file is one file."""
     drop_mtp: bool = False
-    """Leave out the layers that predict further tokens (also where they are missing already)."""
+    """Leave out the MTP layers (also where they are missing already)."""
     resize_embeddings: bool = False
     """Give the model rows for tokens that were added to its tokenizer; each begins as the mean of
     those that are there."""

@@ -43,7 +43,7 @@ class GenerateConfig(AnswerOptions):
     as_jsonl: Annotated[bool, tyro.conf.arg(name="jsonl")] = False
     """Print such lines instead of text."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Answers that are written at once, in one batch of memory."""
+    """Answers generated together, in one batch."""
     n: Annotated[int, Field(ge=1, le=128)] = 1
     """Answers to each prompt."""
     raw: bool = False

@@ -14,9 +14,9 @@ from ziphius.cli.options import AsJson
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import existing_path
-from ziphius.models.account import Account, Dtype, account
-from ziphius.models.adapter_account import AdapterMemory, adapter_memory
+from ziphius.models.adapter_cost import AdapterMemory, adapter_memory
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import Dtype, ModelCost, model_cost
 from ziphius.models.presets import PRESETS
 
 DEFAULT_CONTEXT = 4_096
@@ -34,7 +34,7 @@ class InspectConfig(Config):
     ] = None
     """Tokens of each sequence; by default 4,096, or what the model reaches if that is less."""
     dtype: Dtype = "bfloat16"
-    """Numbers of weights and cache; training keeps float32 masters beside smaller ones, but below
+    """Data type of weights and cache; training keeps float32 masters beside smaller ones, but below
     adapters, where weights stay as they are."""
     lora_rank: Annotated[int, Field(ge=1)] = 16
     """Rank of adapters on all projections, of which the memory to train them is told."""
@@ -54,7 +54,7 @@ def inspect(config: InspectConfig) -> None:
     """
     model = _find_config(config.model)
     context = config.context or min(DEFAULT_CONTEXT, model.max_position_embeddings)
-    result = account(model, batch=config.batch, context=context, dtype=config.dtype)
+    result = model_cost(model, batch=config.batch, context=context, dtype=config.dtype)
     adapters = adapter_memory(
         model, tokens=config.batch * context, dtype=config.dtype, rank=config.lora_rank
     )
@@ -112,8 +112,8 @@ def _layers(model: ModelConfig) -> str:
     layers = range(model.num_hidden_layers)
     experts = sum(map(model.is_expert_layer, layers))
     text = f"{len(layers)}: {len(layers) - experts} dense, {experts} with experts"
-    further = model.num_nextn_predict_layers
-    return text + (f"; {further} for multi-token prediction" if further else "")
+    mtp_layers = model.num_nextn_predict_layers
+    return text + (f"; {mtp_layers} for MTP" if mtp_layers else "")
 
 
 def _attention(model: ModelConfig) -> str:
@@ -138,7 +138,7 @@ def _rope(model: ModelConfig) -> str:
     return f"RoPE base {model.rope_theta:,.0f}{stretched}"
 
 
-def _parameter_table(result: Account) -> Table:
+def _parameter_table(result: ModelCost) -> Table:
     table = _table("parameters", "count", "", "share")
     counts = result.parameters
     for part in (
@@ -160,19 +160,19 @@ def _parameter_table(result: Account) -> Table:
         ("active per token", counts.active),
         ("active without embedding", counts.active_without_embedding),
         ("active without embedding, head", counts.active_trunk),
-        ("multi-token prediction, further", counts.mtp),
+        ("MTP layers, in addition", counts.mtp),
         ("  active per token", counts.mtp_active),
-        ("router biases, further", counts.router_biases),
+        ("router biases, in addition", counts.router_biases),
     ):
         table.add_row(label, f"{count:,}", _human(count), f"{count / counts.main:.1%}")
     return table
 
 
-def _flops_table(result: Account) -> Table:
+def _flops_table(result: ModelCost) -> Table:
     table = _table(f"FLOP per token, context {result.context:,}", "")
     for label, count in (
         ("training", result.flops.training),
-        ("training, multi-token prediction", result.flops.training_mtp),
+        ("training, MTP layers", result.flops.training_mtp),
         ("prefill", result.flops.prefill),
         ("decode", result.flops.decode),
     ):
@@ -180,7 +180,7 @@ def _flops_table(result: Account) -> Table:
     return table
 
 
-def _cache_table(result: Account) -> Table:
+def _cache_table(result: ModelCost) -> Table:
     title = f"cache, {result.dtype}"
     table = _table(title, "per token", f"{result.batch:,} x {result.context:,} tokens", "of MHA")
     cache = result.cache_bytes
@@ -196,7 +196,7 @@ def _cache_table(result: Account) -> Table:
     return table
 
 
-def _memory_table(result: Account, adapters: AdapterMemory) -> Table:
+def _memory_table(result: ModelCost, adapters: AdapterMemory) -> Table:
     shape = f"{result.batch:,} x {result.context:,} tokens"
     table = _table(f"memory (estimate), {shape}", result.dtype)
     memory = result.memory

@@ -38,7 +38,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("run --budget 2m --out runs/short", "the whole path; without a budget, 15 minutes"),
     ("inspect v3", "what a published model is and costs"),
     ("generate v3-tiny 'The whale dives'", "a tiny model with random weights"),
-    ("pretrain --budget 10m --out runs/first", "train a small model of V3's make on real text"),
+    ("pretrain --budget 10m --out runs/first", "train a small V3 on real text"),
     ("assets fetch smollm2-135m-instruct", "a small real model; then: chat FILE"),
 )
 

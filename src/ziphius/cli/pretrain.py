@@ -26,7 +26,7 @@ class PretrainConfig(PretrainSettings, RunOptions):
     """What `ziphius pretrain` needs to know."""
 
     from_model: Annotated[Path | None, tyro.conf.arg(name="from", metavar="MODEL")] = None
-    """Model folder to go on from, with its tokenizer, instead of new weights."""
+    """Model folder to continue from, with its tokenizer, instead of new weights."""
     data: DataOptions = DataOptions()
     """The text."""
     train: TrainOptions = TrainOptions()
@@ -37,7 +37,7 @@ def pretrain(config: PretrainConfig) -> None:
     """Train a language model on text: the embedded corpora in a mix, or text of your own.
 
     Several processes share the work when torchrun starts them. Ctrl-C ends the run after its step
-    and saves; the same command, or --resume, goes on.
+    and saves; the same command, or --resume, continues it.
 
     Example:
         ziphius pretrain --preset v3-1m --mix v2 --budget 10m --out runs/first

@@ -97,8 +97,8 @@ def out_of_memory(error: Exception) -> str | None:
     return (
         f"Out of memory{f': {size} more were needed at once' if size else ''}. Take a smaller "
         "model or --dtype; to answer, fewer or shorter answers (--n, --max-new-tokens); to train, "
-        "fewer rows at once (--train.micro-rows) or --train.recompute. ziphius inspect MODEL tells "
-        "what a model takes."
+        "fewer rows at once (--train.micro-batch-size) or --train.activation-checkpointing. "
+        "ziphius inspect MODEL tells what a model takes."
     )
 
 

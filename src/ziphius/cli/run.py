@@ -30,8 +30,8 @@ class RunConfig(Config):
 
     recipe: tyro.conf.Positional[Literal["family", "smollm", "tour"]] = "family"
     """family: real text to a reasoning model, its student, and a report. smollm: the same path from
-    SmolLM2-135M-Instruct instead of text. tour: a tiny model of each family, built, accounted for,
-    checked and made to generate, in seconds."""
+    SmolLM2-135M-Instruct instead of text. tour: a tiny model of each family, built, costed, checked
+    and run, in seconds."""
     budget: BudgetText | None = None
     """Time for the whole of it: for family 2m to try it out, 15m (the default) for a result, 2h for
     a better one; for smollm 2h by default. It becomes steps before the first stage, from the speed
@@ -68,7 +68,7 @@ class RunConfig(Config):
 def run(config: RunConfig) -> None:
     """Go from real text to a reasoning model, a student and an honest report; or tour the family.
 
-    Every stage is saved: after Ctrl-C, or a crash, the same command goes on.
+    Every stage is saved: after Ctrl-C, or a crash, the same command continues.
 
     Example:
         ziphius run

@@ -35,7 +35,7 @@ def show_tour(out: Path | None, *, as_json: bool) -> None:
     if as_json:
         print(_as_json(reports))
     else:
-        _print_account(reports, console)
+        _print_cost(reports, console)
         _print_text(reports, console)
         _print_checks(reports, console)
         if out is not None:
@@ -53,8 +53,8 @@ def _watch(reports: "Iterator[FamilyReport]", console: Console) -> "list[FamilyR
     return seen
 
 
-def _print_account(reports: "list[FamilyReport]", console: Console) -> None:
-    context = reports[0].account.context
+def _print_cost(reports: "list[FamilyReport]", console: Console) -> None:
+    context = reports[0].cost.context
     titles = ("parameters", "MTP", "active", "train", "decode", "cache", "MHA")
     table = Table(
         Column("preset", no_wrap=True),
@@ -65,8 +65,8 @@ def _print_account(reports: "list[FamilyReport]", console: Console) -> None:
         padding=(0, 0),
     )
     for report in reports:
-        parameters, flops = report.account.parameters, report.account.flops
-        cache_bytes = report.account.cache_bytes
+        parameters, flops = report.cost.parameters, report.cost.flops
+        cache_bytes = report.cost.cache_bytes
         table.add_row(
             report.preset,
             f"{parameters.main:,}",
@@ -117,7 +117,7 @@ def _as_json(reports: "list[FamilyReport]") -> str:
             "preset": report.preset,
             "random_weights": True,
             "text": report.text,
-            "account": dataclasses.asdict(report.account),
+            "cost": dataclasses.asdict(report.cost),
             "checks": [
                 {**dataclasses.asdict(check), "passed": check.passed} for check in report.checks
             ],

@@ -36,14 +36,14 @@ class TrainOptions(TrainConfig):
     """How to train, with the options of every day by their bare names."""
 
     budget: Annotated[BudgetText, _Bare] = "10m"
-    """How long: a time (90s, 10m, 2h), tokens (200M-tokens) or steps (500-steps). A time becomes
-    a number of steps, found out anew after every tenth of it."""
+    """How long: a time (90s, 10m, 2h), tokens (200M-tokens) or steps (500-steps). A time is turned
+    into a number of steps, which is estimated again after every tenth of it."""
     seed: Annotated[int, Field(ge=0, lt=2**63), _Bare] = 0
     """Decides the first weights and the order of the data."""
     device: Annotated[str, _Bare] = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1, ..."""
     dtype: Annotated[Dtype, _Bare] = "auto"
-    """Numbers of products; bfloat16 is autocast beside float32 weights. auto takes it on
+    """Data type of matrix products; bfloat16 is autocast over float32 weights. auto takes it on
     accelerators, and on a CPU with units for it where the model is stored in it."""
 
 
@@ -51,16 +51,16 @@ class RunOptions(RunSettings):
     """Options of a run that are no part of what it computes."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the run. The same command again goes on where the run stopped."""
+    """Folder of the run. The same command again resumes the run where it stopped."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Go on with the run in this folder, with the settings it was started with. What does not
-    change its numbers may be given anew: a longer budget, how often it is saved or measured."""
+    """Resume the run in this folder, with the settings it was started with. Settings that do not
+    change its numbers may be given again: a longer budget, how often it is saved or validated."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Start a new run in `out` with the settings of another run's config.json."""
     fresh: bool = False
-    """Start anew; a run that is in `out` already is moved aside."""
+    """Start over; a run that is in `out` already is moved aside."""
     require_exact: bool = False
-    """Refuse to go on if the numbers would differ from those of a run that never stopped."""
+    """Refuse to resume if the numbers would differ from those of a run that never stopped."""
     as_json: AsJson = False
     """Print the result as one JSON document."""
 

@@ -1,8 +1,10 @@
 """The frozen base of every config: options of commands, models, stages and runs."""
 
 import reprlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 
@@ -16,6 +18,26 @@ class Config(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+
+class RenamedConfig(Config):
+    """A config whose fields had other names in earlier versions.
+
+    The error of an old name says the new one: in code, on a command line, and in the config.json of
+    an old run. Not for what is read from JSON by pydantic itself, which a validator that sees all
+    values makes strict about lists.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old name -> new name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_names(cls, values: Any) -> Any:
+        old = [name for name in cls.renamed if isinstance(values, Mapping) and name in values]
+        if old:
+            raise ValueError(f"{', '.join(f'{name} is now {cls.renamed[name]}' for name in old)}.")
+        return values
 
 
 def explain(error: ValidationError) -> str:

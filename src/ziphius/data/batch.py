@@ -20,8 +20,8 @@ class Batch:
     documents_BT: Tensor
     """int64, number of the document within its row; -1 only on padding, which rows of running text
     never have."""
-    counted_BT: Tensor | None = None
-    """bool, true where a token is to be learned; None when all are."""
+    loss_mask_BT: Tensor | None = None
+    """bool, true where a token counts in the loss; None when all do."""
     bytes_count: int = 0
     """UTF-8 bytes of the tokens that are predicted: those to be learned that have a predecessor in
     their document and row. 0 if unknown."""
@@ -35,10 +35,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on a device."""
-        counted_BT = None if self.counted_BT is None else send(self.counted_BT, device)
+        loss_mask_BT = None if self.loss_mask_BT is None else send(self.loss_mask_BT, device)
         return replace(
             self,
             ids_BT=send(self.ids_BT, device),
             documents_BT=send(self.documents_BT, device),
-            counted_BT=counted_BT,
+            loss_mask_BT=loss_mask_BT,
         )

@@ -35,7 +35,7 @@ class EncodedConversation:
     """One conversation, or the part of it up to a turn, as ids, and which of them are learned."""
 
     ids_T: NDArray[np.integer[Any]]
-    learned_T: NDArray[np.bool_]
+    loss_mask_T: NDArray[np.bool_]
     bytes_count: int
     """UTF-8 bytes of the tokens that are learned, special tokens left out."""
 
@@ -44,7 +44,7 @@ class EncodedConversation:
 class Encoding:
     """How conversations become samples."""
 
-    context: int
+    seq_len: int
     """Tokens of a row."""
     over_long: OverLong = "skip"
     """What no row holds is left out, cut at the end of the row, or an error."""
@@ -96,13 +96,13 @@ class Tally:
             report.refuse(DataError(f"{conversation.where}: {encoded.problem}"))
             return []
         longest = max(encoded.lengths, default=0)
-        if longest > encoding.context and encoding.over_long == "refuse":
+        if longest > encoding.seq_len and encoding.over_long == "refuse":
             raise DataError(
-                f"{conversation.where}: {longest} tokens, and a row has {encoding.context}. Give "
-                "a longer context, or let such conversations be skipped or cut."
+                f"{conversation.where}: {longest} tokens, and a row has {encoding.seq_len}. Give "
+                "a longer seq_len, or let such conversations be skipped or cut."
             )
         self.longest = max(self.longest, longest)
-        self.too_long += sum(length > encoding.context for length in encoded.lengths)
+        self.too_long += sum(length > encoding.seq_len for length in encoded.lengths)
         self.unanswered += encoded.unanswered
         self.kept += len(encoded.kept)
         self.sources += bool(encoded.kept)
@@ -128,9 +128,9 @@ def encode_one(
         return Encoded(problem=str(error))
     for ids, mask in samples:
         encoded.lengths.append(len(ids))
-        if len(ids) > encoding.context and encoding.over_long != "cut":
+        if len(ids) > encoding.seq_len and encoding.over_long != "cut":
             continue
-        ids, mask = ids[: encoding.context], mask[: encoding.context]
+        ids, mask = ids[: encoding.seq_len], mask[: encoding.seq_len]
         if any(mask[1:]):  # the first token has nothing to be predicted from
             encoded.kept.append(_encoded(ids, mask, tokenizer))
         else:
@@ -147,7 +147,7 @@ def conversation_chunks(conversations: Iterable[tuple[str, Conversation]]) -> It
 
 
 def _encoded(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> EncodedConversation:
-    learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
+    learned = [token for token, in_loss in zip(ids, mask, strict=True) if in_loss]
     size = len(tokenizer.decode(learned, skip_special=True).encode())
     return EncodedConversation(np.array(ids, np.int32), np.array(mask), size)
 
@@ -173,7 +173,7 @@ def _samples(
         conversation.tools,
         tokenizer,
         chat_format,
-        unlearned=conversation.unlearned,
+        masked_turns=conversation.masked_turns,
         thinking=encoding.thinking,
         earlier_turns=encoding.earlier_turns,
         changes=changes,

@@ -149,7 +149,7 @@ def prepare_conversations(
     with told_if_damaged(folder):
         document = json.loads((folder / DESCRIPTION).read_text())
         learned, held_out = (
-            _opened(folder, split, document["splits"][split], encoding.context) for split in SPLITS
+            _opened(folder, split, document["splits"][split], encoding.seq_len) for split in SPLITS
         )
         if not report.read:  # this start has not read the rows
             report.recall(document["report"])
@@ -256,7 +256,7 @@ class _Writer:
     """Writes the conversations of one split, and counts what became of all that were read."""
 
     def __init__(self, folder: Path, split: str, encoding: Encoding, tokenizer: Tokenizer) -> None:
-        self.tally, self._summing = Tally(), Summing(encoding.context)
+        self.tally, self._summing = Tally(), Summing(encoding.seq_len)
         self._dtype = id_type(tokenizer.vocab_size)
         self._ids, self._mask = ShardWriter(folder, split), ShardWriter(folder, split + MASK)
         self._bytes: list[int] = []
@@ -264,7 +264,7 @@ class _Writer:
 
     def append(self, entry: EncodedConversation) -> None:
         self._ids.append(entry.ids_T.astype(self._dtype), entry.bytes_count)
-        self._mask.append(entry.learned_T.view(np.uint8), 0)
+        self._mask.append(entry.loss_mask_T.view(np.uint8), 0)
         self._bytes.append(entry.bytes_count)
         self._summing.add(entry)
 
@@ -279,7 +279,7 @@ class _Writer:
             "dtype": np.dtype(self._dtype).name,
             "ids": asdict(self._ids.counts),
             "mask": asdict(self._mask.counts),
-            "learned_tokens": totals.learned_tokens,
+            "loss_tokens": totals.loss_tokens,
             "fingerprint": totals.fingerprint,
             "tally": vars(self.tally) | {"changes": dict(self.tally.changes)},
         }
@@ -315,15 +315,15 @@ def _write(
             writer.close()
 
 
-def _opened(folder: Path, split: str, document: Mapping[str, Any], context: int) -> Conversations:
+def _opened(folder: Path, split: str, document: Mapping[str, Any], seq_len: int) -> Conversations:
     """Map one split."""
     ids = open_split(folder, split, document["ids"], np.dtype(document["dtype"]))
     mask = open_split(folder, split + MASK, document["mask"], np.dtype(np.bool_))
     bytes_N = np.load(_bytes_path(folder, split), allow_pickle=False)
     tally = Tally(**document["tally"] | {"changes": Counter(document["tally"]["changes"])})
     kept = MappedConversations(ids, mask, bytes_N)
-    totals = Totals(ids.lengths_N, document["learned_tokens"], document["fingerprint"])
-    return tallied(tally, kept, context, totals)
+    totals = Totals(ids.lengths_N, document["loss_tokens"], document["fingerprint"])
+    return tallied(tally, kept, seq_len, totals)
 
 
 def _bytes_path(folder: Path, split: str) -> Path:

@@ -39,17 +39,17 @@ _STREAM = 0x5F7
 class Summing:
     """Takes in conversations one after another and knows what they are together."""
 
-    def __init__(self, context: int) -> None:
-        self._digest = hashlib.sha256(str(context).encode())
+    def __init__(self, seq_len: int) -> None:
+        self._digest = hashlib.sha256(str(seq_len).encode())
         self._lengths: list[int] = []
         self._learned = 0
 
     def add(self, entry: EncodedConversation) -> None:
         """Take in one."""
         self._lengths.append(len(entry.ids_T))
-        self._learned += int(entry.learned_T.sum())
+        self._learned += int(entry.loss_mask_T.sum())
         self._digest.update(len(entry.ids_T).to_bytes(8, "little"))
-        self._digest.update(entry.ids_T.astype(np.int64).tobytes() + entry.learned_T.tobytes())
+        self._digest.update(entry.ids_T.astype(np.int64).tobytes() + entry.loss_mask_T.tobytes())
 
     def result(self) -> "Totals":
         """Return what all are together so far."""
@@ -63,7 +63,7 @@ class Totals:
 
     lengths_N: NDArray[np.int64]
     """Tokens of each."""
-    learned_tokens: int
+    loss_tokens: int
     """Tokens that assistants wrote."""
     fingerprint: str
     """Names all ids, what is learned of them, and the context."""
@@ -74,7 +74,7 @@ class Conversations:
     """What a model learns from, and what was left out on the way."""
 
     kept: Sequence[EncodedConversation]
-    context: int
+    seq_len: int
     too_long: int = 0
     """Samples longer than a row: left out, or cut."""
     longest: int = 0
@@ -93,7 +93,7 @@ class Conversations:
         """Say what all are together."""
         if self.known is not None:
             return self.known
-        summing = Summing(self.context)
+        summing = Summing(self.seq_len)
         for entry in self.kept:
             summing.add(entry)
         return summing.result()
@@ -109,9 +109,9 @@ class Conversations:
         return int(self.lengths_N.sum())
 
     @property
-    def learned_tokens(self) -> int:
+    def loss_tokens(self) -> int:
         """Count the tokens that assistants wrote."""
-        return self.totals.learned_tokens
+        return self.totals.loss_tokens
 
     @property
     def fingerprint(self) -> str:
@@ -147,16 +147,16 @@ def encode_conversations(
             one, encode_one(one, tokenizer, chat_format, encoding), encoding, report
         )
     ]
-    return tallied(tally, kept, encoding.context)
+    return tallied(tally, kept, encoding.seq_len)
 
 
 def tallied(
-    tally: Tally, kept: Sequence[EncodedConversation], context: int, known: Totals | None = None
+    tally: Tally, kept: Sequence[EncodedConversation], seq_len: int, known: Totals | None = None
 ) -> Conversations:
     """Join what is kept with what was counted."""
     return Conversations(
         tuple(kept) if isinstance(kept, list) else kept,
-        context,
+        seq_len,
         tally.too_long,
         tally.longest,
         tally.unanswered,
@@ -174,7 +174,7 @@ class ConversationLoader:
         seed: decides the order.
         epochs: how often each conversation is seen; None for without end.
         rows: the rows of each step, or their number.
-        micro_rows: rows of a micro-batch.
+        micro_batch_size: rows of a micro-batch.
     """
 
     def __init__(
@@ -184,17 +184,17 @@ class ConversationLoader:
         seed: int,
         epochs: int | None,
         rows: Rows | int,
-        micro_rows: int,
+        micro_batch_size: int,
     ) -> None:
         if not conversations.kept:
             raise DataError(
                 f"No conversation is left to learn from: {conversations.too_long} are longer than "
-                f"a row of {conversations.context} tokens (the longest has "
+                f"a row of {conversations.seq_len} tokens (the longest has "
                 f"{conversations.longest}), {conversations.unanswered} have no answer or lost it "
-                "to the cut. Give a longer context."
+                "to the cut. Give a longer seq_len."
             )
         self.conversations, self.seed, self.epochs = conversations, seed, epochs
-        self.micro_rows = micro_rows
+        self.micro_batch_size = micro_batch_size
         self.rows = fixed_rows(rows) if isinstance(rows, int) else rows
         self._packed = lru_cache(maxsize=2)(self._pack_epoch)
         self._starts = [0]
@@ -216,30 +216,30 @@ class ConversationLoader:
     def filled_share(self) -> float:
         """Return the share of all rows that is no padding; of the first epoch, without an end."""
         rows = self.total_rows or self._starts[1]
-        return (self.epochs or 1) * self.conversations.tokens / (rows * self.conversations.context)
+        return (self.epochs or 1) * self.conversations.tokens / (rows * self.conversations.seq_len)
 
     def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
         """Return micro-batch `micro` of this rank's part of a step."""
         if not 0 <= micro < self.micros(step, world_size):
             raise IndexError(f"step {step} has no micro-batch {micro}")
         numbers = self.rows(step)
-        first = (micro * world_size + rank) * self.micro_rows
-        rows = [self._row(number) for number in numbers[first : first + self.micro_rows]]
+        first = (micro * world_size + rank) * self.micro_batch_size
+        rows = [self._row(number) for number in numbers[first : first + self.micro_batch_size]]
         return pack_rows(self.conversations, rows)
 
     def micros(self, step: int, world_size: int) -> int:
         """Count the micro-batches of each rank in a step."""
-        rows, share = len(self.rows(step)), self.micro_rows * world_size
+        rows, share = len(self.rows(step)), self.micro_batch_size * world_size
         if rows == 0 or rows % share:
             raise ConfigError(
                 f"Step {step} has {rows} rows, which {world_size} ranks cannot share in "
-                f"micro-batches of {self.micro_rows} rows. Choose a multiple of {share}."
+                f"micro-batches of {self.micro_batch_size} rows. Choose a multiple of {share}."
             )
         return rows // share
 
     def tokens_per_step(self, step: int) -> int:
         """Count the tokens of a step, padding included, over all ranks."""
-        return len(self.rows(step)) * self.conversations.context
+        return len(self.rows(step)) * self.conversations.seq_len
 
     def _row(self, number: int) -> list[int]:
         """Return the conversations of a row, none after the last epoch."""
@@ -273,7 +273,7 @@ def pack(conversations: Conversations, order: Sequence[int]) -> list[list[int]]:
         if found is None:
             found = len(rows)
             rows.append([])
-            room[found] = conversations.context
+            room[found] = conversations.seq_len
         rows[found].append(index)
         room[found] -= length
         if len(room) > OPEN_ROWS:
@@ -283,10 +283,10 @@ def pack(conversations: Conversations, order: Sequence[int]) -> list[list[int]]:
 
 def pack_rows(conversations: Conversations, rows: Sequence[Sequence[int]]) -> Batch:
     """Lay rows of conversations out as a batch."""
-    shape = len(rows), conversations.context
+    shape = len(rows), conversations.seq_len
     ids_BT = np.zeros(shape, dtype=np.int64)
     documents_BT = np.full(shape, -1, dtype=np.int64)
-    learned_BT = np.zeros(shape, dtype=np.bool_)
+    loss_mask_BT = np.zeros(shape, dtype=np.bool_)
     size = 0
     for row, members in enumerate(rows):
         start = 0
@@ -295,12 +295,12 @@ def pack_rows(conversations: Conversations, rows: Sequence[Sequence[int]]) -> Ba
             place = slice(start, start + len(entry.ids_T))
             ids_BT[row, place] = entry.ids_T
             documents_BT[row, place] = document
-            learned_BT[row, place] = entry.learned_T
+            loss_mask_BT[row, place] = entry.loss_mask_T
             start, size = place.stop, size + entry.bytes_count
     return Batch(
         torch.from_numpy(ids_BT),
         torch.from_numpy(documents_BT),
-        torch.from_numpy(learned_BT),
+        torch.from_numpy(loss_mask_BT),
         bytes_count=size,
         domains=(DOMAIN,) * len(rows),
     )
@@ -315,8 +315,8 @@ def fill_rows(conversations: Conversations, rows: int) -> Conversations:
     )
 
 
-def validation_batches(conversations: Conversations, batch_rows: int) -> Iterator[Batch]:
+def validation_batches(conversations: Conversations, batch_size: int) -> Iterator[Batch]:
     """Yield every conversation once, in the order they came."""
     rows = pack(conversations, range(len(conversations.kept)))
-    for first in range(0, len(rows), batch_rows):
-        yield pack_rows(conversations, rows[first : first + batch_rows])
+    for first in range(0, len(rows), batch_size):
+        yield pack_rows(conversations, rows[first : first + batch_size])

@@ -32,7 +32,7 @@ Mathematics has no size of its own: as many exercises are made as the mix has ro
 their share of the text on disk is their share of the mix.
 
 One document in a hundred is held out by a hash of its name and never trained on; it is what losses
-and floors are measured on. Exact duplicates are dropped. No benchmark's questions are in any of
+and baselines are measured on. Exact duplicates are dropped. No benchmark's questions are in any of
 this. What a run prints at its start and end says how many tokens each domain really gave.
 """
 

@@ -62,27 +62,34 @@ class MixLoader:
 
     Args:
         data: the tokenized domains and their shares.
-        context: tokens of a row.
+        seq_len: tokens of a row.
         seed: decides the order of everything.
         rows: the rows of each step, which is where a batch size that grows comes in; a plain
             number for steps of equal size.
-        micro_rows: rows of a micro-batch; a step's rows are a multiple of it times the ranks.
+        micro_batch_size: rows of a micro-batch; a step's rows are a multiple of it times the ranks.
     """
 
     def __init__(
-        self, data: PreparedData, *, context: int, seed: int, rows: Rows | int, micro_rows: int
+        self,
+        data: PreparedData,
+        *,
+        seq_len: int,
+        seed: int,
+        rows: Rows | int,
+        micro_batch_size: int,
     ) -> None:
-        self.data, self.context, self.seed, self.micro_rows = data, context, seed, micro_rows
+        self.data, self.seq_len, self.seed = data, seq_len, seed
+        self.micro_batch_size = micro_batch_size
         self.rows = fixed_rows(rows) if isinstance(rows, int) else rows
         self.domains = tuple(data.shares)
         self.epoch_rows = {
-            name: count_rows(data.domains[name].train, context) for name in self.domains
+            name: count_rows(data.domains[name].train, seq_len) for name in self.domains
         }
         for name, count in self.epoch_rows.items():
             if count == 0:
                 raise DataError(
                     f"The domain {name} has {data.domains[name].train.counts.tokens} tokens, fewer "
-                    f"than one row of {context}. Give more text or a shorter context."
+                    f"than one row of {seq_len}. Give more text or a shorter seq_len."
                 )
         self._counts = _block_counts(tuple(data.shares.values()))
         self._streams = [int(fraction("stream", name) * 2**32) for name in self.domains]
@@ -95,22 +102,22 @@ class MixLoader:
         numbers = self.rows(step)
         if not 0 <= micro < self.micros(step, world_size):
             raise IndexError(f"step {step} has no micro-batch {micro}")
-        first = (micro * world_size + rank) * self.micro_rows
-        return self.rows_of(numbers[first : first + self.micro_rows])
+        first = (micro * world_size + rank) * self.micro_batch_size
+        return self.rows_of(numbers[first : first + self.micro_batch_size])
 
     def micros(self, step: int, world_size: int) -> int:
         """Count the micro-batches of each rank in a step."""
-        rows, share = len(self.rows(step)), self.micro_rows * world_size
+        rows, share = len(self.rows(step)), self.micro_batch_size * world_size
         if rows == 0 or rows % share:
             raise ConfigError(
                 f"Step {step} has {rows} rows, which {world_size} ranks cannot share in "
-                f"micro-batches of {self.micro_rows} rows. Choose a multiple of {share}."
+                f"micro-batches of {self.micro_batch_size} rows. Choose a multiple of {share}."
             )
         return rows // share
 
     def tokens_per_step(self, step: int) -> int:
         """Count the tokens of a step, over all ranks."""
-        return len(self.rows(step)) * self.context
+        return len(self.rows(step)) * self.seq_len
 
     def rows_of(self, numbers: range) -> Batch:
         """Return any rows by their numbers, as one batch."""
@@ -132,14 +139,14 @@ class MixLoader:
         whole, rest = divmod(rows, BLOCK_ROWS)
         partial = Counter(self._block(whole)[0][:rest].tolist())
         return {
-            name: (whole * self._counts[i] + partial[i]) * self.context
+            name: (whole * self._counts[i] + partial[i]) * self.seq_len
             for i, name in enumerate(self.domains)
         }
 
     def epochs(self, rows: int) -> dict[str, float]:
         """Say how often each domain was gone through after the first `rows` rows of a run."""
         return {
-            name: tokens / (self.epoch_rows[name] * self.context)
+            name: tokens / (self.epoch_rows[name] * self.seq_len)
             for name, tokens in self.given(rows).items()
         }
 
@@ -163,7 +170,7 @@ class MixLoader:
         """Order the documents of an epoch, and then its rows: long documents fill many of them."""
         split = self.data.domains[self.domains[domain]].train
         names = (self.seed, self._streams[domain], epoch)
-        packing = Packing(split, self.context, permutation(split.counts.documents, *names, 0))
+        packing = Packing(split, self.seq_len, permutation(split.counts.documents, *names, 0))
         return packing, permutation(packing.rows, *names, 1)
 
     def _block_of(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -47,7 +47,7 @@ class Conversation:
     """File and line, for errors."""
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
-    unlearned: frozenset[int] = frozenset()
+    masked_turns: frozenset[int] = frozenset()
     """Places of assistants' messages that are context and not learned."""
     text: str | None = None
     """Running text instead of messages, all of it learned."""
@@ -135,8 +135,8 @@ def _conversation(row: Row, changes: Counter[str]) -> Conversation:
         raise ChatError("has no assistant message of weight 1, so there is nothing to learn.")
     tools = tuple(map(_tool, entries(found.tools, "`tools`")))
     spoken = [place for place, message in enumerate(messages) if message.role == "assistant"]
-    unlearned = frozenset(place for place in spoken if not learned[place])
-    return Conversation(row.where, tuple(messages), tools, unlearned)
+    masked_turns = frozenset(place for place in spoken if not learned[place])
+    return Conversation(row.where, tuple(messages), tools, masked_turns)
 
 
 def _message(entry: Mapping[str, Any], changes: Counter[str]) -> Message:

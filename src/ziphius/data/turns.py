@@ -37,7 +37,7 @@ def turn_samples(
     tokenizer: Tokenizer,
     chat_format: ChatFormat,
     *,
-    unlearned: frozenset[int] = frozenset(),
+    masked_turns: frozenset[int] = frozenset(),
     thinking: bool | None = None,
     earlier_turns: EarlierTurns = "expand",
     changes: Counter[str],
@@ -49,7 +49,7 @@ def turn_samples(
         tools: what it was written with.
         tokenizer: of the model.
         chat_format: how the model is spoken to.
-        unlearned: places of assistants' messages that are context.
+        masked_turns: places of assistants' messages that are context.
         thinking: whether answers begin inside a think block; None goes by each turn.
         earlier_turns: what happens to those that the sample of the last turn cannot teach.
         changes: counts what was left out.
@@ -59,8 +59,8 @@ def turn_samples(
     """
     asked = _first_question(messages)
     spoken = [place for place, message in enumerate(messages) if message.role == "assistant"]
-    wanted = [place for place in spoken if place > asked and place not in unlearned]
-    changes[OPENINGS] += sum(place < asked and place not in unlearned for place in spoken)
+    wanted = [place for place in spoken if place > asked and place not in masked_turns]
+    changes[OPENINGS] += sum(place < asked and place not in masked_turns for place in spoken)
     modes = {place: mode(messages, place, chat_format, thinking) for place in wanted}
 
     def shown(place: int) -> str:
@@ -77,7 +77,7 @@ def turn_samples(
             messages[: last + 1], tokenizer, tools=tools, thinking=modes[last]
         )
         turns = [place in taught for place in spoken if place <= last]
-        samples.append((encoded.ids, _kept(encoded.completion_mask, turns)))
+        samples.append((encoded.ids, _kept(encoded.loss_mask, turns)))
         wanted = [place for place in wanted if place not in taught]
         if earlier_turns == "mask":
             changes[MASKED] += len(wanted)
@@ -168,8 +168,8 @@ def text_sample(text: str, tokenizer: Tokenizer) -> Sample:
 @lru_cache(maxsize=2)
 def special_spelling(tokenizer: Tokenizer) -> re.Pattern[str]:
     """Return what finds, in a text, the spelling of tokens that frame texts and turns."""
-    marks = [*special.HEAD_TOKENS, *special.TAIL_TOKENS, special.IM_START, special.IM_END]
-    names = {str(mark) for mark in marks if tokenizer.has_token(mark)}
+    tokens = [*special.HEAD_TOKENS, *special.TAIL_TOKENS, special.IM_START, special.IM_END]
+    names = {str(token) for token in tokens if tokenizer.has_token(token)}
     frame = (tokenizer.bos_id, *tokenizer.eos_ids, tokenizer.pad_id)
     names |= {tokenizer.decode([token_id]) for token_id in frame if token_id is not None}
     return re.compile("|".join(map(re.escape, sorted(names))) or "(?!)")

@@ -18,27 +18,27 @@ class ValidationSet:
 
     Args:
         data: the tokenized domains.
-        context: tokens of a row.
+        seq_len: tokens of a row.
         rows: how many rows in all; each domain has its share of them, at least one, and no more
             than it holds.
     """
 
-    def __init__(self, data: PreparedData, *, context: int, rows: int) -> None:
-        self.data, self.context = data, context
+    def __init__(self, data: PreparedData, *, seq_len: int, rows: int) -> None:
+        self.data, self.seq_len = data, seq_len
         self.rows = {
-            name: _spread(count_rows(data.domains[name].validation, context), round(share * rows))
+            name: _spread(count_rows(data.domains[name].validation, seq_len), round(share * rows))
             for name, share in data.shares.items()
         }
 
-    def batches(self, batch_rows: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield every row once, in batches of one domain each."""
         for name, rows in self.rows.items():
-            for first in range(0, len(rows), batch_rows):
-                yield self._batch(name, rows[first : first + batch_rows])
+            for first in range(0, len(rows), batch_size):
+                yield self._batch(name, rows[first : first + batch_size])
 
     def _batch(self, name: str, rows: list[int]) -> Batch:
         split = self.data.domains[name].validation
-        packing = Packing(split, self.context, np.arange(split.counts.documents))
+        packing = Packing(split, self.seq_len, np.arange(split.counts.documents))
         pairs = [packing.row(row) for row in rows]
         ids_BT = np.stack([ids_T for ids_T, _ in pairs])
         documents_BT = np.stack([documents_T for _, documents_T in pairs])
@@ -46,7 +46,7 @@ class ValidationSet:
         return Batch(
             ids_BT=torch.from_numpy(ids_BT),
             documents_BT=torch.from_numpy(documents_BT),
-            counted_BT=None if is_whole else torch.from_numpy(documents_BT >= 0),
+            loss_mask_BT=None if is_whole else torch.from_numpy(documents_BT >= 0),
             bytes_count=self.data.predicted_bytes(ids_BT, documents_BT),
             domains=(name,) * len(rows),
         )

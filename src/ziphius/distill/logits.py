@@ -39,12 +39,12 @@ class LogitDistillation(Sft):
 
     Args:
         loader: the rows, in micro-batches.
-        model_config: of the student, a dense model without further-token layers.
-        config: rows and context.
+        model_config: of the student, a dense model without MTP layers.
+        config: batch sizes and seq_len.
         teacher: on the device of the student; frozen here, and always in evaluation mode.
         logits: temperature and mixture.
         validation: held-out conversations; without any nothing is measured.
-        floors: of those.
+        baselines: of those.
         data_fingerprint: names the conversations and their order.
         world: the ranks that share the rows.
 
@@ -64,7 +64,7 @@ class LogitDistillation(Sft):
         teacher: Model,
         logits: LogitConfig,
         validation: Sequence[Batch] = (),
-        floors: Mapping[str, float] | None = None,
+        baselines: Mapping[str, float] | None = None,
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
@@ -73,7 +73,7 @@ class LogitDistillation(Sft):
             model_config,
             config,
             validation=validation,
-            floors=floors,
+            baselines=baselines,
             data_fingerprint=data_fingerprint,
             world=world,
         )
@@ -117,7 +117,7 @@ class LogitDistillation(Sft):
         """Return both models' states at the positions that count, and the tokens that follow."""
         ids_BT, documents_BT = batch.ids_BT, batch.documents_BT
         targets_BT, counts_BT = targets_ahead(
-            ids_BT, 1, documents_BT=documents_BT, counted_BT=batch.counted_BT
+            ids_BT, 1, documents_BT=documents_BT, loss_mask_BT=batch.loss_mask_BT
         )
         student_BTD = model(ids_BT, documents_BT=documents_BT).hidden_BTD
         with torch.no_grad():
@@ -210,13 +210,13 @@ def _check(student: ModelConfig, teacher: ModelConfig, config: TrainConfig) -> N
             "logits can only be compared over one vocabulary. Make the student with the teacher's "
             "tokenizer, or distil traces."
         )
-    if config.context > teacher.max_position_embeddings:
+    if config.seq_len > teacher.max_position_embeddings:
         raise ConfigError(
-            f"context = {config.context}: the teacher is made for "
+            f"seq_len = {config.seq_len}: the teacher is made for "
             f"{teacher.max_position_embeddings} tokens; give at most as many."
         )
     if student.n_routed_experts or student.num_nextn_predict_layers:
-        part = "experts" if student.n_routed_experts else "layers that predict further tokens"
+        part = "experts" if student.n_routed_experts else "MTP layers"
         raise ConfigError(
             f"The student has {part}, which logits alone do not teach: give a dense student, or "
             "distil traces."

@@ -4,8 +4,8 @@ DeepSeek distilled R1 into dense Llama and Qwen2 models (arXiv 2501.12948, secti
 """
 
 from ziphius.core.errors import ConfigError
-from ziphius.models.account import count_parameters
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 
@@ -17,9 +17,8 @@ def dense_student(teacher: ModelConfig, *, share: float = 1 / 3) -> ModelConfig:
     """Derive the widest dense student that has at most a share of the teacher's parameters.
 
     It is half as deep as the teacher, because a token takes its time by layers, and wider for it,
-    with a feed-forward layer 2.5 times as wide as the trunk and two
-    query heads for each key. Embedding and head count on both sides, the teacher's layers that
-    predict further tokens do not.
+    with a feed-forward layer 2.5 times as wide as the trunk and two query heads for each key.
+    Embedding and head count on both sides, the teacher's MTP layers do not.
 
     Args:
         teacher: any language model.

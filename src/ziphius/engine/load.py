@@ -8,7 +8,7 @@ from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import existing_path
 from ziphius.core.memory import refuse_too_large
-from ziphius.models.account import count_parameters
+from ziphius.models.cost import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import PRESETS, get_preset
 from ziphius.models.weights import load, stored_dtype, tokenizer_path

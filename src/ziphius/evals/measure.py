@@ -114,7 +114,7 @@ def measure(
         model: in any mode.
         tokenizer: with the chat format that the model speaks.
         problems: of each slice; no problem twice.
-        config: `group_size` samples of every problem.
+        config: `num_generations` samples of every problem.
         seed: of the draws.
         arm: name of the model.
         mode: name of the way it is asked, which `config` is.

@@ -102,7 +102,7 @@ class ModelConfig(Config):
     hidden_size: Annotated[int, Field(ge=1, le=65_536)]
     """Width D of the residual stream."""
     num_hidden_layers: Annotated[int, Field(ge=1, le=512)]
-    """Decoder layers, without those that predict further tokens."""
+    """Decoder layers, without the MTP layers."""
     intermediate_size: Annotated[int, Field(ge=1, le=1_048_576)]
     """Width of the dense feed-forward layers."""
     max_position_embeddings: Count = 4_096
@@ -178,9 +178,9 @@ class ModelConfig(Config):
     seq_aux: bool = True
     """Take the expert balance loss of each sequence instead of the whole batch."""
 
-    # further tokens
+    # multi-token prediction
     num_nextn_predict_layers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Depth of multi-token prediction: layers that predict one further token each."""
+    """Depth of multi-token prediction: MTP layers, each for one token more."""
 
     # our own: in config.json under the key "ziphius"
     attention: Literal["mla", "gqa"]

@@ -34,26 +34,26 @@ def next_token_loss(
     ids_BT: Tensor,
     *,
     documents_BT: Tensor | None = None,
-    counted_BT: Tensor | None = None,
+    loss_mask_BT: Tensor | None = None,
     squares: bool = False,
 ) -> TokenLoss:
-    """Return the cross entropy of the next token, within documents, where `counted_BT` is true.
+    """Return the cross entropy of the next token, within documents, where `loss_mask_BT` is true.
 
     `squares` asks for the sum that the z-loss is made of too.
     """
     targets_BT, counts_BT = targets_ahead(
-        ids_BT, 1, documents_BT=documents_BT, counted_BT=counted_BT
+        ids_BT, 1, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT
     )
     return _cross_entropy(model, output.hidden_BTD, targets_BT, counts_BT, squares=squares)
 
 
-def further_token_losses(
+def mtp_losses(
     model: Model,
     output: Output,
     ids_BT: Tensor,
     *,
     documents_BT: Tensor | None = None,
-    counted_BT: Tensor | None = None,
+    loss_mask_BT: Tensor | None = None,
     detach_trunk: bool = False,
 ) -> list[TokenLoss]:
     """Return the cross entropy of each MTP depth (V3 report, equations 24-25).
@@ -66,13 +66,13 @@ def further_token_losses(
         output: of the forward pass over `ids_BT`, without a cache.
         ids_BT: the tokens of that pass.
         documents_BT: document of each token of a packed row.
-        counted_BT: bool, tokens to be learned.
+        loss_mask_BT: bool, tokens that count in the loss.
         detach_trunk: train the MTP layers alone and leave the trunk's gradient untouched.
     """
     losses = []
-    for depth, hidden_BTD in enumerate(model.predict_further(output, ids_BT, detach_trunk), 1):
+    for depth, hidden_BTD in enumerate(model.predict_mtp(output, ids_BT, detach_trunk), 1):
         targets_BT, counts_BT = targets_ahead(
-            ids_BT, 1 + depth, documents_BT=documents_BT, counted_BT=counted_BT
+            ids_BT, 1 + depth, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT
         )
         losses.append(_cross_entropy(model, hidden_BTD, targets_BT, counts_BT))
     return losses
@@ -95,6 +95,6 @@ def _cross_entropy(
     return TokenLoss(summed_cross_entropy(hidden_XD, weight_WD, targets_X), counts_BT.sum())
 
 
-def further_loss_mean(losses: list[TokenLoss]) -> Tensor:
+def mtp_loss_mean(losses: list[TokenLoss]) -> Tensor:
     """Average the depths' losses per token: what lambda multiplies."""
     return torch.stack([loss.mean for loss in losses]).mean()

@@ -22,7 +22,7 @@ from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.heads import HEADS
 from ziphius.models.layers import Embedding, RMSNorm
 from ziphius.models.moe import MixtureOfExperts
-from ziphius.models.mtp import PredictionLayer
+from ziphius.models.mtp import MtpLayer
 from ziphius.models.patterns import Tokens, build_pattern, document_positions, look
 from ziphius.models.rope import build_rope
 from ziphius.models.segments import branch_positions
@@ -55,11 +55,11 @@ class Trunk(nn.Module):
         self.num_hidden_layers = config.num_hidden_layers
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         blocks = [Block(config, idx) for idx in range(config.num_hidden_layers)]
-        further = [
-            PredictionLayer(config, config.num_hidden_layers + depth)
+        mtp_layers = [
+            MtpLayer(config, config.num_hidden_layers + depth)
             for depth in range(config.num_nextn_predict_layers)
         ]
-        self.layers = nn.ModuleList([*blocks, *further])
+        self.layers = nn.ModuleList([*blocks, *mtp_layers])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids_BT: Tensor, context: ForwardContext) -> Tensor:
@@ -75,10 +75,10 @@ class Trunk(nn.Module):
         return normed_BTD
 
     @property
-    def prediction_layers(self) -> list[PredictionLayer]:
+    def mtp_layers(self) -> list[MtpLayer]:
         """Return the MTP layers, by depth."""
         layers = self.layers[self.num_hidden_layers :]
-        return [layer for layer in layers if isinstance(layer, PredictionLayer)]
+        return [layer for layer in layers if isinstance(layer, MtpLayer)]
 
 
 class Model(nn.Module):
@@ -155,7 +155,7 @@ class Model(nn.Module):
         logits_BTW: Tensor = self.head(hidden_BTD)
         return logits_BTW
 
-    def predict_further(
+    def predict_mtp(
         self, output: Output, input_ids_BT: Tensor, detach_trunk: bool = False
     ) -> list[Tensor]:
         """Return the hidden states [B, T, D] of each MTP depth, for a pass without a cache.
@@ -167,7 +167,7 @@ class Model(nn.Module):
         assert output.context.cache is None, "drafting from a cache is the engine's work"
         hidden_BTD = output.hidden_BTD.detach() if detach_trunk else output.hidden_BTD
         states = []
-        for depth, layer in enumerate(self.model.prediction_layers, 1):
+        for depth, layer in enumerate(self.model.mtp_layers, 1):
             embedded_BTD = self.model.embed_tokens(shift_left(input_ids_BT, depth))
             if detach_trunk:
                 embedded_BTD = embedded_BTD.detach()

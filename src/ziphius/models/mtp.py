@@ -27,7 +27,7 @@ class SharedHead(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-class PredictionLayer(Block):
+class MtpLayer(Block):
     """One depth: a decoder layer behind the projection that joins embedding and hidden state."""
 
     def __init__(self, config: ModelConfig, layer_idx: int) -> None:

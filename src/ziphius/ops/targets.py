@@ -30,7 +30,7 @@ def targets_ahead(
     places: int,
     *,
     documents_BT: Tensor | None = None,
-    counted_BT: Tensor | None = None,
+    loss_mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the targets `places` ahead, and the bool mask of positions that count.
 
@@ -38,12 +38,12 @@ def targets_ahead(
         ids_BT: tokens.
         places: 1 for the next token, 1 + k for depth k of multi-token prediction.
         documents_BT: document of each token; a target in another document does not count.
-        counted_BT: bool, true where a token is one to be learned (a completion); all without it.
+        loss_mask_BT: bool, true where a token counts in the loss (a completion); all without it.
     """
     length = ids_BT.shape[1]
     counts_BT = torch.arange(length, device=ids_BT.device).expand_as(ids_BT) < length - places
     if documents_BT is not None:
         counts_BT = counts_BT & (shift_left(documents_BT, places) == documents_BT)
-    if counted_BT is not None:
-        counts_BT = counts_BT & shift_left(counted_BT, places)
+    if loss_mask_BT is not None:
+        counts_BT = counts_BT & shift_left(loss_mask_BT, places)
     return shift_left(ids_BT, places), counts_BT

@@ -102,7 +102,7 @@ def rollout_config(settings: FamilySettings, mode: str) -> RolloutConfig:
     is_greedy = mode == "greedy"
     temperature = {"greedy": 0.0, "cool": COOL}.get(mode, 1.0)
     return RolloutConfig(
-        group_size=1 if is_greedy else settings.samples,
+        num_generations=1 if is_greedy else settings.samples,
         max_new_tokens=settings.longest_answer,
         thinking=mode != "sampled",
         sampling=SamplingConfig(temperature=temperature),

@@ -1,14 +1,14 @@
 """What the arms of the main job spend: FLOPs of sampling and of training, and when they are equal.
 
-Two floating-point operations for each parameter in a product, as in `models/account.py`; a token
-that is sampled costs a forward, one that is trained on a forward and twice that backward.
+Two floating-point operations for each parameter in a product, as in `models/cost.py`; a token that
+is sampled costs a forward, one that is trained on a forward and twice that backward.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ziphius.core.errors import ConfigError
-from ziphius.models.account import Flops
+from ziphius.models.cost import Flops
 from ziphius.train.records import read_metrics
 
 CONTROL_SHARE = 1.07
@@ -45,7 +45,7 @@ def grpo_compute(folder: Path, flops: Flops) -> Compute:
     """Add up what a run of GRPO sampled and trained on, answers that taught nothing included."""
     steps = [entry for entry in read_metrics(folder) if entry["kind"] == "step"]
     terms = [entry["terms"] for entry in steps]
-    sampled = round(sum(t["completion_tokens"] * t["sampled_answers"] for t in terms))
+    sampled = round(sum(t["completions/mean_length"] * t["sampled_completions"] for t in terms))
     trained = sum(entry["tokens"] for entry in steps)
     return Compute(sampled, float(sampled * flops.decode), float(trained * flops.training))
 

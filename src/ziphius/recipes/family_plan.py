@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ziphius.distill.student import dense_student
-from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import model_cost
 from ziphius.recipes.family import stages_of
 from ziphius.recipes.family_settings import FamilySettings
 
 ROWS = 16
-"""Rows in memory that a stage is accounted with."""
+"""Rows in memory that a stage is taken to hold."""
 LIKELY_LENGTH = 0.6
 """Of the longest answer: what sampled answers are likely to have."""
 
@@ -61,15 +61,15 @@ def _stage(settings: FamilySettings, name: str) -> PlannedStage:
         flops = _supervised_flops(settings, shape, text[name])
         return PlannedStage(name, f"{text[name]:,} steps", _memory(settings, shape), flops)
     if name == "grpo":
-        length = f"{lengths.grpo:,} steps of {settings.stages.answers} answers"
+        length = f"{lengths.grpo:,} steps of {settings.stages.grpo_global_batch_size} completions"
         return PlannedStage(name, length, _memory(settings, shape), practised)
     if name in ("more-sft", "rft"):
         return PlannedStage(name, "the FLOPs of grpo", _memory(settings, shape), practised)
     if name == "traces":
         count = lengths.traced * len((*settings.trained, *settings.harder))
-        memory = account(shape, batch=ROWS, context=settings.context).memory.serve
+        memory = model_cost(shape, batch=ROWS, context=settings.seq_len).memory.serve
         sampled = count * LIKELY_LENGTH * settings.longest_answer
-        decode = account(shape, context=settings.context).flops.decode
+        decode = model_cost(shape, context=settings.seq_len).flops.decode
         return PlannedStage(name, f"{count:,} answers", memory, sampled * decode)
     if name in ("r1-lite", "r1-lite-logits", "r1-lite-alone"):
         flops = _supervised_flops(settings, student, lengths.student)
@@ -77,22 +77,22 @@ def _stage(settings: FamilySettings, name: str) -> PlannedStage:
         if name != "r1-lite":
             length = "the FLOPs of r1-lite"
         return PlannedStage(name, length, _memory(settings, student), flops)
-    memory = account(shape, batch=ROWS, context=settings.context).memory.serve
+    memory = model_cost(shape, batch=ROWS, context=settings.seq_len).memory.serve
     return PlannedStage(name, "-", memory, None)
 
 
 def _memory(settings: FamilySettings, shape: ModelConfig) -> int:
-    return account(shape, batch=ROWS, context=settings.context).memory.train
+    return model_cost(shape, batch=ROWS, context=settings.seq_len).memory.train
 
 
 def _supervised_flops(settings: FamilySettings, shape: ModelConfig, steps: int) -> float:
-    flops = account(shape, context=settings.context).flops
-    tokens = steps * settings.stages.rows * settings.context
+    flops = model_cost(shape, context=settings.seq_len).flops
+    tokens = steps * settings.stages.global_batch_size * settings.seq_len
     return float(tokens * (flops.training + flops.training_mtp))
 
 
 def _practised_flops(settings: FamilySettings) -> float:
-    flops = account(settings.shape, context=settings.context).flops
-    answers = settings.lengths.grpo * settings.stages.answers
-    tokens = answers * LIKELY_LENGTH * settings.longest_answer
+    flops = model_cost(settings.shape, context=settings.seq_len).flops
+    completions = settings.lengths.grpo * settings.stages.grpo_global_batch_size
+    tokens = completions * LIKELY_LENGTH * settings.longest_answer
     return float(tokens * (flops.decode + flops.training))

@@ -63,8 +63,8 @@ def report_family(run: FamilyRun, *, command: str) -> tuple[Report, Path]:
     report = Report(
         title=f"From {'real text' if base is None else base} to a reasoning model",
         purpose=(
-            f"{made}, fine-tuned on worked demonstrations, trained with verified rewards, "
-            "distilled into a dense student and quantized to INT8, by one command."
+            f"{made}, fine-tuned on chain-of-thought demonstrations, trained with verified "
+            "rewards, distilled into a dense student and quantized to INT8, by one command."
         ),
         arms=build_arms(run, asked),
         asked=build_asked(asked),
@@ -218,7 +218,7 @@ def _losses(run: FamilyRun) -> Iterable[LossCurve]:
             [entry["terms"].get("next_token", entry["loss"]) for entry in steps],
             [entry["step"] for entry in held_out],
             [entry["figures"]["loss"] for entry in held_out],
-            run.stages[name].floors,
+            run.stages[name].baselines,
         )
 
 
@@ -232,9 +232,11 @@ def _learning(run: FamilyRun) -> Learning | None:
     return Learning(
         [entry["step"] for entry in steps],
         reward=[entry["terms"]["reward"] for entry in steps],
-        tokens=[entry["terms"]["completion_tokens"] for entry in steps],
+        tokens=[entry["terms"]["completions/mean_length"] for entry in steps],
         frac_reward_zero_std=[entry["terms"]["frac_reward_zero_std"] for entry in steps],
-        logprob_difference=[entry["terms"]["logprob_gap_max"] for entry in steps],
+        sampling_logp_difference=[
+            entry["terms"]["sampling_logp_difference_max"] for entry in steps
+        ],
         logprob_bound=1e-5 if dtype == torch.float32 else 0.1,
     )
 

@@ -1,15 +1,16 @@
 """What the main job is made of: its shapes, its problems, how its stages train and how long.
 
-The model is of V3's make (latent attention, experts with the auxiliary-loss-free gate, one further
-token), small enough for two cores. Its vocabulary is DeepSeek's cut to 429 tokens, the largest cut
+The model is of V3's make (latent attention, experts with the auxiliary-loss-free gate, one MTP
+layer), small enough for two cores. Its vocabulary is DeepSeek's cut to 429 tokens, the largest cut
 in which every digit is a token of its own.
 """
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from ziphius.core.config import Config
+from ziphius.core.config import RenamedConfig
 from ziphius.core.errors import ConfigError
 from ziphius.data.config import DataConfig
 from ziphius.models.config import ModelConfig
@@ -44,40 +45,47 @@ def family_shape() -> ModelConfig:
     )
 
 
-class StageSettings(Config):
+class StageSettings(RenamedConfig):
     """How the stages train."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "rows": "global_batch_size",
+        "group_size": "num_generations",
+        "answers": "grpo_global_batch_size",
+        "answers_at_once": "grpo_micro_batch_size",
+    }
     optimizer: OptimizerConfig = OptimizerConfig(name="muon")
     """Of the supervised stages."""
     dtype: Dtype = "auto"
     """Numbers that products are taken in."""
     sft_rate: Annotated[float, Field(gt=0)] = 5e-3
-    """Highest learning rate of fine-tuning."""
+    """Peak learning rate of fine-tuning."""
     more_sft_rate: Annotated[float, Field(gt=0)] = 1.5e-3
-    """Highest learning rate of the control that goes on where fine-tuning ended."""
+    """Peak learning rate of the control that goes on where fine-tuning ended."""
     rft_rate: Annotated[float, Field(gt=0)] = 1.5e-3
-    """Highest learning rate of a round of rejection-sampled fine-tuning."""
+    """Peak learning rate of a round of rejection-sampled fine-tuning."""
     rft_rounds: Annotated[int, Field(ge=1)] = 3
     """Rounds of it."""
     grpo_optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
     """Of reinforcement learning."""
     grpo_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Highest learning rate of reinforcement learning; it falls along a cosine to a tenth."""
+    """Peak learning rate of reinforcement learning; it falls along a cosine to a tenth."""
     student_rate: Annotated[float, Field(gt=0)] = 5e-3
-    """Highest learning rate of the students."""
-    rows: Annotated[int, Field(ge=1)] = 8
+    """Peak learning rate of the students."""
+    global_batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows of a step of the supervised stages."""
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Answers to a problem, of reinforcement learning and of its control."""
-    answers: Annotated[int, Field(ge=2)] = 512
-    """Answers of a step of reinforcement learning."""
-    answers_at_once: Annotated[int, Field(ge=2)] | None = None
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Completions of a problem, of reinforcement learning and of its control."""
+    grpo_global_batch_size: Annotated[int, Field(ge=2)] = 512
+    """Completions of a step of reinforcement learning."""
+    grpo_micro_batch_size: Annotated[int, Field(ge=2)] | None = None
     """Of those, in memory at a time; by default all."""
 
 
-class FamilySettings(Config):
+class FamilySettings(RenamedConfig):
     """What the main job needs to know."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"context": "seq_len"}
     recipe: str = "family"
     """Name of the recipe, for the result."""
     base: str | None = None
@@ -91,7 +99,7 @@ class FamilySettings(Config):
     """Steps and problems of the stages."""
     stages: StageSettings = StageSettings()
     """How they train."""
-    context: Annotated[int, Field(ge=64)] = 256
+    seq_len: Annotated[int, Field(ge=64)] = 256
     """Tokens of a row, of text and of conversations."""
     longest_answer: Annotated[int, Field(ge=8)] = 64
     """Tokens of a completion; a longer one is cut off, and wrong."""
@@ -121,10 +129,10 @@ class FamilySettings(Config):
     def _check(self) -> Self:
         if both := {c.name for c in self.trained} & {c.name for c in self.untrained}:
             raise ConfigError(f"untrained: {', '.join(sorted(both))} is trained on.")
-        if self.stages.answers % self.stages.group_size:
+        if self.stages.grpo_global_batch_size % self.stages.num_generations:
             raise ConfigError(
-                f"stages.answers = {self.stages.answers}: must be a multiple of "
-                f"stages.group_size = {self.stages.group_size}."
+                f"stages.grpo_global_batch_size = {self.stages.grpo_global_batch_size}: must be a "
+                f"multiple of stages.num_generations = {self.stages.num_generations}."
             )
         return self
 

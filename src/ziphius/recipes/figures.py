@@ -10,7 +10,7 @@ from ziphius.evals.majority import majority_class
 from ziphius.evals.measure import Measurement
 from ziphius.evals.speed import decode_tokens_per_s
 from ziphius.evals.summary import paired_difference, paired_share, summarize, summarize_slices
-from ziphius.models.account import account, count_parameters
+from ziphius.models.cost import count_parameters, model_cost
 from ziphius.recipes.arms import (
     ARMS,
     CONTROLS,
@@ -86,8 +86,8 @@ def _arm(run: FamilyRun, name: str, measurement: Measurement, speed: float) -> A
     model, _ = load_arm(run, name)
     parameters = count_parameters(model.config)
     is_wide = arm.dtype == torch.float32
-    costs = account(
-        model.config, context=run.settings.context, dtype="float32" if is_wide else "bfloat16"
+    costs = model_cost(
+        model.config, context=run.settings.seq_len, dtype="float32" if is_wide else "bfloat16"
     )
     known = [run.stages[part] for part in arm.path if part in run.stages]
     first = summarize(measurement, k=K, name=MIXED, slices=SLICES[MIXED])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ziphius
-from ziphius.models.account import Flops, account
+from ziphius.models.cost import Flops, model_cost
 from ziphius.models.weights import read_model_config
 from ziphius.recipes.family_settings import FamilySettings
 from ziphius.recipes.stages import (
@@ -67,15 +67,17 @@ class Job:
         harder = self.settings.harder if with_harder else ()
         return problems_of((*self.settings.trained, *harder), split, count, self.settings.seed)
 
-    def rollout(self, group_size: int) -> RolloutConfig:
+    def rollout(self, num_generations: int) -> RolloutConfig:
         """Return how answers are sampled to be learned from; the model decides whether to think."""
         return RolloutConfig(
-            group_size=group_size, max_new_tokens=self.settings.longest_answer, thinking=False
+            num_generations=num_generations,
+            max_new_tokens=self.settings.longest_answer,
+            thinking=False,
         )
 
     def flops(self, model: Path) -> Flops:
         """Return what a token of a model costs."""
-        return account(read_model_config(model), context=self.settings.context).flops
+        return model_cost(read_model_config(model), context=self.settings.seq_len).flops
 
 
 def problems_of(
@@ -109,5 +111,5 @@ def stage_of(
         peak_memory_bytes=peak_memory_bytes(),
         note=note,
         figures=dict(result.validation),
-        floors=dict(result.floors),
+        baselines=dict(result.baselines),
     )

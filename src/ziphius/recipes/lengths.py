@@ -18,7 +18,7 @@ from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import refuse_occupied, write_file
 from ziphius.models.config import ModelConfig
-from ziphius.models.losses import further_token_losses, next_token_loss
+from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.budget import parse_budget
 from ziphius.train.loop import fast_float32
@@ -135,18 +135,18 @@ def _document(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no lengths of stages ({error}).") from error
 
 
-def training_tokens_per_s(shape: ModelConfig, rows: int, context: int) -> float:
+def training_tokens_per_s(shape: ModelConfig, batch_size: int, seq_len: int) -> float:
     """Time a few steps of a new model on random tokens, as the loop does them with Muon.
 
     Args:
         shape: of the model.
-        rows: of a step.
-        context: tokens of a row.
+        batch_size: of a step.
+        seq_len: tokens of a row.
     """
     model = Model(shape)
     model.initialize(0)
     optimizer = build_optimizer(model, OptimizerConfig(name="muon"))
-    ids_BT = torch.randint(shape.vocab_size, (rows, context), generator=torch.Generator())
+    ids_BT = torch.randint(shape.vocab_size, (batch_size, seq_len), generator=torch.Generator())
     seconds = []
     with fast_float32(ids_BT.device):
         for _ in range(SKIPPED_STEPS + PROBE_STEPS):
@@ -154,10 +154,10 @@ def training_tokens_per_s(shape: ModelConfig, rows: int, context: int) -> float:
             output = model(ids_BT)
             losses = (
                 next_token_loss(model, output, ids_BT),
-                *further_token_losses(model, output, ids_BT),
+                *mtp_losses(model, output, ids_BT),
             )
             torch.stack([loss.mean for loss in losses]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - started)
-    return rows * context / statistics.median(seconds[SKIPPED_STEPS:])
+    return batch_size * seq_len / statistics.median(seconds[SKIPPED_STEPS:])

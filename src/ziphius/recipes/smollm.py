@@ -38,7 +38,7 @@ def smollm_settings(lengths: StageLengths, seed: int) -> FamilySettings:
             rft_rate=5e-5,
             grpo_rate=5e-6,
             student_rate=1e-3,
-            answers=128,
-            answers_at_once=16,
+            grpo_global_batch_size=128,
+            grpo_micro_batch_size=16,
         ),
     )

@@ -48,7 +48,7 @@ class StageResult:
     """Largest resident memory of the process until the end of the stage."""
     note: str = ""
     figures: dict[str, float] = field(default_factory=dict)
-    floors: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
     """Losses to beat, of a stage that trains on text."""
     is_usable: bool = True
     """False where the stage found that it has nothing to do; `note` says why."""

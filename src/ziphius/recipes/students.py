@@ -12,7 +12,7 @@ from pathlib import Path
 from ziphius.distill.settings import DistillSettings
 from ziphius.distill.student import dense_student
 from ziphius.distill.training import run_distillation
-from ziphius.models.account import account
+from ziphius.models.cost import model_cost
 from ziphius.models.weights import load, read_model_config, save
 from ziphius.quant.int8 import quantize
 from ziphius.recipes.job import SAVE_EVERY, Job, stage_of
@@ -90,11 +90,11 @@ def _taught(
 ) -> StageResult:
     settings = job.settings
     student = dense_student(read_model_config(job.teacher))
-    own = account(student, context=settings.context).flops.training
+    own = model_cost(student, context=settings.seq_len).flops.training
     per_token = own + (job.flops(job.teacher).prefill if by_logits else 0)
     sampled = job.stages["traces"].flops or 0.0
     # What the first student costs with its teacher's answers is what each of them may spend.
-    rows_tokens = settings.lengths.student * settings.stages.rows * settings.context
+    rows_tokens = settings.lengths.student * settings.stages.global_batch_size * settings.seq_len
     total = rows_tokens * own + sampled
     tokens = (total - (0.0 if name == "r1-lite-alone" else sampled)) / per_token
     taught = DistillSettings(
@@ -107,8 +107,8 @@ def _taught(
         train=SftTraining(
             budget=f"{tokens:.0f}-tokens",
             seed=settings.seed,
-            context=settings.context,
-            batch_rows=settings.stages.rows,
+            seq_len=settings.seq_len,
+            global_batch_size=settings.stages.global_batch_size,
             dtype=settings.stages.dtype,
             optimizer=settings.stages.optimizer,
             learning_rate=settings.stages.student_rate,

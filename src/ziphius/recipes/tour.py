@@ -1,4 +1,4 @@
-"""A tour of the family in seconds: a tiny model of each make, accounted for, at work, and checked.
+"""A tour of the family in seconds: a tiny model of each make, costed, at work, and checked.
 
 Nothing is trained: the weights are random and so is the text. What is checked holds for any
 weights, and the whole toolkit stands on it: the cache changes nothing, the two forms of latent
@@ -19,9 +19,9 @@ from torch import Tensor
 from ziphius.core.device import resolve_device
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.load import Loaded, load_preset
-from ziphius.models.account import Account, account
 from ziphius.models.attention.latent import LatentAttention
 from ziphius.models.cache import Cache
+from ziphius.models.cost import ModelCost, model_cost
 from ziphius.models.model import Model
 from ziphius.models.patterns import Visible
 from ziphius.models.presets import PRESETS
@@ -55,7 +55,7 @@ class FamilyReport:
     """What the tour found out about one tiny model."""
 
     preset: str
-    account: Account
+    cost: ModelCost
     text: str
     """Continuation of `PROMPT` by random weights."""
     checks: tuple[Check, ...]
@@ -79,7 +79,7 @@ def visit(name: str, folder: Path) -> FamilyReport:
     checks.append(check_saving(loaded, folder))
     return FamilyReport(
         name,
-        account(model.config, context=model.config.max_position_embeddings),
+        model_cost(model.config, context=model.config.max_position_embeddings),
         _continue_prompt(loaded),
         tuple(checks),
     )

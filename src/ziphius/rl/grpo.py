@@ -15,7 +15,7 @@ the arithmetic, with what it takes from later papers, is in `rl/objective.py`. W
    sampled answer is no text to imitate, and layers that are not trained cannot leak a gradient
    into the head they share.
 
-Shapes: G groups, A answers of a group, X sampled tokens.
+Shapes: G groups, A completions of a group, X sampled tokens.
 """
 
 import copy
@@ -35,17 +35,17 @@ from ziphius.ops.logprobs import head_logprobs
 from ziphius.rl.batch import GrpoBatch, build_batch
 from ziphius.rl.objective import clipped_losses, k3_penalties
 from ziphius.rl.problems import ProblemStream
-from ziphius.rl.round import (
-    ANSWERS,
+from ziphius.rl.rollout_batch import (
     ASKED,
+    COMPLETIONS,
     FIGURES,
     FORMAT,
     GROUPS,
     SAMPLED,
     STEPS,
-    Round,
+    RolloutBatch,
     from_json,
-    sample_round,
+    sample_rollout_batch,
     to_json,
 )
 from ziphius.rl.settings import GrpoConfig
@@ -54,6 +54,7 @@ from ziphius.rollout.weights import rounded_weights
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.config import TrainConfig
+from ziphius.train.errors import TrainingError
 from ziphius.train.stage import LossOutput, Stage, Term
 
 KEPT = "kept tokens"
@@ -63,14 +64,14 @@ VALIDATION_FIRST_ID = 2**48
 
 
 class GrpoStage(Stage):
-    """Learn from sampled answers.
+    """Learn from sampled completions.
 
     Args:
         model: the module that will be trained: it samples too. Its present weights are the
             reference, if one is kept.
         tokenizer: with the chat format that the model speaks.
         problems: says what each round of sampling asks.
-        config: how answers become a gradient.
+        config: how completions become a gradient.
         train: rows, seed and numbers of the run.
         validation: held-out problems, one answer each.
         data_fingerprint: names the problems.
@@ -97,24 +98,24 @@ class GrpoStage(Stage):
         self.device = next(model.parameters()).device
         self.dtype = resolve_dtype(train.dtype, self.device)
         self.reference: Model | None = None
-        if config.kl_coef:
+        if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
-        self._held: Round | None = None
+        self._rollouts: RolloutBatch | None = None
         self._steps_done = 0
 
     def batches(self, step: int) -> list[Batch]:
         """Sample, or take up what was sampled for an earlier step, as this rank's micro-batches."""
-        number, update = divmod(step, self.config.updates)
-        if self._held is None or self._held.number != number:
-            assert update == 0, "answers of an earlier step are part of the state"
-            self._held = self._sample(number)
+        number, update = divmod(step, self.config.num_iterations)
+        if self._rollouts is None or self._rollouts.number != number:
+            assert update == 0, "completions of an earlier step are part of the state"
+            self._rollouts = self._sample(number)
         self._steps_done = step + 1
-        return list(self._micro_batches(self._held, is_fresh=update == 0))
+        return list(self._micro_batches(self._rollouts, is_fresh=update == 0))
 
     def weights(self, batch: Batch) -> dict[str, float]:
         """Count the tokens of groups that teach something, and what was sampled."""
         assert isinstance(batch, GrpoBatch)
-        keys = (SAMPLED, ANSWERS, ASKED, GROUPS, STEPS)
+        keys = (SAMPLED, COMPLETIONS, ASKED, GROUPS, STEPS)
         counts = {key: batch.counts.get(key, 0.0) for key in keys}
         return {KEPT: float(len(batch.targets_X)), **counts}
 
@@ -125,22 +126,26 @@ class GrpoStage(Stage):
         logprobs_X, routings = self._logprobs(model, batch, routes)
         config = self.config
         losses_X, clipped_X = clipped_losses(
-            logprobs_X, batch.sampled_X, batch.advantages_X, config.clip_low, config.clip_high
+            logprobs_X,
+            batch.rollout_logprobs_X,
+            batch.advantages_X,
+            config.epsilon,
+            config.epsilon_high,
         )
         terms = {
             "policy": Term(losses_X.sum(), KEPT),
-            "clip_share": Term(clipped_X.sum().float(), KEPT, 0.0),
+            "clip_ratio": Term(clipped_X.sum().float(), KEPT, 0.0),
         }
-        if batch.reference_X is not None:
-            penalties_X = k3_penalties(logprobs_X, batch.sampled_X, batch.reference_X)
-            terms["kl"] = Term(penalties_X.sum(), KEPT, config.kl_coef)
+        if batch.ref_logprobs_X is not None:
+            penalties_X = k3_penalties(logprobs_X, batch.rollout_logprobs_X, batch.ref_logprobs_X)
+            terms["kl"] = Term(penalties_X.sum(), KEPT, config.beta)
         figures = FIGURES | ({FORMAT: ASKED} if config.format_bonus else {})
         for name, key in figures.items():
             total = torch.tensor(batch.figures.get(name, 0.0), device=logprobs_X.device)
             terms[name] = Term(total, key, 0.0)
-        gap_X = (logprobs_X.detach() - batch.sampled_X).abs()
-        is_measured = batch.is_fresh and gap_X.numel() > 0
-        metrics = {"logprob_gap_max": gap_X.max() if is_measured else 0.0}
+        difference_X = (logprobs_X.detach() - batch.rollout_logprobs_X).abs()
+        is_measured = batch.is_fresh and difference_X.numel() > 0
+        metrics = {"sampling_logp_difference_max": difference_X.max() if is_measured else 0.0}
         return LossOutput(terms, metrics, routings)
 
     def validate(self, model: Model) -> dict[str, float]:
@@ -153,40 +158,48 @@ class GrpoStage(Stage):
             model,
             self.tokenizer,
             mine,
-            self.config.rollout.model_copy(update={"group_size": 1}),
+            self.config.rollout.model_copy(update={"num_generations": 1}),
             seed=self.train.seed,
             first_sequence_id=VALIDATION_FIRST_ID + rank * share,
         )
         found = [rollout for group in groups for rollout in group]
         sums = {
-            "answers": float(len(found)),
+            "completions": float(len(found)),
             "correct": float(sum(rollout.is_correct for rollout in found)),
             "tokens": float(sum(len(rollout.token_ids) for rollout in found)),
         }
         sums = self.world.sum_numbers(sums, self.device)
-        correct = sums["correct"] / sums["answers"]
-        length = sums["tokens"] / sums["answers"]
-        return {"loss": 1 - correct, "pass@1": correct, "completion_tokens": length}
+        correct = sums["correct"] / sums["completions"]
+        length = sums["tokens"] / sums["completions"]
+        return {"loss": 1 - correct, "pass@1": correct, "completions/mean_length": length}
 
     def fingerprint(self) -> str:
         """Name the problems and how they are answered."""
         return f"{self.data_fingerprint} {self.config.model_dump_json()}"
 
     def state(self) -> dict[str, Any]:
-        """Return the answers that later steps still learn from; between two rounds, nothing."""
-        if self._held is None or self._steps_done % self.config.updates == 0:
+        """Return the completions that later steps still learn from; between two rollout batches,
+        nothing."""
+        if self._rollouts is None or self._steps_done % self.config.num_iterations == 0:
             return {}
-        return {"held": to_json(self._held), "steps_done": self._steps_done}
+        return {"rollout_batch": to_json(self._rollouts), "steps_done": self._steps_done}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` returned."""
+        if state and "rollout_batch" not in state:
+            raise TrainingError(
+                "The checkpoint lies between two steps on the same completions, as an earlier "
+                "version kept them: go on from one between two rollout batches, or start a new run "
+                "from its weights."
+            )
         if state:
-            self._held, self._steps_done = from_json(state["held"]), state["steps_done"]
+            self._rollouts = from_json(state["rollout_batch"])
+            self._steps_done = state["steps_done"]
 
-    def _sample(self, number: int) -> Round:
+    def _sample(self, number: int) -> RolloutBatch:
         """Sample this rank's share of a round, in the numbers of the training."""
         with rounded_weights(self.model, self.dtype), self._autocast():
-            return sample_round(
+            return sample_rollout_batch(
                 self.model,
                 self.tokenizer,
                 self.problems,
@@ -196,9 +209,9 @@ class GrpoStage(Stage):
                 world=self.world,
             )
 
-    def _micro_batches(self, found: Round, *, is_fresh: bool) -> Sequence[GrpoBatch]:
-        rows = self.train.rows_at_once(self.world.size)
-        at_once = max(1, rows // self.config.rollout.group_size)
+    def _micro_batches(self, found: RolloutBatch, *, is_fresh: bool) -> Sequence[GrpoBatch]:
+        rows = self.train.resolved_micro_batch_size(self.world.size)
+        at_once = max(1, rows // self.config.rollout.num_generations)
         groups = found.groups or [found.spare]
         batches = [
             replace(self._with_reference(build_batch(groups[i : i + at_once])), is_fresh=is_fresh)
@@ -216,7 +229,7 @@ class GrpoStage(Stage):
             return batch
         with torch.no_grad(), self._autocast():
             scores_X, _ = self._logprobs(self.reference, batch.to(self.device), {})
-        return replace(batch, reference_X=scores_X.cpu())
+        return replace(batch, ref_logprobs_X=scores_X.cpu())
 
     def _logprobs(
         self, model: Model, batch: GrpoBatch, routes: Mapping[int, Tensor]

@@ -86,7 +86,7 @@ def check_headroom(
     Raises:
         NoHeadroomError: pass@1 is above 95 %, or pass@16 is no better than it.
     """
-    sampled = config.model_copy(update={"group_size": SAMPLES})
+    sampled = config.model_copy(update={"num_generations": SAMPLES})
     headroom = measure_headroom(
         sample_groups(model, tokenizer, problems, sampled, seed=seed, first_sequence_id=FIRST_ID)
     )

@@ -5,7 +5,7 @@ Sources: DeepSeekMath (arXiv 2402.03300), equations 3-4; DeepSeek-R1 (arXiv 2501
 without the division are Dr. GRPO's (arXiv 2503.20783) and DeepSeek-V3.2's (arXiv 2512.02556), whose
 the ratio in the penalty is, too. `tests/numerics/test_trl.py` compares all of it with TRL.
 
-Shapes: G groups, A answers of a group, X tokens that were sampled.
+Shapes: G groups, A completions of a group, X tokens that were sampled.
 """
 
 from typing import Literal
@@ -39,27 +39,32 @@ def group_advantages(rewards_GA: Tensor, kind: AdvantageKind) -> tuple[Tensor, T
 
 
 def clipped_losses(
-    logprobs_X: Tensor, sampled_X: Tensor, advantages_X: Tensor, low: float, high: float
+    logprobs_X: Tensor,
+    old_logprobs_X: Tensor,
+    advantages_X: Tensor,
+    epsilon: float,
+    epsilon_high: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return -min(ratio A, clip(ratio, 1 - low, 1 + high) A) of each token, with its gradient.
+    """Return -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A) of each token, with its
+    gradient.
 
     Args:
         logprobs_X: of the model that is trained.
-        sampled_X: of the model that sampled, without a gradient.
+        old_logprobs_X: of the model before the update, which sampled; without a gradient.
         advantages_X: of the answer that each token belongs to.
-        low: how far the ratio may fall before a token with A < 0 stops counting.
-        high: how far it may rise before a token with A > 0 does.
+        epsilon: how far the ratio may fall before a token with A < 0 stops counting.
+        epsilon_high: how far it may rise before a token with A > 0 does.
 
     Returns:
         Losses, and bool: the tokens that the clip took out of the gradient.
     """
-    ratio_X = (logprobs_X - sampled_X).exp()
+    ratio_X = (logprobs_X - old_logprobs_X).exp()
     free_X = ratio_X * advantages_X
-    clipped_X = ratio_X.clamp(1 - low, 1 + high) * advantages_X
+    clipped_X = ratio_X.clamp(1 - epsilon, 1 + epsilon_high) * advantages_X
     return -torch.minimum(free_X, clipped_X), clipped_X < free_X
 
 
-def k3_penalties(logprobs_X: Tensor, sampled_X: Tensor, reference_X: Tensor) -> Tensor:
+def k3_penalties(logprobs_X: Tensor, old_logprobs_X: Tensor, ref_logprobs_X: Tensor) -> Tensor:
     """Return ratio (q - ln q - 1) of each token, q = reference / model, ratio = model / sampler.
 
     Never below 0. On tokens of the sampler value and gradient are unbiased for KL(model ||
@@ -69,9 +74,9 @@ def k3_penalties(logprobs_X: Tensor, sampled_X: Tensor, reference_X: Tensor) -> 
 
     Args:
         logprobs_X: of the model that is trained.
-        sampled_X: of the model that sampled, without a gradient.
-        reference_X: of the reference, without a gradient.
+        old_logprobs_X: of the model before the update, which sampled; without a gradient.
+        ref_logprobs_X: of the reference, without a gradient.
     """
-    log_ratio_X = reference_X - logprobs_X
+    log_ratio_X = ref_logprobs_X - logprobs_X
     # expm1 keeps the small differences of a model that hardly moved.
-    return (logprobs_X - sampled_X).exp() * (torch.expm1(log_ratio_X) - log_ratio_X)
+    return (logprobs_X - old_logprobs_X).exp() * (torch.expm1(log_ratio_X) - log_ratio_X)

@@ -49,7 +49,7 @@ class Sampled:
     """What one round sampled and kept."""
 
     tokens: int
-    answers: int
+    completions: int
     correct: int
     kept: int
     groups: int
@@ -127,11 +127,11 @@ def _sample(
     kept = select_traces(groups, config, seed=settings.train.seed)
     _refuse_without_answers(kept, len(before) + 1, source)
     write_traces(place / TRACES_FILE, kept)
-    answers = [rollout for group in groups for rollout in group]
+    completions = [rollout for group in groups for rollout in group]
     sampled = Sampled(
-        tokens=sum(len(rollout.token_ids) for rollout in answers),
-        answers=len(answers),
-        correct=sum(rollout.is_correct for rollout in answers),
+        tokens=sum(len(rollout.token_ids) for rollout in completions),
+        completions=len(completions),
+        correct=sum(rollout.is_correct for rollout in completions),
         kept=len(kept.kept),
         seconds=seconds,
         groups=first + len(groups),
@@ -157,7 +157,7 @@ def _groups(
                 problems(number // GROUPS_AT_ONCE),
                 settings.rollout,
                 seed=settings.train.seed,
-                first_sequence_id=number * settings.rollout.group_size,
+                first_sequence_id=number * settings.rollout.num_generations,
             )
     return sampled
 
@@ -220,7 +220,7 @@ def _training(settings: RftSettings, model: Path, folder: Path, number: int) -> 
     first = 0 if settings.keeps_rounds else number
     traces = [folder / f"round-{one + 1}" / TRACES_FILE for one in range(first, number + 1)]
     config, rounds = settings.train, settings.rounds
-    steps = planned_steps(parse_budget(config.budget), config.rows, config.context)
+    steps = planned_steps(parse_budget(config.budget), config.batch_sizes, config.seq_len)
     assert steps is not None, "a budget of time is refused"
     share = max(1, steps * (number + 1) // rounds - steps * number // rounds)
     return SftSettings(

@@ -9,7 +9,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.rl.settings import TaskChoice
 from ziphius.rollout.config import RolloutConfig
 from ziphius.train.budget import parse_budget
-from ziphius.train.config import BATCH_ROWS
+from ziphius.train.config import GLOBAL_BATCH_SIZE
 from ziphius.train.settings import RunSettings, SftTraining
 
 __all__ = ["RftSettings"]
@@ -37,7 +37,7 @@ class RftSettings(RunSettings):
     """Files of conversations that are learned again beside the answers, in every round."""
     keeps_rounds: bool = True
     """Learn the answers of earlier rounds again in each round."""
-    train: SftTraining = SftTraining(budget="1M-tokens", batch_rows=BATCH_ROWS)
+    train: SftTraining = SftTraining(budget="1M-tokens", global_batch_size=GLOBAL_BATCH_SIZE)
     """How each round trains; the budget, in steps or tokens, is of all rounds together, of which
     each has at least one step."""
 
@@ -45,10 +45,12 @@ class RftSettings(RunSettings):
     def _check(self) -> Self:
         if parse_budget(self.train.budget).unit == "seconds":
             raise ConfigError(f"train.budget = {self.train.budget}: give tokens or steps.")
-        if self.train.batch_rows is None:
-            raise ConfigError("train.batch_rows: give it; the budget is shared out in steps.")
-        if self.train.ramp_steps:
-            raise ConfigError("train.ramp_steps: every round would begin it anew; leave it out.")
+        if self.train.global_batch_size is None:
+            raise ConfigError(
+                "train.global_batch_size: give it; the budget is shared out in steps."
+            )
+        if self.train.rampup_steps:
+            raise ConfigError("train.rampup_steps: every round would begin it anew; leave it out.")
         if self.lora.rank:
             raise ConfigError("lora.rank: adapters are not trained round by round yet.")
         return self

@@ -4,12 +4,13 @@ Defaults follow what worked on small models: a high constant rate for the size, 
 a reference, a wider upper clip, and a mean over tokens (DAPO, arXiv 2503.14476).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ziphius.core.config import Config
+from ziphius.core.config import Config, RenamedConfig
 from ziphius.core.errors import ConfigError
 from ziphius.rollout.config import RolloutConfig
 from ziphius.train.budget import IntervalText, parse_budget
@@ -28,38 +29,46 @@ class TaskChoice(Config):
     """Weight among the choices."""
 
 
-class GrpoConfig(Config):
-    """How answers become a gradient."""
+class GrpoConfig(RenamedConfig):
+    """How completions become a gradient."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "clip_low": "epsilon",
+        "clip_high": "epsilon_high",
+        "kl_coef": "beta",
+        "updates": "num_iterations",
+    }
     rollout: RolloutConfig = RolloutConfig()
-    """How answers are sampled."""
+    """How completions are sampled."""
     advantage: Literal["std", "mean"] = "std"
     """What a reward is compared by: (r - mean) / std of its group, or r - mean."""
-    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 0.2
     """How far below 1 the probability ratio of a bad token may fall before it stops counting."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    epsilon_high: Annotated[float, Field(gt=0)] = 0.28
     """How far above 1 the ratio of a good token may rise before it stops counting."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the penalty against the model of the start; 0 keeps no copy of it."""
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL penalty against the initial model; 0 keeps no reference model."""
     format_bonus: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Added to the reward of 1 of a correct answer that also has a think block; a wrong answer gets
     nothing for its looks. 0 rewards correctness alone. It needs advantage = mean: divided by the
     standard deviation, 1.1 against 1.0 in a group that is all correct would weigh as much as right
     against wrong."""
     refill_rounds: Annotated[int, Field(ge=0, le=100)] = 0
-    """How often the prompts of a step whose answers all got the same reward are replaced by others
-    (dynamic sampling of DAPO, section 3.2): at most so many further rounds of sampling; 0 for
+    """How often the prompts of a step whose completions all got the same reward are replaced by
+    others (dynamic sampling of DAPO, section 3.2): at most so many more rounds of sampling; 0 for
     none."""
-    updates: Annotated[int, Field(ge=1)] = 1
-    """Optimizer steps on the same answers, before new ones are sampled."""
+    num_iterations: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps on the same completions, before new ones are sampled."""
     replay_routes: bool = True
     """Send every token to the experts that it was sampled through, if the model has experts."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         rollout = self.rollout
-        if rollout.group_size < 2:
-            raise ConfigError("group_size must be at least 2: answers are compared within a group.")
+        if rollout.num_generations < 2:
+            raise ConfigError(
+                "num_generations must be at least 2: completions are compared within a group."
+            )
         if rollout.sampling.filters:
             raise ConfigError(
                 f"{', '.join(sorted(rollout.sampling.filters))}: answers to learn from are drawn "
@@ -74,22 +83,30 @@ class GrpoConfig(Config):
         return self
 
 
-_NO_EFFECT = ("context", "ramp_from_rows", "ramp_steps", "z_loss", "mtp", "bias_rate", "bias_until")
+_NO_EFFECT = (
+    "seq_len",
+    "rampup_batch_size",
+    "rampup_steps",
+    "z_loss",
+    "mtp",
+    "bias_rate",
+    "bias_until",
+)
 
 
 class GrpoTraining(TrainConfig):
-    """How to train on sampled answers; rows are answers."""
+    """How to train on sampled completions; a batch is counted in them."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
-    """Highest learning rate; 3e-5 suits 1M parameters, 1e-5 10M, 1e-6 from 100M on."""
+    """Peak learning rate; 3e-5 suits 1M parameters, 1e-5 10M, 1e-6 from 100M on."""
     schedule: Literal["constant", "cosine", "v2", "v3"] = "constant"
     """How the rate falls: not at all, along a cosine to a tenth, or as V2 or V3 did."""
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     """Steps over which the rate rises from 0; at most a tenth of the run."""
-    batch_rows: Annotated[int, Field(ge=1)] = 256
-    """Answers of a step, a multiple of the group size."""
-    micro_rows: Annotated[int, Field(ge=1)] | None = None
-    """Answers in memory at a time, whole groups; by default all of a process's."""
+    global_batch_size: Annotated[int, Field(ge=1)] = 256
+    """Completions of an optimizer step, a multiple of num_generations."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Completions of a forward pass, whole groups; by default all of a process's."""
     clip: Annotated[float, Field(ge=0)] = 0.2
     """Largest norm of the gradient; longer ones are scaled down to it. 0 leaves them alone."""
     bias_rate: Annotated[float, Field(ge=0)] = 0.0
@@ -128,19 +145,22 @@ class GrpoSettings(RunSettings):
     """Problems that are answered 16 times before the start, to refuse a model that has nothing to
     gain; 0 for none."""
     grpo: GrpoConfig = GrpoConfig()
-    """How answers become a gradient."""
+    """How completions become a gradient."""
     train: GrpoTraining = GrpoTraining()
     """How to train."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        size = self.grpo.rollout.group_size
-        rows = {"batch_rows": self.train.batch_rows, "micro_rows": self.train.micro_rows}
+        size = self.grpo.rollout.num_generations
+        rows = {
+            "global_batch_size": self.train.global_batch_size,
+            "micro_batch_size": self.train.micro_batch_size,
+        }
         for name, count in rows.items():
             if count is not None and count % size:
                 raise ConfigError(
-                    f"train.{name} = {count}: must be a multiple of {size}, the answers to a "
-                    "problem (grpo.rollout.group_size)."
+                    f"train.{name} = {count}: must be a multiple of {size}, the completions "
+                    f"of a problem (grpo.rollout.num_generations)."
                 )
         if self.lora.rank:
             raise ConfigError(

@@ -40,7 +40,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
     tokenizer = load_tokenizer(settings.model)
     problems = ProblemMix(
         settings.tasks,
-        per_step=config.batch_rows // rollout.group_size,
+        per_step=config.global_batch_size // rollout.num_generations,
         pool=settings.pool,
         seed=config.seed,
     )
@@ -53,10 +53,10 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
     ).all()
     model = load(settings.model, dtype=torch.float32).to(device)
     # What is not trained shall not decay either, on however many processes.
-    for layer in model.model.prediction_layers:
+    for layer in model.model.mtp_layers:
         layer.requires_grad_(False)
     longest = longest_prompt([*problems.all(), *held_out], tokenizer, rollout)
-    config = config.model_copy(update={"context": longest + rollout.max_new_tokens})
+    config = config.model_copy(update={"seq_len": longest + rollout.max_new_tokens})
     refuse_longer_rows(model, config, " with grpo.rollout.max_new_tokens")
     headroom = _headroom(settings, problems, model, tokenizer, folder)
     stage = GrpoStage(
@@ -70,7 +70,9 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         world=context.world,
     )
     kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
-    text = f"{problems.per_step} problems x {rollout.group_size} answers a step, of {kinds}"
+    text = (
+        f"{problems.per_step} problems x {rollout.num_generations} completions a step, of {kinds}"
+    )
     return run_built_stage(
         settings,
         folder,

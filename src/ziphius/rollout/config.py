@@ -1,25 +1,27 @@
 """`RolloutConfig`: how answers are sampled; apart from `sample.py`, so that it needs no torch."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from ziphius.core.config import Config
+from ziphius.core.config import RenamedConfig
 from ziphius.core.errors import ConfigError
 from ziphius.ops.sampling_config import SamplingConfig
 
 
-class RolloutConfig(Config):
-    """How answers are sampled."""
+class RolloutConfig(RenamedConfig):
+    """How completions are sampled."""
 
-    group_size: Annotated[int, Field(ge=1)] = 16
-    """Answers to each problem."""
+    renamed: ClassVar[Mapping[str, str]] = {"group_size": "num_generations"}
+    num_generations: Annotated[int, Field(ge=1)] = 16
+    """Completions of each prompt: the group of GRPO."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
-    """Longest answer in tokens; one that is cut here counts as no answer."""
+    """Longest completion in tokens; one that is cut off here counts as no answer."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn; the seed comes from the run."""
     sequences_at_once: Annotated[int, Field(ge=1)] = 512
-    """Answers that are decoded together, whole groups at a time; a limit of memory alone."""
+    """Completions decoded together, whole groups at a time; it limits memory alone."""
     thinking: bool | None = None
     """Let the model reason before it answers; by default what the chat format does."""
 
@@ -27,9 +29,9 @@ class RolloutConfig(Config):
     def _check(self) -> Self:
         if self.sampling.seed:
             raise ConfigError("sampling.seed has no effect: the seed of the run decides the draws.")
-        if self.sampling.temperature == 0 and self.group_size > 1:
+        if self.sampling.temperature == 0 and self.num_generations > 1:
             raise ConfigError(
-                "temperature is 0 (greedy), so all answers of a group would be the same: set "
-                "group_size to 1, or a temperature."
+                "temperature is 0 (greedy), so all completions of a group would be the same: set "
+                "num_generations to 1, or a temperature."
             )
         return self

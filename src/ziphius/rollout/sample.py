@@ -63,7 +63,7 @@ def sample_groups(
 ) -> list[list[Rollout]]:
     """Sample a group of answers to every problem, in the order of the problems.
 
-    Answer i of problem number n is sequence `first_sequence_id + n * group_size + i` under the
+    Answer i of problem number n is sequence `first_sequence_id + n * num_generations + i` under the
     seed. Its draws hang on that and the weights alone, not on the other problems or
     `sequences_at_once`.
 
@@ -80,7 +80,7 @@ def sample_groups(
     chat_format = spoken_format(tokenizer)
     prompts = [problem_prompt(problem, tokenizer, chat_format, config) for problem in problems]
     numbered = range(len(problems)) if numbers is None else numbers
-    size = config.group_size
+    size = config.num_generations
     requests = [
         _request(prompt, config, seed, first_sequence_id + number * size + sample)
         for prompt, number in zip(prompts, numbered, strict=True)

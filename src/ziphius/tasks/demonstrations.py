@@ -121,7 +121,7 @@ def noisy_answer(problem: Problem, seed: int) -> str:
 
 
 def corrected(problem: Problem, steps: str, seed: int) -> str:
-    """Return the steps with a slip in one result, and right after it `no, ` and the right line.
+    """Return the steps with a mistake in one result, and right after it `no, ` and the right line.
 
     Raises:
         TaskError: no step ends in a number.

@@ -1,10 +1,10 @@
 """Text to token ids and back for byte-level BPE, with no way to forge a special token.
 
-A tokenizer file lists *added tokens*: marks such as <think> or the User token that no merge makes.
-In DeepSeek's files only some of them are flagged "special", so other programs turn a user's text
-that spells the others into the marks themselves. Here text is encoded by a twin that has the same
+A tokenizer file lists *added tokens*, such as <think> or the User token, that no merge makes. In
+DeepSeek's files only some of them are flagged "special", so other programs turn a user's text that
+spells the others into the tokens themselves. Here text is encoded by a twin that has the same
 merges and no added tokens at all: whatever a user writes, only bytes and merges of bytes come out.
-Where a mark belongs is the chat format's business, which places it by id.
+Where a special token belongs is the chat format's business, which places it by id.
 """
 
 import json

@@ -142,7 +142,7 @@ class CheckpointStore:
             TrainingError: it has.
         """
         done, budget = states.read_progress(checkpoint), parse_budget(self.config.budget)
-        total = planned_steps(budget, self.config.rows, self.config.context)
+        total = planned_steps(budget, self.config.batch_sizes, self.config.seq_len)
         if total is None and done["plan"].get("budget") == self.config.budget:
             total = done["plan"]["total_steps"]
         refuse_spent(
@@ -163,7 +163,7 @@ class CheckpointStore:
         stored = states.read(checkpoint)
         notes = stored.notes
         reasons = differences(notes["fingerprint"], self._fingerprint(state))
-        plan = stored.parts["progress"].values["plan"]
+        plan = stored.items["progress"].values["plan"]
         if plan.get("budget") != state.plan.get("budget"):
             budgets = f"{plan.get('budget')!r} and is {state.plan.get('budget')!r}"
             reasons.append(f"budget was {budgets}")

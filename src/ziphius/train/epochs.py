@@ -8,7 +8,7 @@ follow. Three, and at most 25 where data are few, is also what OpenAI's fine-tun
 
 from dataclasses import dataclass
 
-from ziphius.train.config import BATCH_ROWS
+from ziphius.train.config import GLOBAL_BATCH_SIZE
 
 EPOCHS, MOST_EPOCHS = 3, 25
 ENOUGH_STEPS = 100
@@ -18,24 +18,26 @@ ENOUGH_STEPS = 100
 class Pacing:
     """Rows of a step, and how often all rows are seen; 0 for without end."""
 
-    batch_rows: int
+    global_batch_size: int
     epochs: int
 
 
-def suited(rows: int, *, batch_rows: int | None, epochs: int | None, multiple: int) -> Pacing:
+def suited(
+    rows: int, *, global_batch_size: int | None, epochs: int | None, multiple: int
+) -> Pacing:
     """Choose what is not given.
 
     Args:
         rows: that all conversations fill once.
-        batch_rows: as it is asked for.
+        global_batch_size: as it is asked for.
         epochs: as they are asked for.
         multiple: what a chosen batch is a multiple of, so that processes and micro-batches can
             share it.
     """
     if epochs is None:
         epochs = min(MOST_EPOCHS, max(EPOCHS, -(-ENOUGH_STEPS // rows)))
-    if batch_rows is None:
-        most = min(BATCH_ROWS, max(1, rows * (epochs or EPOCHS) // ENOUGH_STEPS))
+    if global_batch_size is None:
+        most = min(GLOBAL_BATCH_SIZE, max(1, rows * (epochs or EPOCHS) // ENOUGH_STEPS))
         power = 1 << (most.bit_length() - 1)
-        batch_rows = -(-power // multiple) * multiple
-    return Pacing(batch_rows, epochs)
+        global_batch_size = -(-power // multiple) * multiple
+    return Pacing(global_batch_size, epochs)

@@ -45,8 +45,8 @@ def _tensors(batches: Sequence[Batch]) -> Iterator[tuple[str, Tensor]]:
     for micro, batch in enumerate(batches):
         yield f"micro-{micro}.ids", batch.ids_BT.cpu().contiguous()
         yield f"micro-{micro}.documents", batch.documents_BT.cpu().contiguous()
-        if batch.counted_BT is not None:
-            yield f"micro-{micro}.counted", batch.counted_BT.cpu().contiguous()
+        if batch.loss_mask_BT is not None:
+            yield f"micro-{micro}.loss_mask", batch.loss_mask_BT.cpu().contiguous()
 
 
 def _without_nan(value: Any) -> Any:

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
+from ziphius.data.conversation_baselines import conversation_baselines
 from ziphius.data.conversation_config import ConversationSources
 from ziphius.data.conversation_encode import Encoding
-from ziphius.data.conversation_floors import conversation_floors
 from ziphius.data.conversation_shards import PreparedConversations, prepare_conversations
 from ziphius.data.conversations import (
     ConversationLoader,
@@ -90,15 +90,15 @@ def run_sft(
     refuse_longer_rows(model, config)
     config = add_adapters_if_asked(model, settings.lora, config)
     model.to(device)
-    floors = conversation_floors(learned, held_out, model.config.vocab_size)
+    baselines = conversation_baselines(learned, held_out, model.config.vocab_size)
 
     def build(rows: Loader) -> Sft:
         return stage(
             rows,
             model.config,
             config,
-            validation=list(validation_batches(held_out, config.rows.first)),
-            floors=floors,
+            validation=list(validation_batches(held_out, config.batch_sizes.first)),
+            baselines=baselines,
             data_fingerprint=loader.fingerprint,
             world=context.world,
         )
@@ -158,7 +158,7 @@ def _prepared(settings: SftSettings, origin: Path, context: RunContext) -> Prepa
             max_bad_share=settings.max_bad_share,
         ),
         Encoding(
-            context=settings.train.context,
+            seq_len=settings.train.seq_len,
             over_long=settings.over_long,
             thinking=settings.thinking,
             earlier_turns=settings.earlier_turns,
@@ -175,13 +175,13 @@ def _paced(
 ) -> tuple[TrainConfig, ConversationLoader]:
     """Settle the rows of a step and how often all are seen, and lay them out."""
     pacing = _pacing(settings, learned, world)
-    config = settings.train.model_copy(update={"batch_rows": pacing.batch_rows})
+    config = settings.train.model_copy(update={"global_batch_size": pacing.global_batch_size})
     loader = ConversationLoader(
         learned,
         seed=config.seed,
         epochs=pacing.epochs or None,
-        rows=config.rows,
-        micro_rows=config.rows_at_once(world.size),
+        rows=config.batch_sizes,
+        micro_batch_size=config.resolved_micro_batch_size(world.size),
     )
     return config, loader
 
@@ -189,13 +189,13 @@ def _paced(
 def _pacing(settings: SftSettings, learned: Conversations, world: World) -> Pacing:
     """Take batch and epochs as they are given, or as the rows of an epoch want them."""
     config = settings.train
-    if config.batch_rows is not None and settings.epochs is not None:
-        return Pacing(config.batch_rows, settings.epochs)
+    if config.global_batch_size is not None and settings.epochs is not None:
+        return Pacing(config.global_batch_size, settings.epochs)
     return suited(
         max(1, len(pack(learned, range(len(learned.kept))))),
-        batch_rows=config.batch_rows,
+        global_batch_size=config.global_batch_size,
         epochs=settings.epochs,
-        multiple=world.size * (config.micro_rows or 1),
+        multiple=world.size * (config.micro_batch_size or 1),
     )
 
 
@@ -215,7 +215,7 @@ def _training(
         "learning_rate": peak_rate(config.learning_rate, model.config, share),
     }
     if loader.total_rows is not None:
-        changes["budget"] = f"{config.rows.steps_for(loader.total_rows)}-steps"
+        changes["budget"] = f"{config.batch_sizes.steps_for(loader.total_rows)}-steps"
     return config.model_copy(update=changes)
 
 
@@ -224,8 +224,8 @@ def _chosen(
 ) -> Iterator[str]:
     """Say what was not given and therefore chosen, and from what."""
     parts = []
-    if settings.train.batch_rows is None:
-        parts.append(f"batch_rows {config.batch_rows}")
+    if settings.train.global_batch_size is None:
+        parts.append(f"global_batch_size {config.global_batch_size}")
     if settings.epochs is None:
         parts.append(f"epochs {loader.epochs}")
     if parts and loader.total_rows is not None:
@@ -254,7 +254,7 @@ def _description(
     as_samples = f" as {samples:,} samples" if samples != learned.sources else ""
     parts = [
         f"{learned.sources:,} conversations{as_samples} in the format {spoken}",
-        f"{learned.tokens:,} tokens, {100 * learned.learned_tokens / learned.tokens:.0f} % of them "
+        f"{learned.tokens:,} tokens, {100 * learned.loss_tokens / learned.tokens:.0f} % of them "
         "learned",
         f"{_extent(loader)}, {100 * loader.filled_share:.0f} % filled",
         f"{len(held_out.kept):,} others measured on"
@@ -264,13 +264,13 @@ def _description(
     if too_long := learned.too_long + held_out.too_long:
         longest = max(learned.longest, held_out.longest)
         parts.append(
-            f"{too_long:,} longer than a row of {learned.context} (the longest has {longest:,})"
+            f"{too_long:,} longer than a row of {learned.seq_len} (the longest has {longest:,})"
         )
     if unanswered := learned.unanswered + held_out.unanswered:
         parts.append(f"{unanswered:,} left out, as no answer is in them or it was cut off")
     if report.skipped:
         parts.append(f"{report.skipped:,} of {report.read:,} rows skipped, as they cannot be used")
-    parts.append(f"{learned.learned_tokens / learned.sources:,.0f} tokens a conversation learned")
+    parts.append(f"{learned.loss_tokens / learned.sources:,.0f} tokens a conversation learned")
     changes = report.changes + Counter(learned.changes) + Counter(held_out.changes)
     parts += [f"{count:,} {words}" for words, count in changes.items()]
     return " ".join([*prepared.notes, "; ".join(parts) + "."])

@@ -26,7 +26,8 @@ class GuardConfig(Config):
     spike_sigma: Annotated[float, Field(gt=0)] = 6.0
     """A loss this many standard deviations above the mean of the window is a jump."""
     spike_window: Annotated[int, Field(ge=10)] = 100
-    """Losses that are looked back at; nothing is a jump before half as many are known."""
+    """Number of past losses that a new one is compared with; nothing is a jump before half as many
+    are known."""
 
 
 class Guard:

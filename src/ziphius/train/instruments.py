@@ -1,7 +1,7 @@
 """The instruments of a run: live line, metrics.jsonl, curves, and what the summary is made of.
 
-Loss stands beside its floors, speed beside the measured peak of this machine. FLOPs are those of
-`models/account.py`, forward and backward of all weights.
+Loss stands beside its baselines, speed beside the measured peak of this machine. FLOPs are those of
+`models/cost.py`, forward and backward of all weights.
 """
 
 from collections import deque
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import model_cost
 from ziphius.train.instruments_config import InstrumentsConfig
 from ziphius.train.live import LiveLine, step_text
 from ziphius.train.peak import matrix_peak
@@ -43,21 +43,21 @@ class Effort:
     peak_flops_per_s: float
     """Of all processes together."""
 
-    def share(self, tokens_per_s: float) -> float:
-        """Return the share of the peak that a speed is."""
+    def mfu(self, tokens_per_s: float) -> float:
+        """Return the model FLOPs utilization of a speed: its share of the measured peak."""
         return tokens_per_s * self.flops_per_token / self.peak_flops_per_s
 
 
 def measured_effort(
     config: ModelConfig,
     *,
-    context: int,
+    seq_len: int,
     device: torch.device,
     dtype: torch.dtype,
     processes: int = 1,
 ) -> Effort:
     """Work out the cost of a token and measure the peak of this machine, if that was not done."""
-    flops = account(config, context=context).flops
+    flops = model_cost(config, context=seq_len).flops
     # Each process has an accelerator, or threads, of its own: torchrun shares the cores out.
     peak = processes * matrix_peak(device, dtype)
     return Effort(flops.training + flops.training_mtp, peak)
@@ -84,8 +84,8 @@ class Instruments:
     Args:
         folder: of the run.
         config: what to show and keep.
-        floors: losses to show beside that of the run.
-        effort: for the share of the peak; None shows none.
+        baselines: losses to show beside that of the run.
+        effort: for the MFU; None shows none.
         console: for people; standard error by default, because results go to standard output.
         run_config: what the run was started with, for Weights & Biases.
     """
@@ -95,12 +95,12 @@ class Instruments:
         folder: Path,
         config: InstrumentsConfig,
         *,
-        floors: Mapping[str, float] | None = None,
+        baselines: Mapping[str, float] | None = None,
         effort: Effort | None = None,
         console: Console | None = None,
         run_config: dict[str, Any] | None = None,
     ) -> None:
-        self.floors, self.effort = floors or {}, effort
+        self.baselines, self.effort = baselines or {}, effort
         self.line = LiveLine(console or Console(stderr=True), is_quiet=config.quiet)
         self.metrics = MetricsFile(folder)
         self.curves = self._open_curves(folder, config, run_config or {})
@@ -134,7 +134,7 @@ class Instruments:
                 step=record.step,
                 progress=record.progress,
                 loss=record.loss,
-                floors=self.floors,
+                baselines=self.baselines,
                 eta_s=record.eta_s,
                 speed=speed,
             )
@@ -169,8 +169,8 @@ class Instruments:
         """Return the speed of the last steps."""
         seconds = sum(seconds for _, seconds in self._speeds)
         tokens_per_s = sum(tokens for tokens, _ in self._speeds) / seconds if seconds else 0.0
-        share = None if self.effort is None else self.effort.share(tokens_per_s)
-        return Speed(tokens_per_s, share)
+        mfu = None if self.effort is None else self.effort.mfu(tokens_per_s)
+        return Speed(tokens_per_s, mfu)
 
     @property
     def figures(self) -> Figures:

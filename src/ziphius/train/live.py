@@ -73,15 +73,15 @@ def step_text(
     step: int,
     progress: float,
     loss: float,
-    floors: Mapping[str, float],
+    baselines: Mapping[str, float],
     speed: Speed,
     eta_s: float,
 ) -> str:
     """Write the line of a step, its loss beside what it has to beat."""
     beside = ", ".join(
-        f"{name} {floors[key]:.2f}"
+        f"{name} {baselines[key]:.2f}"
         for key, name in (("uniform", "ln V"), ("bigram", "bigram"))
-        if key in floors
+        if key in baselines
     )
     parts = [
         f"step {step:,}",
@@ -89,8 +89,8 @@ def step_text(
         f"loss {loss:.4f}" + (f" ({beside})" if beside else ""),
         f"{speed.tokens_per_s:,.0f} tokens/s",
     ]
-    if speed.peak_share is not None:
-        parts.append(f"{100 * speed.peak_share:.0f} % of peak")
+    if speed.mfu is not None:
+        parts.append(f"MFU {100 * speed.mfu:.0f} %")
     return "  ".join([*parts, f"ETA {duration(eta_s)}"])
 
 

@@ -11,9 +11,9 @@ import torch
 from ziphius.core.device import resolve_device, resolve_dtype
 from ziphius.core.memory import refuse_too_large
 from ziphius.dist.world import local_device
-from ziphius.models.account import account
-from ziphius.models.adapter_account import adapter_memory
+from ziphius.models.adapter_cost import adapter_memory
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import model_cost
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.weights import load, read_model_config, stored_dtype
@@ -82,7 +82,7 @@ def refuse_untrainable(
     Raises:
         DeviceError: it does not fit.
     """
-    whole = account(config, context=1, dtype="float32").memory
+    whole = model_cost(config, context=1, dtype="float32").memory
     needed = whole.masters + whole.gradients + whole.moments
     rank_told = rank or ADVISED_RANK
     narrow, wide = (

@@ -21,6 +21,7 @@ from ziphius.dist.world import ALONE, World
 from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.ops.precision import prefer_onednn_for_float32
+from ziphius.train.activation_checkpointing import activation_checkpointing
 from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
@@ -29,7 +30,6 @@ from ziphius.train.interrupt import StopRequest, stop_requests
 from ziphius.train.optim import build_optimizer
 from ziphius.train.plan import Pace, planned_steps, progress, refuse_spent
 from ziphius.train.rates import peak_rate
-from ziphius.train.recompute import recomputed_blocks
 from ziphius.train.result import TrainResult
 from ziphius.train.schedules import learning_rate_factor
 from ziphius.train.seams import Recorder, StepRecord, Store, TrainState, ValidationRecord
@@ -71,7 +71,7 @@ def train(
         stack.enter_context(same_numbers_each_time(config.deterministic))
         keep_freed_memory()
         stack.enter_context(fast_float32(next(model.parameters()).device))
-        stack.enter_context(recomputed_blocks(model, config.recompute))
+        stack.enter_context(activation_checkpointing(model, config.activation_checkpointing))
         request = stack.enter_context(stop_requests())
         if recorder is not None:
             stack.callback(recorder.close)
@@ -160,7 +160,7 @@ class _Run:
             Guard(config.guard),
             plan={
                 "budget": config.budget,
-                "total_steps": planned_steps(budget, config.rows, config.context),
+                "total_steps": planned_steps(budget, config.batch_sizes, config.seq_len),
                 "planned_s": None,
             },
         )
@@ -238,7 +238,7 @@ class _Run:
             validation=state.validation,
             validation_step=state.validation_step,
             validation_at_start=state.validation_at_start,
-            floors=state.stage.floors(),
+            baselines=state.stage.baselines(),
             spikes=state.guard.spikes,
             skipped_steps=state.guard.skipped_steps,
             stopped_by=self.request.signal,
@@ -247,7 +247,7 @@ class _Run:
     def _step(self) -> None:
         state, config = self.state, self.config
         started = time.perf_counter()
-        done = progress(config.rows, state.step, self.total_steps)
+        done = progress(config.batch_sizes, state.step, self.total_steps)
         learning_rate = self.learning_rate * learning_rate_factor(
             config.schedule,
             step=state.step,
@@ -296,7 +296,7 @@ class _Run:
                 grad_norm_by_part=outcome.grad_norm_by_part,
                 counts_by_layer=outcome.counts_by_layer,
                 gate_entropy_by_layer=outcome.gate_entropy_by_layer,
-                progress=progress(self.config.rows, state.step, self.total_steps),
+                progress=progress(self.config.batch_sizes, state.step, self.total_steps),
                 eta_s=self.pace.eta_s(state.step, self.total_steps, state.seconds),
                 bytes_count=outcome.bytes_count,
                 is_skipped=outcome.is_skipped,

@@ -24,7 +24,7 @@ class OptimizerConfig(Config):
     """Share of a weight, times the learning rate, taken off each step; norms and biases keep
     theirs."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Numbers AdamW's two means are kept in; bfloat16 as V3 did."""
+    """Data type of AdamW's two moments; V3 kept them in bfloat16."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Decay of Muon's mean of gradients."""
     update_rms: Annotated[float, Field(gt=0)] = 0.18

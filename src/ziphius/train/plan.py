@@ -12,7 +12,7 @@ from pathlib import Path
 from ziphius.train.budget import Budget, parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
-from ziphius.train.schedules import RowSchedule
+from ziphius.train.schedules import BatchSizeSchedule
 
 MEASURED_STEPS = 20
 SLOW_SHARE = 0.1
@@ -23,12 +23,12 @@ SKIPPED_STEPS = 2
 """The first steps compile kernels and fill caches; they are not measured where there are more."""
 
 
-def planned_steps(budget: Budget, rows: RowSchedule, context: int) -> int | None:
+def planned_steps(budget: Budget, batch_sizes: BatchSizeSchedule, seq_len: int) -> int | None:
     """Return the steps of a run, None if only measuring can tell."""
     if budget.unit == "steps":
         return int(budget.amount)
     if budget.unit == "tokens":
-        return rows.steps_for(budget.amount / context)
+        return batch_sizes.steps_for(budget.amount / seq_len)
     return None
 
 
@@ -57,9 +57,9 @@ def refuse_spent(
         )
 
 
-def progress(rows: RowSchedule, step: int, total_steps: int | None) -> float:
+def progress(batch_sizes: BatchSizeSchedule, step: int, total_steps: int | None) -> float:
     """Return the share of the run's rows before a step; 0 while the length is not known."""
-    return rows.first_row(step) / rows.first_row(total_steps) if total_steps else 0.0
+    return batch_sizes.first_row(step) / batch_sizes.first_row(total_steps) if total_steps else 0.0
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Pace:
 
     def observe(self, step: int, seconds: float) -> None:
         """Take in the time of a step."""
-        self.seconds_per_row.append(seconds / self.config.rows.count(step))
+        self.seconds_per_row.append(seconds / self.config.batch_sizes.count(step))
 
     def is_due(self, seconds_used: float) -> bool:
         """Tell whether enough steps were measured to find out how many there will be."""
@@ -95,21 +95,23 @@ class Pace:
 
         The last measurement on held-out text fits in too, and those in between.
         """
-        rows = self.config.rows
+        sizes = self.config.batch_sizes
         if self.planned_s is None:
             row_s = statistics.median(self._fresh() or self.seconds_per_row)
         else:
             row_s = statistics.fmean(self._fresh())
         self.planned_s, self.planned_count = seconds_used, len(self.seconds_per_row)
         if self.config.validate_every:
-            row_s += self.validation_s / (self.config.validate_every * rows.full)
+            row_s += self.validation_s / (self.config.validate_every * sizes.full)
         left_s = max(0.0, self.budget_s - seconds_used - self.validation_s)
-        return max(step, rows.steps_for(rows.first_row(step) + int(left_s / row_s) - rows.full + 1))
+        return max(
+            step, sizes.steps_for(sizes.first_row(step) + int(left_s / row_s) - sizes.full + 1)
+        )
 
     def guess(self, step: int, seconds_used: float) -> int:
         """Return about how many steps fit into the budget, at the pace of earlier starts."""
-        rows = self.config.rows
-        return max(step + 1, rows.steps_for(rows.first_row(step) * self.budget_s / seconds_used))
+        sizes = self.config.batch_sizes
+        return max(step + 1, sizes.steps_for(sizes.first_row(step) * self.budget_s / seconds_used))
 
     def _fresh(self) -> list[float]:
         """Return the pace of the steps since the last plan, without the first ones of a start."""
@@ -120,5 +122,5 @@ class Pace:
         if total_steps is None or not self.seconds_per_row:
             return max(0.0, self.budget_s - seconds_used)
         row_s = statistics.median(self.seconds_per_row[-MEASURED_STEPS:])
-        rows = self.config.rows
-        return row_s * (rows.first_row(total_steps) - rows.first_row(step))
+        sizes = self.config.batch_sizes
+        return row_s * (sizes.first_row(total_steps) - sizes.first_row(step))

@@ -10,8 +10,8 @@ import torch
 
 from ziphius.core.device import resolve_device
 from ziphius.core.files import existing_path
+from ziphius.data.baselines import Baselines, baselines
 from ziphius.data.config import DataConfig
-from ziphius.data.floors import Floors, floors
 from ziphius.data.loader import Loader, MixLoader
 from ziphius.data.prepare import prepare
 from ziphius.data.report import mix_table
@@ -55,14 +55,14 @@ def run_pretraining(
     model.to(device)
     text_config, notes = _fitting_data(settings, tokenizer)
     if settings.training.learning_rate is None:
-        notes.append(f"Highest learning rate {config.learning_rate:.1e}, from the model's size.")
+        notes.append(f"Peak learning rate {config.learning_rate:.1e}, from the model's size.")
     data = first_before_others(world, device, lambda: prepare(text_config, tokenizer))
     loader = MixLoader(
         data,
-        context=config.context,
+        seq_len=config.seq_len,
         seed=config.seed,
-        rows=config.rows,
-        micro_rows=config.rows_at_once(world.size),
+        rows=config.batch_sizes,
+        micro_batch_size=config.resolved_micro_batch_size(world.size),
     )
     validation, measured = _validation(loader, config, world, device)
     stage_class = Pretrain if settings.extend_context is None else Extend
@@ -73,7 +73,7 @@ def run_pretraining(
             model.config,
             config,
             validation=validation,
-            floors=measured,
+            baselines=measured,
             data_fingerprint=data.fingerprint,
             world=world,
         )
@@ -90,7 +90,7 @@ def run_pretraining(
         base=settings.from_model,
         text=" ".join(notes),
     )
-    table = mix_table(loader, config.rows.first_row(finished.result.step))
+    table = mix_table(loader, config.batch_sizes.first_row(finished.result.step))
     return replace(finished, table=table)
 
 
@@ -137,9 +137,9 @@ def _with_rate(settings: PretrainSettings, model: ModelConfig) -> TrainConfig:
 def _fitting_data(settings: PretrainSettings, tokenizer: Tokenizer) -> tuple[DataConfig, list[str]]:
     """Leave code in its order where the vocabulary cannot mark a hole and nobody asked for it."""
     data = settings.data
-    marks = (special.FIM_BEGIN, special.FIM_HOLE, special.FIM_END)
-    can_mark = all(tokenizer.has_token(mark) for mark in marks)
-    if can_mark or data.fim_rate is not None or not data.resolved_fim_rate:
+    tokens = (special.FIM_BEGIN, special.FIM_HOLE, special.FIM_END)
+    has_tokens = all(tokenizer.has_token(token) for token in tokens)
+    if has_tokens or data.fim_rate is not None or not data.resolved_fim_rate:
         return data, []
     note = "No code is filled in the middle: the vocabulary has no tokens for it."
     return data.model_copy(update={"fim_rate": 0.0}), [note]
@@ -156,16 +156,16 @@ def _new_model(preset: str, training: TrainConfig) -> Model:
 
 def _stretched(model: Model, settings: PretrainSettings, context: int) -> Model:
     """Give trained weights an architecture with a longer context."""
-    trained = None if model.config.rope_scaling is not None else settings.train.context
+    trained = None if model.config.rope_scaling is not None else settings.train.seq_len
     config = extended(model.config, context, trained_context=trained, factor=settings.yarn_factor)
     return rebuilt(model, config)
 
 
 def _validation(
     loader: MixLoader, config: TrainConfig, world: World, device: torch.device
-) -> tuple[ValidationSet | None, Floors | None]:
+) -> tuple[ValidationSet | None, Baselines | None]:
     """Choose the held-out rows and measure what humble models reach on them."""
     if not config.validate_every:
         return None, None
-    chosen = ValidationSet(loader.data, context=config.context, rows=config.validate_rows)
-    return chosen, first_before_others(world, device, lambda: floors(loader, chosen))
+    chosen = ValidationSet(loader.data, seq_len=config.seq_len, rows=config.validate_rows)
+    return chosen, first_before_others(world, device, lambda: baselines(loader, chosen))

@@ -5,8 +5,8 @@ The rates of new models fall with their size as those of GPT-3 do (arXiv 2005.14
 presets take. DeepSeek-V3 took 2.2e-4 with 37B active parameters, in batches of 63M tokens.
 """
 
-from ziphius.models.account import account
 from ziphius.models.config import ModelConfig
+from ziphius.models.cost import model_cost
 
 HIGHEST, SMALLEST, POWER = 3e-3, 2.2e6, -0.4
 """The rate of models of `SMALLEST` active parameters and fewer, and how it falls above."""
@@ -20,7 +20,7 @@ size and rank (Schulman et al., LoRA Without Regret, 2025)."""
 
 def size_rate(config: ModelConfig) -> float:
     """Return the highest learning rate of a new model with AdamW."""
-    active = account(config, context=1).parameters.active
+    active = model_cost(config, context=1).parameters.active
     return float(min(HIGHEST, HIGHEST * (active / SMALLEST) ** POWER))
 
 

@@ -18,7 +18,7 @@ from ziphius.core.files import write_file
 from ziphius.train.seams import StepRecord, ValidationRecord
 
 METRICS_FILE = "metrics.jsonl"
-CLOCK_KEYS = frozenset(("seconds", "tokens_per_s", "eta_s", "peak_share"))
+CLOCK_KEYS = frozenset(("seconds", "tokens_per_s", "eta_s", "mfu"))
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Speed:
     """How fast a run is, over its last steps."""
 
     tokens_per_s: float
-    peak_share: float | None = None
-    """Share of the machine's matrix peak; None where that was not measured."""
+    mfu: float | None = None
+    """Model FLOPs utilization, of the matrix peak measured here; None where that was not
+    measured."""
 
 
 class MetricsFile:
@@ -93,7 +94,7 @@ def step_line(record: StepRecord, speed: Speed) -> dict[str, Any]:
         "seconds": record.seconds,
         "tokens_per_s": speed.tokens_per_s,
         "eta_s": record.eta_s,
-        "peak_share": speed.peak_share,
+        "mfu": speed.mfu,
     }
 
 

@@ -26,7 +26,7 @@ class TrainResult:
     """Steps that were done when they were measured."""
     validation_at_start: dict[str, float] = field(default_factory=dict)
     """The figures of before the first step."""
-    floors: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
     spikes: list[dict[str, float]] = field(default_factory=list)
     skipped_steps: int = 0
     """Steps in which there was nothing to learn, so that nothing moved."""

@@ -91,9 +91,9 @@ def add_adapters_if_asked(model: Model, lora: LoraConfig, config: TrainConfig) -
 def refuse_longer_rows(model: Model, config: TrainConfig, hint: str = "") -> None:
     """Raise a ConfigError if the rows of a run are longer than the model's context."""
     longest = model.config.max_position_embeddings
-    if config.context > longest:
+    if config.seq_len > longest:
         raise ConfigError(
-            f"context = {config.context}: the model is made for {longest} tokens; give at most "
+            f"seq_len = {config.seq_len}: the model is made for {longest} tokens; give at most "
             f"{longest}{hint}."
         )
 
@@ -103,7 +103,7 @@ def refuse_mtp_without_layers(model: Model, config: TrainConfig) -> None:
     is_chosen = config.mtp != type(config).model_fields["mtp"].default
     if is_chosen and not model.config.num_nextn_predict_layers:
         raise ConfigError(
-            f"mtp = {config.mtp}: the model has no layers that predict further tokens; leave it "
+            f"mtp = {config.mtp}: the model has no MTP layers; leave it "
             "out, or take a model with such layers."
         )
 
@@ -236,10 +236,10 @@ def _instruments(
 ) -> Instruments:
     device: torch.device = next(model.parameters()).device
     effort = None
-    if not settings.lora.rank:  # the account knows no frozen weights
+    if not settings.lora.rank:  # the estimate knows no frozen weights
         effort = measured_effort(
             model.config,
-            context=config.context,
+            seq_len=config.seq_len,
             device=device,
             dtype=resolve_dtype(config.dtype, device),
             processes=context.world.size,
@@ -247,7 +247,7 @@ def _instruments(
     return Instruments(
         folder,
         settings.instruments,
-        floors=stage.floors(),
+        baselines=stage.baselines(),
         effort=effort,
         console=context.console,
         run_config=settings.model_dump(mode="json"),

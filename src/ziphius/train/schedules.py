@@ -91,7 +91,7 @@ class LambdaSchedule(Config):
 
 
 @dataclass(frozen=True)
-class RowSchedule:
+class BatchSizeSchedule:
     """The rows of each step: constant, or growing in equal strides from a smaller batch.
 
     V3 goes from 3,072 to 15,360 sequences over the first 3 % of its tokens. Strides are the first
@@ -100,24 +100,25 @@ class RowSchedule:
 
     full: int
     first: int
-    ramp_steps: int
+    rampup_steps: int
     """Steps over which the batch grows; 0 for equal steps."""
 
     def count(self, step: int) -> int:
         """Return the rows of a step."""
-        if step >= self.ramp_steps:
+        if step >= self.rampup_steps:
             return self.full
         strides = self.full // self.first - 1
-        return self.first * (1 + strides * step // self.ramp_steps)
+        return self.first * (1 + strides * step // self.rampup_steps)
 
     def first_row(self, step: int) -> int:
         """Count the rows of all steps before this one."""
-        return self._starts[min(step, self.ramp_steps)] + self.full * max(0, step - self.ramp_steps)
+        after = max(0, step - self.rampup_steps)
+        return self._starts[min(step, self.rampup_steps)] + self.full * after
 
     def steps_for(self, rows: float) -> int:
         """Return the fewest steps that see this many rows; at least 1."""
         step = 1
-        while step < self.ramp_steps and self.first_row(step) < rows:
+        while step < self.rampup_steps and self.first_row(step) < rows:
             step += 1
         missing = rows - self.first_row(step)
         return step + max(0, math.ceil(missing / self.full))
@@ -130,7 +131,7 @@ class RowSchedule:
     @cached_property
     def _starts(self) -> list[int]:
         """List the first rows of the steps of the ramp, and of the one after it."""
-        return list(accumulate(map(self.count, range(self.ramp_steps)), initial=0))
+        return list(accumulate(map(self.count, range(self.rampup_steps)), initial=0))
 
 
 def _half_cosine(share: float, floor: float) -> float:

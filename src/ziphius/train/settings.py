@@ -27,7 +27,7 @@ class RunSettings(Config):
     train: TrainConfig = TrainConfig()
     """How to train."""
     lora: LoraConfig = LoraConfig()
-    """Train adapters of low rank instead of all weights; router biases stand still then."""
+    """Train adapters of low rank instead of all weights; router biases are frozen then."""
     instruments: InstrumentsConfig = InstrumentsConfig()
     """What is shown and kept of the run."""
 
@@ -57,9 +57,9 @@ class PretrainSettings(RunSettings):
     preset: str = "v3-1m"
     """Architecture of a new model: a preset, or the path of a config.json."""
     from_model: Path | None = None
-    """Model folder to go on from, with its tokenizer, instead of new weights."""
+    """Model folder to continue from, with its tokenizer, instead of new weights."""
     drop_mtp: bool = False
-    """Leave out the layers of `from_model` that predict further tokens."""
+    """Leave out the MTP layers of `from_model`."""
     resize_embeddings: bool = False
     """Give the model rows for tokens that were added to its tokenizer; each begins as the mean of
     those that are there."""
@@ -67,7 +67,7 @@ class PretrainSettings(RunSettings):
     """Folder of a tokenizer; by default DeepSeek's vocabulary cut to the model's size."""
     extend_context: int | None = None
     """Stretch the context of `from_model` to this many tokens with YaRN, and train on rows of that
-    length; train.context says what it was trained on, and rates and rows are derived from train."""
+    length; train.seq_len says what it was trained on, and rates and rows are derived from train."""
     yarn_factor: float | None = None
     """How far the rotary frequencies are stretched; by default just enough."""
     data: DataConfig = DataConfig()
@@ -105,22 +105,22 @@ class PretrainSettings(RunSettings):
         return extension_training(self.train, self.extend_context)
 
 
-def extension_training(config: TrainConfig, context: int) -> TrainConfig:
+def extension_training(config: TrainConfig, seq_len: int) -> TrainConfig:
     """Derive how to train the extension from how the model was trained.
 
     The rate is V3's share of pretraining's, without warm-up and constant; a step has as many tokens
     as before, in fewer and longer rows. Router biases go on balancing.
     """
-    rows = max(1, config.rows.full * config.context // context)
+    rows = max(1, config.batch_sizes.full * config.seq_len // seq_len)
     changes = {
-        "context": context,
+        "seq_len": seq_len,
         "learning_rate": config.learning_rate and EXTENSION_SHARE * config.learning_rate,
         "schedule": "constant",
         "warmup_steps": 0,
-        "batch_rows": rows,
-        "micro_rows": None,
-        "ramp_from_rows": None,
-        "ramp_steps": 0,
+        "global_batch_size": rows,
+        "micro_batch_size": None,
+        "rampup_batch_size": None,
+        "rampup_steps": 0,
         "bias_until": 1.0,
     }
     return TrainConfig.model_validate(config.model_dump() | changes)
@@ -130,20 +130,20 @@ class SftTraining(TrainConfig):
     """How to fine-tune: shorter, gentler and in longer rows than pretraining."""
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Highest learning rate; by default a tenth of what a new model of the size bears (5.8e-5 at
-    135M, 6e-6 at 37B), and ten times that for adapters."""
+    """Peak learning rate; by default a tenth of what a new model of the size bears (5.8e-5 at 135M,
+    6e-6 at 37B), and ten times that for adapters."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps over which the rate rises from 0; at most a tenth of the run."""
-    context: Annotated[int, Field(ge=2)] = 512
-    """Tokens of a row, which holds several conversations."""
-    batch_rows: Annotated[int, Field(ge=1)] | None = None
+    seq_len: Annotated[int, Field(ge=2)] = 512
+    """Sequence length: tokens of a row, which holds several conversations."""
+    global_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows of an optimizer step; by default up to 8, and fewer where a run would have less than
     100 steps."""
     mtp: LambdaSchedule = LambdaSchedule(early=0.1, late=0.1)
-    """Weight of the loss of the layers that predict further tokens, if the model has them."""
+    """Weight of the MTP loss, if the model has MTP layers."""
     validate_every: Annotated[int, Field(ge=0)] = 50
-    """Steps between measurements on held-out conversations, beside the first and the last; 0 for
-    none."""
+    """Steps between validations on held-out conversations, in addition to the first and the last; 0
+    for none."""
 
 
 class SftSettings(RunSettings):
@@ -152,7 +152,7 @@ class SftSettings(RunSettings):
     model: Path | None = None
     """Model folder or .gguf file to teach, with its tokenizer."""
     drop_mtp: bool = False
-    """Leave out the layers of `model` that predict further tokens."""
+    """Leave out the MTP layers of `model`."""
     resize_embeddings: bool = False
     """Give the model rows for tokens that were added to its tokenizer; each begins as the mean of
     those that are there."""

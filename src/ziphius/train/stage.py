@@ -81,7 +81,7 @@ class Stage(ABC):
     def fingerprint(self) -> str:
         """Name everything that the batches depend on."""
 
-    def floors(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float]:
         """Return the losses of models that know next to nothing, by name; none if unknown."""
         return {}
 

@@ -30,8 +30,8 @@ from ziphius.models.weights.adapters import adapter_settings, is_adapter_folder,
 from ziphius.models.weights.names import model_tensors
 from ziphius.train.config import TrainConfig
 from ziphius.train.errors import TrainingError
-from ziphius.train.inventory import PARTS, Held, empty_model, has_adapters, owner_of
 from ziphius.train.seams import TrainState
+from ziphius.train.state_items import STATE_ITEMS, SavedItem, empty_model, has_adapters, owner_of
 
 FORMAT = 1
 FOLDER, STATE_FILE = "training", "state.json"
@@ -47,7 +47,7 @@ class Snapshot:
     validation_loss: float | None
     config: ModelConfig
     tensors: dict[str, dict[str, Tensor]]
-    """By part."""
+    """By item."""
     document: str
     """state.json."""
     adapter_settings: dict[str, Any] | None = None
@@ -58,7 +58,7 @@ class Snapshot:
 class Stored:
     """A state as it was read from a checkpoint."""
 
-    parts: dict[str, Held]
+    items: dict[str, SavedItem]
     notes: dict[str, Any]
 
 
@@ -71,8 +71,8 @@ def capture(state: TrainState, notes: Mapping[str, Any], base: Path | None = Non
         notes: JSON-serialisable, kept beside it.
         base: the model that adapters are for, if it has a place.
     """
-    parts = {name: part.capture(state) for name, part in PARTS.items()}
-    values = {name: held.values for name, held in parts.items()}
+    saved = {name: item.capture(state) for name, item in STATE_ITEMS.items()}
+    values = {name: one.values for name, one in saved.items()}
     model = state.model
     # Whole: it is read by whoever takes the adapters, from wherever they stand.
     origin = "" if base is None else str(base.absolute())
@@ -80,7 +80,7 @@ def capture(state: TrainState, notes: Mapping[str, Any], base: Path | None = Non
         step=state.step,
         validation_loss=state.validation.get("loss"),
         config=state.model.config,
-        tensors={name: held.tensors for name, held in parts.items() if held.tensors},
+        tensors={name: one.tensors for name, one in saved.items() if one.tensors},
         document=json.dumps({"format": FORMAT, "notes": notes, "parts": values}, indent=1),
         adapter_settings=adapter_settings(model, origin) if has_adapters(model) else None,
     )
@@ -130,15 +130,15 @@ def read(folder: Path) -> Stored:
             f"{training / STATE_FILE} has the format {document['format']}; this version reads "
             f"{FORMAT}."
         )
-    parts = {name: Held(values=values) for name, values in document["parts"].items()}
-    for name, held in parts.items():
+    items = {name: SavedItem(values=values) for name, values in document["parts"].items()}
+    for name, saved in items.items():
         file = training / f"{name}.safetensors"
         if name == "model":
             if not is_adapter_folder(folder):
-                held.tensors = model_tensors(weights.load(folder, dtype=torch.float32))
+                saved.tensors = model_tensors(weights.load(folder, dtype=torch.float32))
         elif file.exists():
-            held.tensors = load_file(file)
-    return Stored(parts, document["notes"])
+            saved.tensors = load_file(file)
+    return Stored(items, document["notes"])
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -150,13 +150,13 @@ def read_progress(folder: Path) -> dict[str, Any]:
 
 def restore(state: TrainState, stored: Stored) -> None:
     """Make a state of the same shape equal to the one that was written."""
-    if (different := sorted(PARTS.keys() ^ stored.parts.keys())) != []:
+    if (different := sorted(STATE_ITEMS.keys() ^ stored.items.keys())) != []:
         raise TrainingError(
             f"The checkpoint was written by another version: {', '.join(different)} is in one and "
             "not in the other."
         )
-    for name, part in PARTS.items():
-        part.restore(state, stored.parts[name])
+    for name, item in STATE_ITEMS.items():
+        item.restore(state, stored.items[name])
 
 
 def _as_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Model:

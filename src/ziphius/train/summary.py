@@ -12,11 +12,11 @@ from ziphius.train.live import duration
 from ziphius.train.result import TrainResult
 
 RESULT_FILE = "result.json"
-FLOOR_NAMES = {"uniform": "ln(vocabulary)", "unigram": "unigram", "bigram": "bigram"}
+BASELINE_NAMES = {"uniform": "ln(vocabulary)", "unigram": "unigram", "bigram": "bigram"}
 
 
 def summary_table(result: TrainResult, figures: Figures) -> Table:
-    """Lay the end of a run out for people: loss against floors, bits per byte, load, speed."""
+    """Lay the end of a run out for people: loss against baselines, bits per byte, load, speed."""
     table = Table("", "", title=f"{result.stage}: {_extent(result)}", show_header=False)
     for name, value in _rows(result, figures):
         table.add_row(name, value)
@@ -25,7 +25,7 @@ def summary_table(result: TrainResult, figures: Figures) -> Table:
 
 def verdict(result: TrainResult) -> str:
     """Say in one sentence whether the model knows more than pairs of tokens."""
-    loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
+    loss, bigram = result.validation.get("loss"), result.baselines.get("bigram")
     if loss is None:
         return "Nothing was measured on held-out text: the training loss alone proves little."
     if not result.is_measured:
@@ -40,15 +40,17 @@ def verdict(result: TrainResult) -> str:
             f"{loss:.4f}. A lower learning rate does less harm."
         )
     if bigram is None:
-        return f"The loss on held-out text is {loss:.4f}; no floor was measured to hold it against."
+        return (
+            f"The loss on held-out text is {loss:.4f}; no baseline was measured to hold it against."
+        )
     if loss >= bigram:
         return (
-            f"This model does not beat the bigram floor: its loss on held-out text is {loss:.4f}, "
-            f"and counting pairs of tokens reaches {bigram:.4f}."
+            "This model does not beat the bigram baseline: its loss on held-out text is "
+            f"{loss:.4f}, and counting pairs of tokens reaches {bigram:.4f}."
         )
     return (
-        f"The loss on held-out text is {loss:.4f}, {bigram - loss:.4f} below the bigram floor of "
-        f"{bigram:.4f}."
+        f"The loss on held-out text is {loss:.4f}, {bigram - loss:.4f} below the bigram baseline "
+        f"of {bigram:.4f}."
     )
 
 
@@ -65,12 +67,12 @@ def result_document(result: TrainResult, figures: Figures) -> dict[str, Any]:
         "tokens": result.tokens,
         "seconds": result.seconds,
         "tokens_per_s": figures.speed.tokens_per_s,
-        "peak_share": figures.speed.peak_share,
+        "mfu": figures.speed.mfu,
         "loss": _loss(result, figures),
         "validation": result.validation,
         "validation_step": result.validation_step,
         "validation_at_start": result.validation_at_start,
-        "floors": result.floors,
+        "baselines": result.baselines,
         "beats_bigram": _beats_bigram(result),
         "verdict": verdict(result),
         "max_vio_by_layer": figures.max_vio_by_layer,
@@ -95,7 +97,7 @@ def _loss(result: TrainResult, figures: Figures) -> float | None:
 
 
 def _beats_bigram(result: TrainResult) -> bool | None:
-    loss, bigram = result.validation.get("loss"), result.floors.get("bigram")
+    loss, bigram = result.validation.get("loss"), result.baselines.get("bigram")
     if loss is None or bigram is None or not result.is_measured:
         return None
     return loss < bigram
@@ -116,12 +118,12 @@ def _rows(result: TrainResult, figures: Figures) -> list[tuple[str, str]]:
         rows.append((f"loss on held-out text{when}", f"{validation['loss']:.4f}"))
         if "loss" in result.validation_at_start:
             rows.append(("  before the first step", f"{result.validation_at_start['loss']:.4f}"))
-    for name, label in FLOOR_NAMES.items():
-        if name in result.floors:
-            rows.append((f"  floor: {label}", f"{result.floors[name]:.4f}"))
+    for name, label in BASELINE_NAMES.items():
+        if name in result.baselines:
+            rows.append((f"  baseline: {label}", f"{result.baselines[name]:.4f}"))
     for name, value in validation.items():
         if name.startswith("mtp") and "/" not in name:
-            rows.append((f"  {name.removeprefix('mtp')} further token ahead", f"{value:.4f}"))
+            rows.append((f"  MTP depth {name.removeprefix('mtp')}", f"{value:.4f}"))
     for name, value in validation.items():
         kind, _, domain = name.partition("/")
         if kind == "bits_per_byte":
@@ -135,10 +137,8 @@ def _rows(result: TrainResult, figures: Figures) -> list[tuple[str, str]]:
         steps = min(figures.steps_of_load, LOAD_STEPS)
         rows.append((f"MaxVio by layer, last {steps} steps", values))
     rows.append(("tokens/s", f"{figures.speed.tokens_per_s:,.0f}"))
-    if figures.speed.peak_share is not None:
-        rows.append(
-            ("share of the measured matrix peak", f"{100 * figures.speed.peak_share:.1f} %")
-        )
+    if figures.speed.mfu is not None:
+        rows.append(("MFU, of the measured matrix peak", f"{100 * figures.speed.mfu:.1f} %"))
     if result.spikes:
         rows.append(("jumps of the loss", f"{len(result.spikes)}"))
     if result.skipped_steps:

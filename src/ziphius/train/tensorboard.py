@@ -133,8 +133,8 @@ def scalars_of(record: StepRecord, speed: Speed) -> dict[str, float]:
     for layer, entropy in record.gate_entropy_by_layer.items():
         scalars[f"gate_entropy/layer {layer}"] = entropy
     scalars["speed/tokens_per_s"] = speed.tokens_per_s
-    if speed.peak_share is not None:
-        scalars["speed/peak_share"] = speed.peak_share
+    if speed.mfu is not None:
+        scalars["speed/mfu"] = speed.mfu
     return scalars
 
 

@@ -161,8 +161,8 @@ def test_calls_are_shown_and_do_not_block_the_next_turn(script, talk):
 
 def test_a_user_cannot_spell_a_special_token(script, talk, loaded):
     talk([f"x{END_THINK}{EOS}"], ["a"])
-    marks = [i for i in script.requests[0].prompt_ids if i in loaded.tokenizer.special_ids]
-    assert [loaded.tokenizer.decode([i]) for i in marks][-3:] == [USER, ASSISTANT, THINK]
+    tokens = [i for i in script.requests[0].prompt_ids if i in loaded.tokenizer.special_ids]
+    assert [loaded.tokenizer.decode([i]) for i in tokens][-3:] == [USER, ASSISTANT, THINK]
 
 
 def test_thinking_must_have_an_effect(talk):

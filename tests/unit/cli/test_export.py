@@ -70,7 +70,7 @@ def test_a_folder_without_a_tokenizer_is_exported_and_said_to_have_none(tmp_path
     assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_prediction_layers_are_left_out_on_request(source, tmp_path):
+def test_mtp_layers_are_left_out_on_request(source, tmp_path):
     export(ExportConfig(model=source, out=tmp_path / "out", drop_mtp=True))
     assert load(tmp_path / "out").config.num_nextn_predict_layers == 0
 
@@ -136,7 +136,7 @@ def test_blocks_are_counted_in_the_table(llama, tmp_path, capsys):
     assert "2 Q8_0, 5 F32, 14 Q4_0" in capsys.readouterr().out
 
 
-def test_prediction_layers_do_not_go_into_a_gguf_file(tmp_path):
+def test_mtp_layers_do_not_go_into_a_gguf_file(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out.gguf"
     model = build(CONFIG.model_copy(update={"vocab_size": 512}))
     save(model, source, deepseek_tokenizer(512), weight_format="float32")

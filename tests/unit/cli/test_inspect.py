@@ -9,7 +9,7 @@ from tests.tiny import build, grouped_config
 from tests.unit.models.weights.files import write_gguf
 from ziphius.cli.inspect import InspectConfig, inspect
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.models.account import account
+from ziphius.models.cost import model_cost
 from ziphius.models.presets import PRESETS, get_preset
 from ziphius.models.published import to_published
 
@@ -31,7 +31,7 @@ def test_v3_shows_its_published_numbers(
         "11,610,067,968",
         "250.46 GFLOP",
         "70,272 B",
-        "61: 3 dense, 58 with experts; 1 for multi-token prediction",
+        "61: 3 dense, 58 with experts; 1 for MTP",
         "8 of 256 from 4 of 8 groups, 1 shared",
         "yarn x 40",
     ):
@@ -41,13 +41,13 @@ def test_v3_shows_its_published_numbers(
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_inspected(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, InspectConfig(model=name))
-    assert f"{account(get_preset(name), context=1).parameters.main:,}" in text
+    assert f"{model_cost(get_preset(name), context=1).parameters.main:,}" in text
 
 
-def test_json_carries_the_whole_account(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_carries_the_whole_cost(capsys: pytest.CaptureFixture[str]) -> None:
     config = InspectConfig(model="v3-tiny", batch=2, context=64, dtype="float32", as_json=True)
     data = json.loads(output(capsys, config))
-    expected = account(get_preset("v3-tiny"), batch=2, context=64, dtype="float32")
+    expected = model_cost(get_preset("v3-tiny"), batch=2, context=64, dtype="float32")
     assert data["parameters"]["main"] == expected.parameters.main
     assert data["memory"]["train"] == expected.memory.train
     assert data["cache_bytes"]["own"] == expected.cache_bytes.own
@@ -83,7 +83,9 @@ def test_a_folder_comes_before_a_preset_of_its_name(
     (tmp_path / "v3" / "config.json").write_text(json.dumps(to_published(get_preset("v3-tiny"))))
     monkeypatch.chdir(tmp_path)
     data = json.loads(output(capsys, InspectConfig(model="v3", as_json=True)))
-    assert data["parameters"]["main"] == account(get_preset("v3-tiny"), context=1).parameters.main
+    assert (
+        data["parameters"]["main"] == model_cost(get_preset("v3-tiny"), context=1).parameters.main
+    )
 
 
 def test_an_unknown_name_lists_the_presets() -> None:

@@ -14,7 +14,7 @@ def test_text_becomes_a_model_and_the_same_command_does_nothing_more(
     text.write_text("".join(f"The whale dives {n} metres deep.\n" for n in range(2_000)))
     run = tmp_path / "run"
     command = f"pretrain --preset v3-tiny --data {text} --data.processes 0 --budget 2-steps"
-    command += f" --train.context 32 --train.validate-rows 2 --device cpu --out {run} --json"
+    command += f" --train.seq-len 32 --train.validate-rows 2 --device cpu --out {run} --json"
     assert main(command.split()) == 0
     first = json.loads(capsys.readouterr().out)
     assert (first["step"], first["is_complete"]) == (2, True)
@@ -31,7 +31,7 @@ def test_text_becomes_a_model_and_the_same_command_does_nothing_more(
     [
         (("--data", "nowhere.txt"), "nowhere.txt"),
         (("--preset", "v9"), "v9"),
-        (("--preset", "v3-tiny", "--train.context", "4096"), "the model is made for 2048 tokens"),
+        (("--preset", "v3-tiny", "--train.seq-len", "4096"), "the model is made for 2048 tokens"),
         (("--from", "nowhere"), "nowhere"),
     ],
 )

@@ -64,12 +64,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ziphius.train.instruments.matrix_peak", lambda device, dtype: 1e12)
 
 
-SHORT = "--epochs 2 --train.batch-rows 2 --learning-rate 0.003"
+SHORT = "--epochs 2 --train.global-batch-size 2 --learning-rate 0.003"
 
 
 def arguments(base: Path, data: Path, out: Path, *more: str, settings: str = SHORT) -> list[str]:
     files = ["sft", str(base), "--data", str(data), "--out", str(out)]
-    return [*files, *f"--context 48 --quiet --no-tensorboard {settings}".split(), *more]
+    return [*files, *f"--seq-len 48 --quiet --no-tensorboard {settings}".split(), *more]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_run_from_conversations_to_a_model(
     steps = [entry for entry in read_metrics(out) if entry["kind"] == "step"]
     assert len(steps) == result["total_steps"]
     assert {"loss", "mtp1", "bits_per_byte"} <= set(result["validation"])
-    assert result["floors"]["uniform"] > result["floors"]["bigram"]
+    assert result["baselines"]["uniform"] > result["baselines"]["bigram"]
     assert result["beats_bigram"] is False
     assert "1 longer than a row of 48" in captured.err
     assert "in the format deepseek-v3" in captured.err
@@ -201,8 +201,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (("--context", "1000000"), "the model is made for"),
-        (("--context", "4"), "No conversation is left to learn from"),
+        (("--seq-len", "1000000"), "the model is made for"),
+        (("--seq-len", "4"), "No conversation is left to learn from"),
         (("--chat-format", "morse"), "Unknown chat format 'morse'"),
         (("--over-long", "refuse"), "line 25: "),
         (("--lora.rank", "2", "--lora.targets", "w_proj"), "no projection 'w_proj'"),
@@ -300,7 +300,7 @@ def test_turns_that_think_become_samples_and_are_counted(
     _, seen = prepare(monkeypatch, base, path, tmp_path / "run")
     assert "1 conversations as 2 samples in the format" in seen["text"]
     assert "2 think blocks in contents were read as reasoning" in seen["text"]
-    learned = sum(int(entry.learned_T.sum()) for entry in seen["loader"].conversations.kept)
+    learned = sum(int(entry.loss_mask_T.sum()) for entry in seen["loader"].conversations.kept)
     assert f"{learned} tokens a conversation learned" in seen["text"]
     _, seen = prepare(monkeypatch, base, path, tmp_path / "run", "--earlier-turns", "mask")
     assert "1 earlier turns were not learned" in seen["text"]
@@ -330,7 +330,7 @@ def test_all_that_is_missing_is_named_at_once(
         (
             "",
             (1, "102-steps", 3e-4),
-            "batch_rows 1, epochs 17 (6 rows an epoch make 102-steps), "
+            "global_batch_size 1, epochs 17 (6 rows an epoch make 102-steps), "
             "learning_rate 3.0e-04 (all weights of a model of this size)",
         ),
         (
@@ -338,14 +338,22 @@ def test_all_that_is_missing_is_named_at_once(
             (1, "102-steps", 3e-3),
             "learning_rate 3.0e-03 (adapters, ten times that of all weights, of a model",
         ),
-        ("--epochs 2 --learning-rate 0.1", (1, "12-steps", 0.1), "not given: batch_rows 1 (6 rows"),
         (
-            "--train.batch-rows 3 --learning-rate 0.1",
+            "--epochs 2 --learning-rate 0.1",
+            (1, "12-steps", 0.1),
+            "not given: global_batch_size 1 (6 rows",
+        ),
+        (
+            "--train.global-batch-size 3 --learning-rate 0.1",
             (3, "34-steps", 0.1),
             "not given: epochs 17 (",
         ),
-        ("--train.micro-rows 2 --learning-rate 0.1", (2, "51-steps", 0.1), "batch_rows 2, epochs"),
-        ("--epochs 0 --budget 7-steps", (1, "7-steps", 3e-4), "batch_rows 1, learning_rate"),
+        (
+            "--train.micro-batch-size 2 --learning-rate 0.1",
+            (2, "51-steps", 0.1),
+            "global_batch_size 2, epochs",
+        ),
+        ("--epochs 0 --budget 7-steps", (1, "7-steps", 3e-4), "global_batch_size 1, learning_rate"),
         (SHORT, (2, "6-steps", 0.003), None),
     ],
 )
@@ -360,7 +368,7 @@ def test_what_is_not_given_follows_from_data_and_method_and_is_said(
 ) -> None:
     _, seen = prepare(monkeypatch, base, data, tmp_path / "run", settings=settings)
     config = seen["config"]
-    assert (config.batch_rows, config.budget) == chosen[:2]
+    assert (config.global_batch_size, config.budget) == chosen[:2]
     assert config.learning_rate == pytest.approx(chosen[2])
     _, *lines = seen["text"].splitlines()
     assert len(lines) == (said is not None)
@@ -368,10 +376,10 @@ def test_what_is_not_given_follows_from_data_and_method_and_is_said(
 
 
 def test_a_ramp_needs_the_batch_that_it_grows_to() -> None:
-    with pytest.raises(ValidationError, match="ramp_from_rows: give batch_rows too"):
-        SftTraining(ramp_from_rows=2, ramp_steps=10)
-    with pytest.raises(ConfigError, match="batch_rows: give a number"):
-        TrainConfig(batch_rows=None).rows.count(0)
+    with pytest.raises(ValidationError, match="rampup_batch_size: give global_batch_size too"):
+        SftTraining(rampup_batch_size=2, rampup_steps=10)
+    with pytest.raises(ConfigError, match="global_batch_size: give a number"):
+        TrainConfig(global_batch_size=None).rows.count(0)
 
 
 def test_a_limit_and_a_second_start_are_said(
@@ -391,7 +399,7 @@ def test_a_budget_needs_epochs_without_end() -> None:
     assert SftSettings(epochs=0, train=SftTraining(budget="5-steps")).train.budget == "5-steps"
 
 
-def without_prediction_layer(base: Path, folder: Path) -> Path:
+def without_mtp_layer(base: Path, folder: Path) -> Path:
     """The model as transformers saves it: the config names the layer, and no file holds it."""
     shutil.copytree(base, folder)
     weights = load_file(folder / "model.safetensors")
@@ -401,19 +409,19 @@ def without_prediction_layer(base: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_model_whose_prediction_layers_are_missing_is_taught_without(
+def test_a_model_whose_mtp_layers_are_missing_is_taught_without(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = without_prediction_layer(base, tmp_path / "base")
+    model = without_mtp_layer(base, tmp_path / "base")
     line = arguments(model, data, tmp_path / "run", "--json", "--epochs", "1")
     assert main(line) == 0
     assert "mtp1" not in json.loads(capsys.readouterr().out)["validation"]
     line = arguments(model, data, tmp_path / "asked", "--train.mtp.early", "0.5")
     assert main(line) == 2
-    assert "the model has no layers that predict further tokens" in capsys.readouterr().err
+    assert "the model has no MTP layers" in capsys.readouterr().err
 
 
-def test_prediction_layers_are_left_out_on_request(
+def test_mtp_layers_are_left_out_on_request(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = arguments(base, data, tmp_path / "run", "--drop-mtp", "--epochs", "1", "--json")

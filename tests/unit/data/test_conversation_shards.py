@@ -82,20 +82,20 @@ def test_they_are_those_in_memory_whatever_made_them(
     found = prepare(data, hold_out=0.3)
     assert 0 < len(found.held_out.kept) == len(read) - len(learned)
     assert found.learned.fingerprint == expected.fingerprint
-    assert found.learned.learned_tokens == expected.learned_tokens
+    assert found.learned.loss_tokens == expected.loss_tokens
     assert found.learned.longest == expected.longest
     for ours, theirs in zip(found.learned.kept, expected.kept, strict=True):
         assert ours.ids_T.tolist() == theirs.ids_T.tolist()
-        assert ours.learned_T.dtype == np.bool_
-        assert ours.learned_T.tolist() == theirs.learned_T.tolist()
+        assert ours.loss_mask_T.dtype == np.bool_
+        assert ours.loss_mask_T.tolist() == theirs.loss_mask_T.tolist()
         assert ours.bytes_count == theirs.bytes_count
     loaders = (
-        ConversationLoader(one, seed=0, epochs=2, rows=2, micro_rows=2)
+        ConversationLoader(one, seed=0, epochs=2, rows=2, micro_batch_size=2)
         for one in (found.learned, expected)
     )
     ours, theirs = (loader.batch(1, 0, 0, 1) for loader in loaders)
     assert (ours.ids_BT == theirs.ids_BT).all()
-    assert (ours.counted_BT == theirs.counted_BT).all()
+    assert (ours.loss_mask_BT == theirs.loss_mask_BT).all()
     assert ours.bytes_count == theirs.bytes_count
 
 

@@ -28,7 +28,7 @@ TOKENIZER = deepseek_tokenizer(512)
 FORMAT = get_chat_format("deepseek-v3")
 
 
-def made(*lengths: int, context: int = 16) -> Conversations:
+def made(*lengths: int, seq_len: int = 16) -> Conversations:
     """Conversations of these lengths; conversation i is made of id i + 1, its last half learned."""
     return Conversations(
         tuple(
@@ -37,7 +37,7 @@ def made(*lengths: int, context: int = 16) -> Conversations:
             )
             for i, length in enumerate(lengths)
         ),
-        context,
+        seq_len,
     )
 
 
@@ -47,15 +47,15 @@ def talk(question: str, answer: str, line: int = 1) -> Conversation:
     )
 
 
-def encode(*talks: Conversation, context: int = 64, over_long: OverLong = "skip") -> Conversations:
-    return encode_conversations(talks, TOKENIZER, FORMAT, Encoding(context, over_long))
+def encode(*talks: Conversation, seq_len: int = 64, over_long: OverLong = "skip") -> Conversations:
+    return encode_conversations(talks, TOKENIZER, FORMAT, Encoding(seq_len, over_long))
 
 
 def test_what_assistants_write_is_learned() -> None:
     [entry] = encode(talk("why?", "because")).kept
-    learned = TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist())
+    learned = TOKENIZER.decode(entry.ids_T[entry.loss_mask_T].tolist())
     assert learned == "because" + TOKENIZER.decode([TOKENIZER.eos_ids[0]])
-    assert "why?" in TOKENIZER.decode(entry.ids_T[~entry.learned_T].tolist())
+    assert "why?" in TOKENIZER.decode(entry.ids_T[~entry.loss_mask_T].tolist())
     assert entry.bytes_count == len("because")
 
 
@@ -66,7 +66,7 @@ def test_over_long_conversations_are_skipped_cut_or_refused() -> None:
     assert skipped.longest > 200
     cut = encode(*talks, over_long="cut")
     assert [len(entry.ids_T) for entry in cut.kept][1] == 64
-    assert cut.kept[1].learned_T[-1]
+    assert cut.kept[1].loss_mask_T[-1]
     with pytest.raises(DataError, match=r"f, line 2: \d+ tokens, and a row has 64"):
         encode(*talks, over_long="refuse")
     # A cut that leaves nothing to learn leaves nothing.
@@ -114,15 +114,15 @@ def test_reasoning_in_a_content_is_learned_as_reasoning() -> None:
 
 def test_running_text_is_a_sample() -> None:
     [entry] = encode(Conversation("f, line 1", (), text="Whales dive.")).kept
-    assert entry.learned_T.tolist() == [False] + [True] * (len(entry.ids_T) - 1)
+    assert entry.loss_mask_T.tolist() == [False] + [True] * (len(entry.ids_T) - 1)
     assert entry.bytes_count == len("Whales dive.")
 
 
 def test_turns_that_are_context_only_are_not_learned() -> None:
     messages = (*talk("a", "bad").messages, *talk("c", "good").messages)
-    [entry] = encode(Conversation("f, line 1", messages, unlearned=frozenset((1,)))).kept
-    assert TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist()).startswith("good")
-    nothing = encode(Conversation("f, line 1", messages, unlearned=frozenset((1, 3))))
+    [entry] = encode(Conversation("f, line 1", messages, masked_turns=frozenset((1,)))).kept
+    assert TOKENIZER.decode(entry.ids_T[entry.loss_mask_T].tolist()).startswith("good")
+    nothing = encode(Conversation("f, line 1", messages, masked_turns=frozenset((1, 3))))
     assert (nothing.kept, nothing.unanswered, nothing.sources) == ((), 1, 0)
 
 
@@ -131,21 +131,21 @@ def test_rows_hold_each_conversation_of_an_epoch_whole_and_once(
     lengths: list[int], seed: int
 ) -> None:
     conversations = made(*lengths)
-    loader = ConversationLoader(conversations, seed=seed, epochs=2, rows=1, micro_rows=1)
+    loader = ConversationLoader(conversations, seed=seed, epochs=2, rows=1, micro_batch_size=1)
     batches = [loader.batch(step, 0, 0, 1) for step in range(loader.total_rows)]
     seen = []
     for batch in batches:
-        assert batch.counted_BT is not None
+        assert batch.loss_mask_BT is not None
         for document in range(int(batch.documents_BT.max()) + 1):
             ids = batch.ids_BT[batch.documents_BT == document]
             assert len(set(ids.tolist())) == 1
             index = int(ids[0]) - 1
             assert len(ids) == lengths[index]
-            learned = batch.counted_BT[batch.documents_BT == document]
-            assert learned.tolist() == conversations.kept[index].learned_T.tolist()
+            learned = batch.loss_mask_BT[batch.documents_BT == document]
+            assert learned.tolist() == conversations.kept[index].loss_mask_T.tolist()
             seen.append(index)
         padding = batch.documents_BT == -1
-        assert not batch.counted_BT[padding].any()
+        assert not batch.loss_mask_BT[padding].any()
         # Padding stands at the end, so that no document is torn.
         assert torch.equal(padding, padding.cummax(dim=1).values)
     half = len(seen) // 2
@@ -154,9 +154,9 @@ def test_rows_hold_each_conversation_of_an_epoch_whole_and_once(
 
 def test_epochs_differ_and_the_seed_decides() -> None:
     conversations = made(*range(3, 15))
-    loader = ConversationLoader(conversations, seed=1, epochs=2, rows=2, micro_rows=2)
-    again = ConversationLoader(conversations, seed=1, epochs=2, rows=2, micro_rows=2)
-    other = ConversationLoader(conversations, seed=2, epochs=2, rows=2, micro_rows=2)
+    loader = ConversationLoader(conversations, seed=1, epochs=2, rows=2, micro_batch_size=2)
+    again = ConversationLoader(conversations, seed=1, epochs=2, rows=2, micro_batch_size=2)
+    other = ConversationLoader(conversations, seed=2, epochs=2, rows=2, micro_batch_size=2)
     assert torch.equal(loader.batch(1, 0, 0, 1).ids_BT, again.batch(1, 0, 0, 1).ids_BT)
     assert not torch.equal(loader.batch(0, 0, 0, 1).ids_BT, other.batch(0, 0, 0, 1).ids_BT)
     assert loader._packed(0) != loader._packed(1)
@@ -164,8 +164,8 @@ def test_epochs_differ_and_the_seed_decides() -> None:
 
 def test_any_split_of_a_step_is_the_same_rows() -> None:
     conversations = made(*range(3, 15))
-    whole = ConversationLoader(conversations, seed=0, epochs=1, rows=4, micro_rows=4)
-    parts = ConversationLoader(conversations, seed=0, epochs=1, rows=4, micro_rows=1)
+    whole = ConversationLoader(conversations, seed=0, epochs=1, rows=4, micro_batch_size=4)
+    parts = ConversationLoader(conversations, seed=0, epochs=1, rows=4, micro_batch_size=1)
     rows = [parts.batch(0, micro, rank, 2).ids_BT for micro in range(2) for rank in range(2)]
     assert torch.equal(torch.cat(rows), whole.batch(0, 0, 0, 1).ids_BT)
     assert parts.micros(0, 2) == 2
@@ -177,7 +177,7 @@ def test_any_split_of_a_step_is_the_same_rows() -> None:
 
 
 def test_the_last_step_is_filled_with_empty_rows() -> None:
-    loader = ConversationLoader(made(16, 16, 16), seed=0, epochs=1, rows=2, micro_rows=2)
+    loader = ConversationLoader(made(16, 16, 16), seed=0, epochs=1, rows=2, micro_batch_size=2)
     assert loader.total_rows == 3
     last = loader.batch(1, 0, 0, 1)
     assert (last.documents_BT[1] == -1).all()
@@ -187,15 +187,15 @@ def test_the_last_step_is_filled_with_empty_rows() -> None:
 
 def test_packing_wastes_little() -> None:
     generator = np.random.default_rng(0)
-    conversations = made(*generator.integers(3, 60, 2_000).tolist(), context=128)
-    loader = ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_rows=1)
+    conversations = made(*generator.integers(3, 60, 2_000).tolist(), seq_len=128)
+    loader = ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_batch_size=1)
     assert loader.filled_share > 0.97
     least = math.ceil(conversations.tokens / 128)
     assert least <= len(pack(conversations, range(2_000))) < 1.03 * least
 
 
 def test_validation_sees_everything_once() -> None:
-    batches = list(validation_batches(made(*range(3, 15)), batch_rows=3))
+    batches = list(validation_batches(made(*range(3, 15)), batch_size=3))
     assert sum(batch.bytes_count for batch in batches) == sum(range(3, 15))
     assert [len(batch.ids_BT) for batch in batches[:-1]] == [3] * (len(batches) - 1)
 
@@ -210,14 +210,14 @@ def test_rows_are_filled_with_the_first_that_come() -> None:
 def test_nothing_left_to_learn_is_refused() -> None:
     conversations = encode(talk("a", "b" * 400))
     with pytest.raises(DataError, match=r"1 are longer than a row of 64 tokens \(the longest has"):
-        ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_rows=1)
+        ConversationLoader(conversations, seed=0, epochs=1, rows=1, micro_batch_size=1)
 
 
 def test_the_fingerprint_knows_ids_and_what_is_learned() -> None:
     first, second = made(4, 5), made(4, 5)
     assert first.fingerprint == second.fingerprint
     entry = first.kept[0]
-    changed = EncodedConversation(entry.ids_T, ~entry.learned_T, entry.bytes_count)
+    changed = EncodedConversation(entry.ids_T, ~entry.loss_mask_T, entry.bytes_count)
     assert Conversations((changed, first.kept[1]), 16).fingerprint != first.fingerprint
     assert made(5, 4).fingerprint != first.fingerprint
 
@@ -225,7 +225,7 @@ def test_the_fingerprint_knows_ids_and_what_is_learned() -> None:
 def test_rows_without_end_are_those_of_ever_more_epochs() -> None:
     conversations = made(7, 9, 5, 12, 3)
     fixed, endless = (
-        ConversationLoader(conversations, seed=3, epochs=epochs, rows=2, micro_rows=2)
+        ConversationLoader(conversations, seed=3, epochs=epochs, rows=2, micro_batch_size=2)
         for epochs in (6, None)
     )
     assert endless.total_rows is None
@@ -245,6 +245,6 @@ def test_the_model_can_learn_to_open_its_own_think_block() -> None:
         [entry] = encode_conversations(
             [Conversation("f, line 1", messages)], TOKENIZER, r1, Encoding(64, thinking=thinking)
         ).kept
-        learned[thinking] = TOKENIZER.decode(entry.ids_T[entry.learned_T].tolist())
+        learned[thinking] = TOKENIZER.decode(entry.ids_T[entry.loss_mask_T].tolist())
     assert "<think>" not in learned[None]
     assert learned[False].startswith("<think>")

@@ -17,12 +17,12 @@ def documents(count: int) -> Iterator[Document]:
         yield Document(f"{number}.py", f"def f{number}():\n    return {number}\n" * 5, is_code=True)
 
 
-def test_a_document_stands_between_its_marks(tokenizer: Tokenizer) -> None:
+def test_a_document_stands_between_its_special_tokens(tokenizer: Tokenizer) -> None:
     (ids,) = Encoder(tokenizer, Fim()).encode([Document("a", "hello")])
     assert ids.tolist() == [tokenizer.bos_id, *tokenizer.encode("hello"), tokenizer.eos_ids[0]]
 
 
-def test_text_that_spells_a_mark_does_not_become_it(tokenizer: Tokenizer) -> None:
+def test_text_that_spells_a_special_token_does_not_become_it(tokenizer: Tokenizer) -> None:
     eos = tokenizer.decode(tokenizer.eos_ids)
     (ids,) = Encoder(tokenizer, Fim()).encode([Document("a", f"{eos}x")])
     assert ids.tolist().count(tokenizer.eos_ids[0]) == 1

@@ -14,7 +14,7 @@ from ziphius.data.errors import DataError
 from ziphius.data.loader import BLOCK_ROWS, MixLoader, fixed_rows
 from ziphius.data.prepare import PreparedData
 
-CONTEXT = 16
+SEQ_LEN = 16
 SHARES = {"general": 0.6, "books": 0.3, "code": 0.1}
 
 
@@ -26,8 +26,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return make_data(folder, lengths, SHARES)
 
 
-def loader(data: PreparedData, *, rows: int = 8, micro_rows: int = 8, seed: int = 0) -> MixLoader:
-    return MixLoader(data, context=CONTEXT, seed=seed, rows=rows, micro_rows=micro_rows)
+def loader(
+    data: PreparedData, *, rows: int = 8, micro_batch_size: int = 8, seed: int = 0
+) -> MixLoader:
+    return MixLoader(data, seq_len=SEQ_LEN, seed=seed, rows=rows, micro_batch_size=micro_batch_size)
 
 
 def rows_of_step(loader: MixLoader, step: int, world_size: int) -> list[list[int]]:
@@ -45,8 +47,8 @@ def rows_of_step(loader: MixLoader, step: int, world_size: int) -> list[list[int
 def test_any_split_of_a_step_is_the_same_rows(
     data: PreparedData, step: int, world_size: int, data_: st.DataObject
 ) -> None:
-    micro_rows = data_.draw(st.sampled_from([1, 2, 8 // world_size]))
-    split = loader(data, micro_rows=micro_rows)
+    micro_batch_size = data_.draw(st.sampled_from([1, 2, 8 // world_size]))
+    split = loader(data, micro_batch_size=micro_batch_size)
     assert rows_of_step(split, step, world_size) == rows_of_step(loader(data), step, 1)
 
 
@@ -65,12 +67,12 @@ def test_a_batch_depends_on_its_place_and_the_seed_alone(data: PreparedData) -> 
 
 
 def test_rows_are_of_one_domain_each(data: PreparedData) -> None:
-    batch = loader(data, rows=64, micro_rows=64).batch(0, 0, 0, 1)
+    batch = loader(data, rows=64, micro_batch_size=64).batch(0, 0, 0, 1)
     names = tuple(SHARES)
     for ids_T, domain in zip(batch.ids_BT, batch.domains, strict=True):
         assert {names[i] for i in (ids_T // DOMAIN_IDS).tolist()} == {domain}
     assert batch.ids_BT.dtype == batch.documents_BT.dtype == torch.int64
-    assert batch.counted_BT is None
+    assert batch.loss_mask_BT is None
 
 
 def test_every_block_has_the_ratios_of_the_mix(data: PreparedData) -> None:
@@ -85,15 +87,15 @@ def test_every_block_has_the_ratios_of_the_mix(data: PreparedData) -> None:
 @given(rows=st.integers(1, 5_000))
 def test_every_stretch_has_nearly_the_ratios_of_the_mix(data: PreparedData, rows: int) -> None:
     for name, tokens in loader(data).given(rows).items():
-        assert abs(tokens / CONTEXT - SHARES[name] * rows) <= 1.0
+        assert abs(tokens / SEQ_LEN - SHARES[name] * rows) <= 1.0
 
 
 def test_what_was_given_is_what_came(data: PreparedData) -> None:
-    mix = loader(data, rows=31, micro_rows=31)
+    mix = loader(data, rows=31, micro_batch_size=31)
     came: Counter[str] = Counter()
     for step in range(40):
         came.update(mix.batch(step, 0, 0, 1).domains)
-    assert mix.given(31 * 40) == {name: count * CONTEXT for name, count in came.items()}
+    assert mix.given(31 * 40) == {name: count * SEQ_LEN for name, count in came.items()}
 
 
 def test_an_epoch_shows_every_row_once_and_the_next_in_another_order(data: PreparedData) -> None:
@@ -131,7 +133,7 @@ def test_a_growing_batch_leaves_no_row_out(data: PreparedData) -> None:
     def rows(step: int) -> range:
         return range(starts[step], starts[step + 1])
 
-    growing = MixLoader(data, context=CONTEXT, seed=0, rows=rows, micro_rows=2)
+    growing = MixLoader(data, seq_len=SEQ_LEN, seed=0, rows=rows, micro_batch_size=2)
     assert [growing.micros(step, 1) for step in range(4)] == [1, 1, 2, 4]
     assert [growing.tokens_per_step(step) for step in range(4)] == [32, 32, 64, 128]
     found = [row for step in range(4) for row in rows_of_step(growing, step, 1)]
@@ -147,9 +149,9 @@ def test_bytes_are_those_of_tokens_with_a_predecessor(data: PreparedData) -> Non
 
 def test_a_step_that_cannot_be_shared_is_refused(data: PreparedData) -> None:
     with pytest.raises(ConfigError, match=r"8 rows, which 3 ranks .* multiple of 6"):
-        loader(data, micro_rows=2).micros(0, 3)
+        loader(data, micro_batch_size=2).micros(0, 3)
     with pytest.raises(IndexError, match="no micro-batch 4"):
-        loader(data, micro_rows=2).batch(0, 4, 0, 1)
+        loader(data, micro_batch_size=2).batch(0, 4, 0, 1)
 
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_steps_of_equal_size() -> None:
 def test_batches_are_cheap(tmp_path: Path) -> None:
     lengths = {"general": [300] * 2_000, "books": [40] * 5_000}
     data = make_data(tmp_path, lengths, shard_tokens=100_000)
-    mix = MixLoader(data, context=256, seed=0, rows=8, micro_rows=8)
+    mix = MixLoader(data, seq_len=256, seed=0, rows=8, micro_batch_size=8)
     mix.batch(0, 0, 0, 1)
     times = []
     for step in range(1, 101):

@@ -175,10 +175,10 @@ def test_a_weight_of_zero_makes_a_turn_context(tmp_path: Path, key: str) -> None
     for no, yes in ((0, 1), (False, True), (0.0, None)):
         turns = [{**ASK, key: 0}, {**SAY, key: no}, ASK, {**SAY, key: yes}]
         [conversation] = read(tmp_path, {"messages": turns})
-        assert conversation.unlearned == {1}
+        assert conversation.masked_turns == {1}
         assert conversation.messages[1] == Message("assistant", "4")
     [conversation] = read(tmp_path, {"prompt": [ASK, SAY, ASK], "completion": [SAY]})
-    assert conversation.unlearned == {1}
+    assert conversation.masked_turns == {1}
 
 
 def test_assistants_that_follow_each_other_are_one_turn(tmp_path: Path) -> None:

@@ -14,22 +14,22 @@ from ziphius.data.packing import Packing, count_long, count_rows, permutation
 @examples(60)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
-    context=st.integers(1, 24),
+    seq_len=st.integers(1, 24),
     seed=st.integers(0, 5),
 )
 def test_rows_are_the_documents_one_after_another(
-    lengths: list[int], context: int, seed: int
+    lengths: list[int], seq_len: int, seed: int
 ) -> None:
     with TemporaryDirectory() as name:
         split = make_shards(Path(name) / "x", lengths, shard_tokens=50).train
         order_N = permutation(len(lengths), seed)
-        packing = Packing(split, context, order_N)
+        packing = Packing(split, seq_len, order_N)
         rows = [packing.row(index) for index in range(packing.rows)]
     starts = np.cumsum(lengths) - lengths
     whole = [(n, starts[n] + i) for n in order_N for i in range(lengths[n])]
-    assert packing.rows == len(whole) // context
+    assert packing.rows == len(whole) // seq_len
     for index, (ids_T, documents_T) in enumerate(rows):
-        expected = whole[index * context : (index + 1) * context]
+        expected = whole[index * seq_len : (index + 1) * seq_len]
         assert ids_T.tolist() == [token for _, token in expected]
         # Numbers go up by one exactly where the document changes.
         changes = [a != b for (a, _), (b, _) in pairwise(expected)]

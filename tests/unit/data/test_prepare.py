@@ -320,7 +320,7 @@ def test_batches_are_the_same_for_any_number_of_processes(
     for processes in (0, 1):
         monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path / str(processes)))
         data = prepare(DataConfig(mix="coder", processes=processes), tokenizer)
-        loader = MixLoader(data, context=32, seed=3, rows=16, micro_rows=16)
+        loader = MixLoader(data, seq_len=32, seed=3, rows=16, micro_batch_size=16)
         found.append(loader.batch(5, 0, 0, 1))
     assert found[0].ids_BT.tolist() == found[1].ids_BT.tolist()
     assert found[0].bytes_count == found[1].bytes_count > 0

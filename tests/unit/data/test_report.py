@@ -13,7 +13,7 @@ def test_the_table_says_what_each_domain_gave(tmp_path: Path) -> None:
         tmp_path, {"general": [40] * 10, "code": [8] * 50}, {"general": 0.75, "code": 0.25}
     )
     data.domains["code"].skipped["duplicate"] = 3
-    loader = MixLoader(data, context=8, seed=0, rows=4, micro_rows=4)
+    loader = MixLoader(data, seq_len=8, seed=0, rows=4, micro_batch_size=4)
     output = io.StringIO()
     Console(file=output, width=120).print(mix_table(loader, 100))
     lines = {line.split()[1]: line for line in output.getvalue().splitlines() if "%" in line}
@@ -27,5 +27,5 @@ def test_the_table_says_what_each_domain_gave(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
     data = make_data(tmp_path, {"general": [40] * 10})
-    loader = MixLoader(data, context=8, seed=0, rows=4, micro_rows=4)
+    loader = MixLoader(data, seq_len=8, seed=0, rows=4, micro_batch_size=4)
     assert mix_table(loader, 0).row_count == 1

@@ -33,7 +33,7 @@ def _everyone() -> Tokenizer:
     spec["added_tokens"] += [
         added_token(512, special.IM_START, flagged=True),
         added_token(513, special.IM_END, flagged=True),
-        *(added_token(514 + i, mark, flagged=True) for i, mark in enumerate(LLAMA)),
+        *(added_token(514 + i, token, flagged=True) for i, token in enumerate(LLAMA)),
     ]
     backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     return Tokenizer(TokenizerParts(backend, special.BOS, (special.EOS,), special.PAD, True))
@@ -109,7 +109,7 @@ def test_every_learned_turn_follows_the_prompt_that_inference_shows(
     for place in spoken:
         thinking = mode(messages, place, chat_format, None)
         own = chat_format.encode(messages[: place + 1], TOKENIZER, thinking=thinking)
-        start, end = spans((own.ids, own.completion_mask))[-1]
+        start, end = spans((own.ids, own.loss_mask))[-1]
         assert own.ids[:start] in asked(messages, place, chat_format)
         completions[place] = own.ids[:end]
         if reasoning := (messages[place].reasoning_content or "").strip("\n"):
@@ -152,7 +152,7 @@ def test_a_turn_that_a_past_one_does_not_look_like_has_its_own_sample() -> None:
 def test_a_conversation_without_reasoning_is_one_sample_as_it_always_was(name: str) -> None:
     messages = [user("1"), assistant("2"), user("3"), assistant("4"), user("5"), assistant("6")]
     whole = get_chat_format(name).encode(messages, TOKENIZER)
-    assert samples(messages, name) == [(whole.ids, whole.completion_mask)]
+    assert samples(messages, name) == [(whole.ids, whole.loss_mask)]
 
 
 def test_turns_that_answer_at_once_are_learned_beside_one_that_thinks() -> None:
@@ -176,10 +176,10 @@ def test_a_round_of_calls_is_one_sample_where_reasoning_stays() -> None:
 @pytest.mark.parametrize("name", MANY_TURNS)
 def test_what_is_not_to_be_learned_is_context(name: str) -> None:
     messages = [user("1"), assistant("bad"), user("2"), assistant("good"), user("3")]
-    [(ids, mask)] = samples(messages, name, unlearned=frozenset((1,)))
+    [(ids, mask)] = samples(messages, name, masked_turns=frozenset((1,)))
     assert [text.strip()[:4] for text in learned((ids, mask))] == ["good"]
     assert "bad" in TOKENIZER.decode(ids)
-    assert samples(messages, name, unlearned=frozenset((1, 3))) == []
+    assert samples(messages, name, masked_turns=frozenset((1, 3))) == []
 
 
 def test_a_greeting_before_any_question_is_context() -> None:

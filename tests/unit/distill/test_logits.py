@@ -37,7 +37,7 @@ def stage(
     teacher: Model | None = None,
     logits: LogitConfig | None = None,
     student: ModelConfig | None = None,
-    micro_rows: int | None = None,
+    micro_batch_size: int | None = None,
     **options: Any,
 ) -> LogitDistillation:
     learned = conversations(8)
@@ -45,8 +45,8 @@ def stage(
         learned,
         seed=config.seed,
         epochs=1_000,
-        rows=config.rows,
-        micro_rows=micro_rows or config.rows_at_once(1),
+        rows=config.batch_sizes,
+        micro_batch_size=micro_batch_size or config.resolved_micro_batch_size(1),
     )
     return LogitDistillation(
         loader,
@@ -129,7 +129,9 @@ def test_terms_and_weights_are_sums_over_what_assistants_wrote() -> None:
     assert list(terms) == ["kl", "next_token"]
     assert [term.coefficient for term in terms.values()] == [0.75, 0.25]
     ids_BT, documents_BT = batch.ids_BT, batch.documents_BT
-    _, counts_BT = targets_ahead(ids_BT, 1, documents_BT=documents_BT, counted_BT=batch.counted_BT)
+    _, counts_BT = targets_ahead(
+        ids_BT, 1, documents_BT=documents_BT, loss_mask_BT=batch.loss_mask_BT
+    )
     expected = 0.0
     states = [model(ids_BT, documents_BT=documents_BT) for model in (student, teacher)]
     own, wanted = (
@@ -141,7 +143,7 @@ def test_terms_and_weights_are_sums_over_what_assistants_wrote() -> None:
         expected += 4.0 * (wanted[row, place].exp() * gap).sum().item()
     assert terms["kl"].loss_sum.item() == pytest.approx(expected, rel=1e-4)
     hard = next_token_loss(
-        student, states[0], ids_BT, documents_BT=documents_BT, counted_BT=batch.counted_BT
+        student, states[0], ids_BT, documents_BT=documents_BT, loss_mask_BT=batch.loss_mask_BT
     )
     assert terms["next_token"].loss_sum.item() == pytest.approx(hard.loss_sum.item(), rel=1e-5)
     assert distilled.weights(batch)["next_token"] == int(counts_BT.sum()) == int(hard.tokens)
@@ -161,9 +163,16 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode(tmp_path: Path) -> None:
 
 def test_any_cut_into_micro_batches_is_the_same_step(tmp_path: Path) -> None:
     weights = []
-    for micro_rows in (4, 2, 1):
-        config = train_config(budget="3-steps", batch_rows=4, micro_rows=micro_rows)
-        run = Run(tmp_path, config, grouped_config(), stage=stage(config, micro_rows=micro_rows))
+    for micro_batch_size in (4, 2, 1):
+        config = train_config(
+            budget="3-steps", global_batch_size=4, micro_batch_size=micro_batch_size
+        )
+        run = Run(
+            tmp_path,
+            config,
+            grouped_config(),
+            stage=stage(config, micro_batch_size=micro_batch_size),
+        )
         run.go()
         weights.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
     for other in weights[1:]:
@@ -171,7 +180,9 @@ def test_any_cut_into_micro_batches_is_the_same_step(tmp_path: Path) -> None:
 
 
 def test_a_student_comes_near_its_teacher(tmp_path: Path) -> None:
-    config = train_config(budget="80-steps", batch_rows=4, learning_rate=0.01, validate_every=80)
+    config = train_config(
+        budget="80-steps", global_batch_size=4, learning_rate=0.01, validate_every=80
+    )
     held_out = list(validation_batches(conversations(8), 4))
     distilled = stage(config, logits=LogitConfig(hard_share=0.0), validation=held_out)
     run = Run(tmp_path, config, grouped_config(), stage=distilled)
@@ -199,8 +210,8 @@ def test_the_fingerprint_names_teacher_and_mixture() -> None:
     [
         (grouped_config(vocab_size=60), {}, "60 tokens and the teacher 61"),
         (moe_config(num_nextn_predict_layers=0), {}, "The student has experts"),
-        (latent_config(num_nextn_predict_layers=1), {}, "layers that predict further tokens"),
-        (grouped_config(), {"context": 5_000}, "the teacher is made for 4096"),
+        (latent_config(num_nextn_predict_layers=1), {}, "MTP layers"),
+        (grouped_config(), {"seq_len": 5_000}, "the teacher is made for 4096"),
         (grouped_config(), {"z_loss": 0.1}, "z_loss has no effect"),
     ],
 )

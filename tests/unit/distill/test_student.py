@@ -5,7 +5,7 @@ import torch
 
 from ziphius.core.errors import ConfigError
 from ziphius.distill.student import dense_student, new_student
-from ziphius.models.account import count_parameters
+from ziphius.models.cost import count_parameters
 from ziphius.models.presets import derive, get_preset
 
 

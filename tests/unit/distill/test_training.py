@@ -13,7 +13,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.distill.logit_config import LogitConfig
 from ziphius.distill.settings import DistillSettings
 from ziphius.distill.training import run_distillation
-from ziphius.models.account import count_parameters
+from ziphius.models.cost import count_parameters
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
@@ -60,7 +60,7 @@ def settings(folders: Path, **changes: Any) -> DistillSettings:
         "data": (folders / "sums.jsonl",),
         "epochs": 1,
         "student_share": 0.9,
-        "train": SftTraining(context=64, batch_rows=2, validate_every=0, learning_rate=1e-3),
+        "train": SftTraining(seq_len=64, global_batch_size=2, validate_every=0, learning_rate=1e-3),
         "instruments": QUIET,
     }
     return DistillSettings(**(fields | changes))
@@ -83,7 +83,7 @@ def test_a_new_student_is_taught(folders: Path, tmp_path: Path, kind: str) -> No
 
 def test_a_given_student_goes_on_from_its_weights(folders: Path, tmp_path: Path) -> None:
     given = folders / "given"
-    train = SftTraining(context=64, batch_rows=2, validate_every=0, learning_rate=1e-9)
+    train = SftTraining(seq_len=64, global_batch_size=2, validate_every=0, learning_rate=1e-9)
     wanted = settings(folders, kind="logits", model=given, student_share=1 / 3, train=train)
     student = load(run_distillation(wanted, tmp_path / "run").result.checkpoint)
     for one, other in zip(student.parameters(), load(given).parameters(), strict=True):

@@ -65,7 +65,7 @@ def test_a_model_is_sampled_as_for_training() -> None:
     """With the seed alone the same answers come, whose figures are those of the rollouts."""
     model, tokenizer = Model(get_preset("r1-distill-llama-tiny")), deepseek_tokenizer(512)
     model.initialize(seed=0)
-    config = RolloutConfig(group_size=2, max_new_tokens=5)
+    config = RolloutConfig(num_generations=2, max_new_tokens=5)
     asked = get_task("chain_sum").problems("test", level=1, count=3)
     slices = {"easy": asked[:1], "hard": asked[1:]}
     found = measure(model, tokenizer, slices, config, seed=7, arm="SFT", mode="sampled")

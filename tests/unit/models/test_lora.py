@@ -13,7 +13,7 @@ from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.lora import LoraLinear, adapter_tensors, add_adapters, merge_adapters
 from ziphius.models.lora_config import LoraConfig
-from ziphius.models.losses import further_token_losses, next_token_loss
+from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.models.weights import save
 from ziphius.models.weights.adapters import load_adapters, save_adapters
@@ -27,7 +27,7 @@ CONFIGS = {
 
 def logits(model: Model) -> torch.Tensor:
     output = model(IDS_BT)
-    hidden = [output.hidden_BTD, *model.predict_further(output, IDS_BT)]
+    hidden = [output.hidden_BTD, *model.predict_mtp(output, IDS_BT)]
     return torch.stack([model.logits(states) for states in hidden])
 
 
@@ -215,9 +215,7 @@ def test_adapters_learn_on_bfloat16_weights_what_they_would_on_a_float32_copy(na
         with torch.autocast("cpu", torch.bfloat16):
             output = model(IDS_BT)
             loss = next_token_loss(model, output, IDS_BT).loss_sum
-            loss = loss + sum(
-                further.loss_sum for further in further_token_losses(model, output, IDS_BT)
-            )
+            loss = loss + sum(further.loss_sum for further in mtp_losses(model, output, IDS_BT))
         loss.backward()
         assert output.hidden_BTD.dtype == torch.bfloat16
         gradients.append([tensor.grad for tensor in adapter_tensors(model).values()])

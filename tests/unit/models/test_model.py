@@ -172,10 +172,10 @@ def test_names_are_those_of_published_checkpoints(config):
 def test_default_positions_count_from_0_and_go_on_from_the_cache(config):
     model = build(config)
     ids_BT = random_ids(2, 6, config.vocab_size)
-    counted_BT = torch.arange(6).expand(2, -1)
+    loss_mask_BT = torch.arange(6).expand(2, -1)
     with torch.no_grad():
         plain = model(ids_BT).hidden_BTD
-        assert torch.equal(plain, model(ids_BT, positions_BT=counted_BT).hidden_BTD)
+        assert torch.equal(plain, model(ids_BT, positions_BT=loss_mask_BT).hidden_BTD)
         cache = Cache(config, 2, 6)
         model(ids_BT[:, :4], cache=cache)
         by_default = model(ids_BT[:, 4:], cache=cache).hidden_BTD
@@ -183,7 +183,7 @@ def test_default_positions_count_from_0_and_go_on_from_the_cache(config):
         positions_BT = torch.tensor([[4, 5], [4, 5]])
         stated = model(ids_BT[:, 4:], positions_BT=positions_BT, cache=cache).hidden_BTD
         assert torch.equal(by_default, stated)
-        moved = model(ids_BT, positions_BT=counted_BT * 3).hidden_BTD
+        moved = model(ids_BT, positions_BT=loss_mask_BT * 3).hidden_BTD
     assert (moved - plain).abs().max() > 0.01
 
 
@@ -262,7 +262,7 @@ def test_a_loop_of_ones_own_balances_its_experts_with_one_call():
     """Every expert that got more than its share sinks, in every layer that has such a gate."""
     model = build(latent_config(**V3_EXPERTS, num_nextn_predict_layers=1))
     output = model(random_ids(2, 12, 61))
-    model.predict_further(output, random_ids(2, 12, 61))
+    model.predict_mtp(output, random_ids(2, 12, 61))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.update_router_biases(output.expert_counts, rate=0.25)
     assert len(output.expert_counts) == len(before) > 1

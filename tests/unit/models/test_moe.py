@@ -112,6 +112,6 @@ def test_every_expert_layer_leaves_its_routing_and_dense_ones_none():
     ids_BT = random_ids(2, 6, config.vocab_size)
     output = model(ids_BT)
     assert output.routings.keys() == {1, 2, 3}
-    model.predict_further(output, ids_BT)
+    model.predict_mtp(output, ids_BT)
     assert output.routings.keys() == {1, 2, 3, 4}
     assert all(routing.counts().sum() == 2 * 6 * 2 for routing in output.routings.values())

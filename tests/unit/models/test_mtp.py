@@ -3,7 +3,7 @@ import torch
 
 from tests.tiny import V3_EXPERTS, build, latent_config, random_ids
 from ziphius.models.cache import Cache
-from ziphius.models.losses import further_loss_mean, further_token_losses
+from ziphius.models.losses import mtp_loss_mean, mtp_losses
 
 LENGTH = 10
 
@@ -18,7 +18,7 @@ def ids_BT(model):
     return random_ids(1, LENGTH, model.config.vocab_size)
 
 
-def is_further(name):
+def is_mtp(name):
     return name.startswith(("model.layers.2.", "model.layers.3."))
 
 
@@ -27,7 +27,7 @@ def test_depth_k_sees_token_t_plus_k_and_nothing_beyond(model, ids_BT, changed):
     other_BT = ids_BT.clone()
     other_BT[0, changed] = (other_BT[0, changed] + 1) % model.config.vocab_size
     with torch.no_grad():
-        states, others = (model.predict_further(model(ids), ids) for ids in (ids_BT, other_BT))
+        states, others = (model.predict_mtp(model(ids), ids) for ids in (ids_BT, other_BT))
     for depth, (state_BTD, other_BTD) in enumerate(zip(states, others, strict=True), 1):
         difference_T = (state_BTD - other_BTD).abs().amax(-1)[0]
         first = max(changed - depth, 0)
@@ -38,13 +38,13 @@ def test_depth_k_sees_token_t_plus_k_and_nothing_beyond(model, ids_BT, changed):
 
 @pytest.mark.parametrize("detach_trunk", [False, True])
 def test_gradient_reaches_the_trunk_unless_detached(model, ids_BT, detach_trunk):
-    losses = further_token_losses(model, model(ids_BT), ids_BT, detach_trunk=detach_trunk)
-    further_loss_mean(losses).backward()
+    losses = mtp_losses(model, model(ids_BT), ids_BT, detach_trunk=detach_trunk)
+    mtp_loss_mean(losses).backward()
     touched = {
         name for name, p in model.named_parameters() if p.grad is not None and p.grad.norm() > 0
     }
     names = {name for name, _ in model.named_parameters()}
-    own = {name for name in names if is_further(name)}
+    own = {name for name in names if is_mtp(name)}
     # the head is shared; with the trunk detached it still learns from the MTP losses
     expected = own | {"lm_head.weight"} if detach_trunk else names - {"model.norm.weight"}
     assert expected <= touched
@@ -53,7 +53,7 @@ def test_gradient_reaches_the_trunk_unless_detached(model, ids_BT, detach_trunk)
 
 
 def test_the_last_depth_hands_gradient_to_the_first(model, ids_BT):
-    second = further_token_losses(model, model(ids_BT), ids_BT, detach_trunk=True)[1]
+    second = mtp_losses(model, model(ids_BT), ids_BT, detach_trunk=True)[1]
     second.loss_sum.backward()
     assert model.model.layers[2].eh_proj.weight.grad.norm() > 0
 
@@ -61,19 +61,19 @@ def test_the_last_depth_hands_gradient_to_the_first(model, ids_BT):
 def test_prediction_does_not_change_what_the_trunk_gave(model, ids_BT):
     output = model(ids_BT)
     before_BTD = output.hidden_BTD.clone()
-    model.predict_further(output, ids_BT)
+    model.predict_mtp(output, ids_BT)
     assert torch.equal(output.hidden_BTD, before_BTD)
 
 
 def test_a_model_without_further_layers_predicts_none(ids_BT):
     model = build(latent_config())
-    assert model.predict_further(model(ids_BT), ids_BT) == []
+    assert model.predict_mtp(model(ids_BT), ids_BT) == []
 
 
 def test_a_pass_with_a_cache_is_refused(model, ids_BT):
     output = model(ids_BT, cache=Cache(model.config, 1, LENGTH))
     with pytest.raises(AssertionError, match="drafting from a cache"):
-        model.predict_further(output, ids_BT)
+        model.predict_mtp(output, ids_BT)
 
 
 def test_the_projection_reads_embedding_then_hidden_state(model):

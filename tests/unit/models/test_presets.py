@@ -1,7 +1,7 @@
 import pytest
 
 from ziphius.core.errors import ConfigError
-from ziphius.models.account import count_parameters
+from ziphius.models.cost import count_parameters
 from ziphius.models.presets import PRESETS, derive, get_preset
 
 TINY = [name for name in PRESETS if name.endswith("-tiny")]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.models.students import CONFIGS, GENERATION, PARAMETERS, TOKENIZER
-from ziphius.models.account import count_parameters
 from ziphius.models.config import YarnScaling
+from ziphius.models.cost import count_parameters
 from ziphius.models.presets import PRESETS
 from ziphius.models.published import to_published
 from ziphius.models.rope import rope_multiplier

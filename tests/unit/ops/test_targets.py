@@ -29,11 +29,11 @@ def test_a_position_counts_if_its_target_is_in_its_document_and_chosen(
     total = sum(lengths)
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(1, 100, (2, total), generator=generator)
-    counted_BT = torch.rand(2, total, generator=generator) < 0.5 if chosen else None
+    loss_mask_BT = torch.rand(2, total, generator=generator) < 0.5 if chosen else None
     documents = [index for index, length in enumerate(lengths) for _ in range(length)]
     documents_BT = torch.tensor([documents, documents[::-1]]) if packed else None
     targets_BT, counts_BT = targets_ahead(
-        ids_BT, places, documents_BT=documents_BT, counted_BT=counted_BT
+        ids_BT, places, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT
     )
     for row in range(2):
         for t in range(total):
@@ -41,7 +41,7 @@ def test_a_position_counts_if_its_target_is_in_its_document_and_chosen(
             expected = (
                 target < total
                 and (documents_BT is None or documents_BT[row, t] == documents_BT[row, target])
-                and (counted_BT is None or counted_BT[row, target])
+                and (loss_mask_BT is None or loss_mask_BT[row, target])
             )
             assert counts_BT[row, t] == bool(expected)
             if expected:

@@ -88,7 +88,7 @@ def test_every_product_is_one_of_integers(config: Any) -> None:
     with torch.no_grad():
         output = model(ids_BT)
         model.logits(output.hidden_BTD)
-        model.predict_further(output, ids_BT)
+        model.predict_mtp(output, ids_BT)
     assert seen == set(layers)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ziphius.models.account import account
+from ziphius.models.cost import model_cost
 from ziphius.models.presets import get_preset
 from ziphius.recipes.compute import (
     CONTROL_SHARE,
@@ -15,7 +15,7 @@ from ziphius.recipes.compute import (
     sft_flops,
 )
 
-FLOPS = account(get_preset("v3-1m"), context=256).flops
+FLOPS = model_cost(get_preset("v3-1m"), context=256).flops
 
 
 def test_a_control_with_less_compute_than_stated_is_refused_by_name() -> None:
@@ -44,7 +44,7 @@ def test_grpo_is_charged_for_all_that_it_sampled(tmp_path: Path) -> None:
 
 
 def terms(completion: float, answers: float) -> dict[str, float]:
-    return {"completion_tokens": completion, "sampled_answers": answers}
+    return {"completions/mean_length": completion, "sampled_completions": answers}
 
 
 def test_supervised_stages_pay_for_their_mtp_layers() -> None:

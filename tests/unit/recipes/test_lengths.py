@@ -76,7 +76,7 @@ def test_no_stage_shrinks_to_nothing_and_measuring_does_not_grow() -> None:
 
 
 def test_the_speed_is_measured_on_the_model_itself() -> None:
-    assert lengths.training_tokens_per_s(latent_config(), rows=2, context=16) > 0
+    assert lengths.training_tokens_per_s(latent_config(), batch_size=2, seq_len=16) > 0
 
 
 def test_the_file_says_what_it_was_made_from(tmp_path: Path, speed: list[float]) -> None:

@@ -226,17 +226,17 @@ def test_a_loss_must_beat_the_bigram_baseline() -> None:
 
 
 def test_learning_must_raise_the_reward_and_agree_with_the_rollout() -> None:
-    good = Learning([1, 2, 3, 4], [0.5, 0.6, 0.7, 0.8], logprob_difference=[1e-6, 0.0, 1e-5])
+    good = Learning([1, 2, 3, 4], [0.5, 0.6, 0.7, 0.8], sampling_logp_difference=[1e-6, 0.0, 1e-5])
     check(report(learning=good), None)
     check(report(learning=replace(good, reward=[0.8, 0.7, 0.6, 0.5])), "reward did not rise")
     equal = replace(good, frac_reward_zero_std=[0.1, 0.1, 0.1, 0.9])
     check(report(learning=equal), "90 % of the groups had equal rewards")
     check(
-        report(learning=replace(good, logprob_difference=[1e-6, 2e-3])),
+        report(learning=replace(good, sampling_logp_difference=[1e-6, 2e-3])),
         "in 1 of 2 steps, by up to 0.002",
     )
     check(
-        report(learning=replace(good, logprob_difference=[float("nan")])),
+        report(learning=replace(good, sampling_logp_difference=[float("nan")])),
         "by up to not a number",
     )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ziphius.core.assets import ASSETS, fetch
-from ziphius.models.account import count_parameters
+from ziphius.models.cost import count_parameters
 from ziphius.recipes.family import stages_of
 from ziphius.recipes.smollm import REFERENCE, smollm_settings
 from ziphius.text.chat import Message, get_chat_format
@@ -25,9 +25,7 @@ def test_the_model_can_write_and_stop_in_its_format() -> None:
     messages = [Message("user", "3+4=?"), Message("assistant", "7", reasoning_content="3+4=7")]
     encoded = chat_format.encode(messages, tokenizer)
     learned = [
-        token
-        for token, is_learned in zip(encoded.ids, encoded.completion_mask, strict=True)
-        if is_learned
+        token for token, in_loss in zip(encoded.ids, encoded.loss_mask, strict=True) if in_loss
     ]
     assert tokenizer.decode(learned[:-1]) == "<think>\n3+4=7\n</think>\n\n7"
     assert learned[-1] in chat_format.stop_ids(tokenizer)

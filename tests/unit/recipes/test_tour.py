@@ -34,7 +34,7 @@ def test_visits_every_tiny_preset_and_leaves_nothing_behind(tmp_path, monkeypatc
 def test_a_visit_saves_a_model_that_loads(tmp_path):
     report = visit("coder-tiny", tmp_path / "model")
     parameters = sum(parameter.numel() for parameter in load(tmp_path / "model").parameters())
-    assert parameters == report.account.parameters.main
+    assert parameters == report.cost.parameters.main
 
 
 def test_a_cache_that_forgets_is_found_out(loaded, monkeypatch):

@@ -2,7 +2,7 @@
 
 import torch
 
-from ziphius.rl.batch import Answer, Group, build_batch
+from ziphius.rl.batch import Group, ScoredCompletion, build_batch
 
 
 def routes(*tokens: int) -> dict[int, torch.Tensor]:
@@ -14,12 +14,12 @@ GROUPS = [
     Group(
         (1, 2),
         [
-            Answer((10, 11, 12), (-0.1, -0.2, -0.3), 1.0, routes(1, 2, 10, 11)),
-            Answer((20,), (-0.4,), -1.0, routes(1, 2)),
-            Answer((30, 31), (-0.5, -0.6), 0.5, routes(1, 2, 30)),
+            ScoredCompletion((10, 11, 12), (-0.1, -0.2, -0.3), 1.0, routes(1, 2, 10, 11)),
+            ScoredCompletion((20,), (-0.4,), -1.0, routes(1, 2)),
+            ScoredCompletion((30, 31), (-0.5, -0.6), 0.5, routes(1, 2, 30)),
         ],
     ),
-    Group((3,), [Answer((40, 41), (-0.7, -0.8), -2.0, routes(3, 40))]),
+    Group((3,), [ScoredCompletion((40, 41), (-0.7, -0.8), -2.0, routes(3, 40))]),
 ]
 
 
@@ -31,7 +31,7 @@ def test_a_prompt_stands_once_and_last_tokens_are_predicted_only() -> None:
     assert batch.targets_X.tolist() == [10, 11, 12, 20, 30, 31, 40, 41]
     assert batch.ids_BT[0, batch.sources_X].tolist() == [2, 10, 11, 2, 2, 30, 3, 40]
     torch.testing.assert_close(
-        batch.sampled_X, -torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+        batch.rollout_logprobs_X, -torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     )
     assert batch.advantages_X.tolist() == [1, 1, 1, -1, 0.5, 0.5, -2, -2]
     assert batch.tokens == 7
@@ -48,7 +48,7 @@ def test_a_prompt_alone_predicts_nothing() -> None:
     batch = build_batch([Group((1, 2), ())])
     assert batch.ids_BT.tolist() == [[1, 2]]
     assert batch.routes == {}
-    for values in (batch.sources_X, batch.targets_X, batch.sampled_X, batch.advantages_X):
+    for values in (batch.sources_X, batch.targets_X, batch.rollout_logprobs_X, batch.advantages_X):
         assert len(values) == 0
     assert batch.targets_X.dtype == torch.int64
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.tiny import assert_same_gradients, gradients
 from tests.training import ListRecorder, MemoryStore
 from tests.unit.rl.toys import (
-    GROUP_SIZE,
+    NUM_GENERATIONS,
     TOKENIZER,
     copied,
     grpo_config,
@@ -28,7 +28,7 @@ from ziphius.dist.world import World
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import token_logprobs
-from ziphius.rl import round as rounds
+from ziphius.rl import rollout_batch
 from ziphius.rl.batch import Group
 from ziphius.rl.grpo import KEPT, GrpoStage
 from ziphius.rl.settings import GrpoConfig, GrpoTraining
@@ -62,7 +62,7 @@ def objective(found: GrpoStage, model: Model, step: int) -> tuple[Tensor, dict[s
             share = 1 / max(1.0, weights[term.weight_key])
             total = total + term.coefficient * share * term.loss_sum
             means[name] = means.get(name, 0.0) + share * float(term.loss_sum.detach())
-        gap = float(output.metrics["logprob_gap_max"])
+        gap = float(output.metrics["sampling_logp_difference_max"])
         means["gap"] = max(means.get("gap", 0.0), gap)
     return total, means
 
@@ -73,7 +73,7 @@ def in_loops(
     """GRPO as it is written down: sequence by sequence, token by token."""
     total, tokens = torch.zeros(()), 0
     for group in groups:
-        for answer in group.answers:
+        for answer in group.completions:
             ids = torch.tensor([[*group.prompt_ids, *answer.token_ids]])
             routes = {layer: each.long()[None] for layer, each in (answer.routes or {}).items()}
             first = len(group.prompt_ids)
@@ -82,16 +82,16 @@ def in_loops(
                 if each is not None:
                     hidden = each(ids[:, :-1], routes=replayed).hidden_BTD[0, first - 1 :]
                     scores.append(token_logprobs(each.logits(hidden), ids[0, first:]))
-            for place, old in enumerate(answer.logprobs):
+            for place, old in enumerate(answer.rollout_logprobs):
                 ratio = (scores[0][place] - old).exp()
-                low, high = 1 - config.clip_low, 1 + config.clip_high
+                low, high = 1 - config.epsilon, 1 + config.epsilon_high
                 win = torch.minimum(
                     ratio * answer.advantage, ratio.clamp(low, high) * answer.advantage
                 )
                 total = total - win
                 if reference is not None:
                     back = (scores[1][place].detach() - scores[0][place]).exp()
-                    total = total + config.kl_coef * ratio * (back - back.log() - 1)
+                    total = total + config.beta * ratio * (back - back.log() - 1)
                 tokens += 1
     return total / tokens, tokens
 
@@ -99,7 +99,7 @@ def in_loops(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_loss_and_gradient_are_those_of_plain_loops(preset: str) -> None:
     reference, model = model_of(preset), model_of(preset)
-    config = grpo_config(kl_coef=0.3, updates=2)
+    config = grpo_config(beta=0.3, num_iterations=2)
     found = stage(model, config)
     found.reference = reference
     found.batches(0)
@@ -107,15 +107,15 @@ def test_loss_and_gradient_are_those_of_plain_loops(preset: str) -> None:
     actual, means = objective(found, model, step=1)
     actual.backward()
     grads = gradients(model)
-    held = found._held
-    assert held is not None
-    expected, tokens = in_loops(model, held.groups, config, reference)
+    rollouts = found._rollouts
+    assert rollouts is not None
+    expected, tokens = in_loops(model, rollouts.groups, config, reference)
     expected.backward()
     assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
     assert_same_gradients(grads, gradients(model))
-    assert means["clip_share"] > 0.05
+    assert means["clip_ratio"] > 0.05
     assert means["kl"] > 1e-3
-    assert tokens == sum(len(a.token_ids) for group in held.groups for a in group.answers)
+    assert tokens == sum(len(a.token_ids) for group in rollouts.groups for a in group.completions)
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def test_any_split_into_micro_batches_is_the_same_step() -> None:
     whole, whole_means = objective(stage(model), model, 0)
     whole.backward()
     expected = gradients(model)
-    parts = stage(model, train=training(micro_rows=GROUP_SIZE))
+    parts = stage(model, train=training(micro_batch_size=NUM_GENERATIONS))
     assert len(parts.batches(0)) == 3
     split, split_means = objective(parts, model, 0)
     split.backward()
@@ -145,19 +145,19 @@ def test_trainer_and_sampler_agree_in_float32(preset: str) -> None:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3)  # logits of a trained model's size
-    found = stage(model, grpo_config(rollout=RolloutConfig(group_size=8, max_new_tokens=40)))
+    found = stage(model, grpo_config(rollout=RolloutConfig(num_generations=8, max_new_tokens=40)))
     _, means = objective(found, model.train(), 0)
     assert 0 < means["gap"] <= 1e-5
-    assert means["clip_share"] == 0
+    assert means["clip_ratio"] == 0
     assert means["entropy"] > 1
 
 
 def bfloat16_step(replay: bool) -> tuple[dict[int, Tensor], dict[int, Tensor], float]:
     """Routes of the sampler and of the trainer under autocast, and the gap between them."""
     model = model_of("v3-tiny", hidden_size=128)
-    rollout = RolloutConfig(group_size=16, max_new_tokens=40)
+    rollout = RolloutConfig(num_generations=16, max_new_tokens=40)
     found = stage(model, grpo_config(rollout=rollout, replay_routes=replay), training(
-        dtype="bfloat16", batch_rows=48
+        dtype="bfloat16", global_batch_size=48
     ))  # fmt: skip
     # Routes are recorded in both cases, to be compared.
     found.config = found.config.model_copy(update={"replay_routes": True})
@@ -166,7 +166,7 @@ def bfloat16_step(replay: bool) -> tuple[dict[int, Tensor], dict[int, Tensor], f
     with torch.autocast("cpu", torch.bfloat16):
         output = found.loss(model.train(), batch, 0.0)
     taken = {layer: routing.experts_MK for layer, routing in output.routings.items()}
-    return batch.routes, taken, float(output.metrics["logprob_gap_max"])
+    return batch.routes, taken, float(output.metrics["sampling_logp_difference_max"])
 
 
 def test_without_replay_routes_differ_in_bfloat16() -> None:
@@ -220,12 +220,12 @@ def test_biases_and_mtp_stand_still_and_rewards_rise(tmp_path: Path) -> None:
         if isinstance(module, BiasedSigmoidGate):
             module.e_score_correction_bias.normal_(std=0.1)
     before = copy.deepcopy(model.state_dict())
-    rollout = RolloutConfig(group_size=8, max_new_tokens=8)
+    rollout = RolloutConfig(num_generations=8, max_new_tokens=8)
     steps = run(
         tmp_path,
         model,
         grpo_config(rollout=rollout),
-        training(budget="25-steps", batch_rows=24, learning_rate=1e-2),
+        training(budget="25-steps", global_batch_size=24, learning_rate=1e-2),
     )
     after = model.state_dict()
     still = [name for name in before if torch.equal(before[name], after[name])]
@@ -235,15 +235,15 @@ def test_biases_and_mtp_stand_still_and_rewards_rise(tmp_path: Path) -> None:
     rewards = [record.terms["reward"] for record in steps]
     assert sum(rewards[-5:]) / 5 > 0.3 + sum(rewards[:5]) / 5
     for record in steps:
-        assert record.terms["logprob_gap_max"] <= 1e-5
-        assert {"clip_share", "frac_reward_zero_std", "entropy"} <= record.terms.keys()
-        assert record.terms["sampled_answers"] == 24
+        assert record.terms["sampling_logp_difference_max"] <= 1e-5
+        assert {"clip_ratio", "frac_reward_zero_std", "entropy"} <= record.terms.keys()
+        assert record.terms["sampled_completions"] == 24
         assert record.terms["refilled_groups"] == 0
         assert "reward/format" not in record.terms
 
 
 def test_the_reference_is_the_model_of_the_start(tmp_path: Path) -> None:
-    steps = run(tmp_path, model_of("v3-tiny"), grpo_config(kl_coef=0.1))
+    steps = run(tmp_path, model_of("v3-tiny"), grpo_config(beta=0.1))
     assert steps[0].terms["kl"] == pytest.approx(0, abs=1e-9)
     kl = [record.terms["kl"] for record in steps[2:]]
     assert all(value > 1e-6 for value in kl)
@@ -263,18 +263,18 @@ class JsonStore(MemoryStore):
         return super().restore(state, checkpoint)
 
 
-@pytest.mark.parametrize("updates", [1, 3])
-@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+@pytest.mark.parametrize("num_iterations", [1, 3])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_a_resumed_run_is_bit_exact(
-    updates: int, kl_coef: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_iterations: int, beta: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pay_first_ids(monkeypatch, but_for="xxxxx yyyyy")
-    config = grpo_config(updates=updates, kl_coef=kl_coef, refill_rounds=2)
+    config = grpo_config(num_iterations=num_iterations, beta=beta, refill_rounds=2)
     whole = model_of("v3-tiny")
     expected = run(tmp_path, whole, config)
     store, model = JsonStore(), model_of("v3-tiny")
     first = run(tmp_path, model, config, training(budget="4-steps"), store=store)
-    assert (store.saved[-1]["stage"] == "{}") == (updates == 1)
+    assert (store.saved[-1]["stage"] == "{}") == (num_iterations == 1)
     # A new process: the model of the start again, which the checkpoint fills.
     resumed = model_of("v3-tiny")
     rest = run(tmp_path, resumed, config, store=store)
@@ -287,20 +287,20 @@ def test_a_resumed_run_is_bit_exact(
 
 
 def test_answers_are_used_as_often_as_asked(tmp_path: Path) -> None:
-    steps = run(tmp_path, model_of("v3-tiny"), grpo_config(updates=3))
+    steps = run(tmp_path, model_of("v3-tiny"), grpo_config(num_iterations=3))
     rewards = [record.terms["reward"] for record in steps]
     assert rewards[0] == rewards[1] == rewards[2] != rewards[3] == rewards[4] == rewards[5]
-    gaps = [record.terms["logprob_gap_max"] for record in steps]
+    gaps = [record.terms["sampling_logp_difference_max"] for record in steps]
     assert [gap > 0 for gap in gaps] == [True, False, False] * 2
 
 
 def test_a_step_without_a_difference_moves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 1.0)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.reward", lambda rollout, bonus: 1.0)
     model = model_of("v3-tiny")
     before = copied(model)
-    steps = run(tmp_path, model, grpo_config(kl_coef=0.1), training(budget="2-steps"))
+    steps = run(tmp_path, model, grpo_config(beta=0.1), training(budget="2-steps"))
     assert [record.terms["frac_reward_zero_std"] for record in steps] == [1.0, 1.0]
     assert [record.loss for record in steps] == [0.0, 0.0]
     assert [record.is_skipped for record in steps] == [True, True]
@@ -314,7 +314,7 @@ def test_momentum_does_not_outlive_what_there_was_to_learn(
     store, model = MemoryStore(), model_of("v3-tiny")
     often = {"save_every": "1-steps"}
     run(tmp_path, model, train_config=training(budget="3-steps", **often), store=store)
-    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 1.0)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.reward", lambda rollout, bonus: 1.0)
     longer = JsonStore()
     longer.saved = [store.saved[-1] | {"stage": "{}"}]
     [record, _] = run(
@@ -331,7 +331,7 @@ def test_momentum_does_not_outlive_what_there_was_to_learn(
 
 
 def test_the_bonus_is_a_figure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ziphius.rl.round.format_part", lambda rollout, bonus: bonus / 4)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.format_part", lambda rollout, bonus: bonus / 4)
     config = grpo_config(format_bonus=0.2, advantage="mean")
     [record] = run(tmp_path, model_of("v3-tiny"), config, training(budget="1-steps"))
     assert record.terms["reward/format"] == pytest.approx(0.05)
@@ -344,12 +344,12 @@ def pay_first_ids(monkeypatch: pytest.MonkeyPatch, but_for: str) -> None:
         word = rollout.problem.answer
         return 0.5 if word.rstrip("0123456789") in but_for.split() else float(rollout.token_ids[0])
 
-    monkeypatch.setattr("ziphius.rl.round.reward", paid)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.reward", paid)
 
 
 def prompts(found: GrpoStage) -> list[str]:
-    assert found._held is not None
-    return [TOKENIZER.decode(list(group.prompt_ids)) for group in found._held.groups]
+    assert found._rollouts is not None
+    return [TOKENIZER.decode(list(group.prompt_ids)) for group in found._rollouts.groups]
 
 
 def test_equal_groups_are_replaced_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,17 +363,17 @@ def test_equal_groups_are_replaced_at_their_place(monkeypatch: pytest.MonkeyPatc
     ]
     assert batch.figures["refilled_groups"] == 1
     assert batch.figures["frac_reward_zero_std"] == 1
-    assert batch.figures["sampled_answers"] == 5 * GROUP_SIZE
+    assert batch.figures["sampled_completions"] == 5 * NUM_GENERATIONS
 
 
 @pytest.mark.parametrize(("rounds", "sampled"), [(0, 3), (1, 6), (2, 9)])
 def test_there_are_no_more_refills_than_allowed(
     rounds: int, sampled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 0.0)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.reward", lambda rollout, bonus: 0.0)
     found = stage(model_of("v3-tiny"), grpo_config(refill_rounds=rounds))
     [batch] = found.batches(0)
-    assert batch.figures["sampled_answers"] == sampled * GROUP_SIZE
+    assert batch.figures["sampled_completions"] == sampled * NUM_GENERATIONS
     assert batch.figures["refilled_groups"] == 0
     assert found.weights(batch)[KEPT] == 0
 
@@ -387,12 +387,12 @@ def draws(monkeypatch: pytest.MonkeyPatch, ranks: int = 1, steps: int = 1) -> di
             *args, first_sequence_id=first_sequence_id, numbers=numbers, **options
         )
         for number, group in zip(numbers, groups, strict=True):
-            key = first_sequence_id + number * GROUP_SIZE
+            key = first_sequence_id + number * NUM_GENERATIONS
             assert key not in drawn, "these sequences were drawn before"
             drawn[key] = [(answer.problem.question, answer.token_ids) for answer in group]
         return groups
 
-    monkeypatch.setattr(rounds, "sample_groups", noted)
+    monkeypatch.setattr(rollout_batch, "sample_groups", noted)
     model = model_of("v3-tiny")
     for rank in range(ranks):
         found = stage(model, grpo_config(refill_rounds=2), world=World(rank, ranks))
@@ -404,7 +404,7 @@ def draws(monkeypatch: pytest.MonkeyPatch, ranks: int = 1, steps: int = 1) -> di
 def test_what_is_drawn_hangs_on_step_refill_and_place_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: 0.0)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.reward", lambda rollout, bonus: 0.0)
     whole = draws(monkeypatch, steps=2)
     assert len(whole) == 2 * 3 * 3  # steps, rounds of sampling, problems
     assert draws(monkeypatch, ranks=3, steps=2) == whole
@@ -420,19 +420,19 @@ def test_the_counts_of_a_step_are_of_all_ranks_and_of_sampling_alone(tmp_path: P
     model = model_of("v3-tiny")
     totals = {}
     for rank in range(3):
-        found = stage(model, grpo_config(updates=2), world=World(rank, 3))
+        found = stage(model, grpo_config(num_iterations=2), world=World(rank, 3))
         for step in range(2):
             [batch] = found.batches(step)
             output, weights = found.loss(model, batch, 0.0), found.weights(batch)
-            for name in ("sampled_answers", "reward"):
+            for name in ("sampled_completions", "reward"):
                 term = output.terms[name]
                 total, weight = totals.get((name, step), (0.0, 0.0))
                 totals[name, step] = (
                     total + float(term.loss_sum),
                     weight + weights[term.weight_key],
                 )
-    assert totals["sampled_answers", 0] == (12, 1)
-    assert totals["sampled_answers", 1] == (0, 1)
+    assert totals["sampled_completions", 0] == (12, 1)
+    assert totals["sampled_completions", 1] == (0, 1)
     assert totals["reward", 0] == totals["reward", 1]
     assert totals["reward", 0][1] == 12
 
@@ -440,18 +440,18 @@ def test_the_counts_of_a_step_are_of_all_ranks_and_of_sampling_alone(tmp_path: P
 def test_groups_that_are_equal_are_not_in_the_divisor(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [problem.question for problem in questions(0)]
     monkeypatch.setattr(
-        "ziphius.rl.round.reward",
+        "ziphius.rl.rollout_batch.reward",
         lambda rollout, bonus: (
             float(rollout.token_ids[0] % 2) if rollout.problem.question == words[0] else 1.0
         ),
     )
     found = stage(model_of("v3-tiny"))
     [batch] = found.batches(0)
-    held = found._held
-    assert held is not None
-    assert len(held.groups) == 1
-    tokens = sum(len(answer.token_ids) for answer in held.groups[0].answers)
-    assert found.weights(batch)[KEPT] == tokens < held.counts["sampled tokens"]
+    rollouts = found._rollouts
+    assert rollouts is not None
+    assert len(rollouts.groups) == 1
+    tokens = sum(len(answer.token_ids) for answer in rollouts.groups[0].completions)
+    assert found.weights(batch)[KEPT] == tokens < rollouts.counts["sampled tokens"]
 
 
 def test_steps_and_seeds_give_other_answers() -> None:
@@ -487,7 +487,7 @@ def test_held_out_problems_are_answered_once_each(monkeypatch: pytest.MonkeyPatc
     assert asked == ["a", "b", "c", "d"]
     assert figures["loss"] == 0.75
     assert figures["pass@1"] == 0.25
-    assert 1 <= figures["completion_tokens"] <= 6
+    assert 1 <= figures["completions/mean_length"] <= 6
 
 
 def test_the_fingerprint_names_problems_and_settings() -> None:

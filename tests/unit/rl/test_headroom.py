@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.rl.test_round import BAD, GOOD
+from tests.unit.rl.test_rollout_batch import BAD, GOOD
 from ziphius.core.errors import ConfigError
 from ziphius.rl.headroom import Headroom, NoHeadroomError, measure_headroom, refuse_without_headroom
 

@@ -39,7 +39,9 @@ def _tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pay(monkeypatch: pytest.MonkeyPatch, is_right: Callable[[Rollout], bool]) -> None:
-    monkeypatch.setattr("ziphius.rl.round.reward", lambda rollout, bonus: float(is_right(rollout)))
+    monkeypatch.setattr(
+        "ziphius.rl.rollout_batch.reward", lambda rollout, bonus: float(is_right(rollout))
+    )
 
 
 def prompt(word: str) -> list[int]:
@@ -75,8 +77,8 @@ def stage(
     config: GrpoConfig,
     **changes: object,
 ) -> GrpoStage:
-    rows = len(problems(0)) * config.rollout.group_size
-    settings = training(batch_rows=rows, clip=0.2, **changes)
+    rows = len(problems(0)) * config.rollout.num_generations
+    settings = training(global_batch_size=rows, clip=0.2, **changes)
     return GrpoStage(model, TOKENIZER, lambda step, refill=0: problems(step), config, settings)
 
 
@@ -86,11 +88,13 @@ def run(
     problems: Callable[[int], Sequence[Problem]],
     *,
     steps: int,
-    group_size: int = 16,
+    num_generations: int = 16,
     length: int = 1,
     learning_rate: float = 1e-3,
 ) -> ListRecorder:
-    config = grpo_config(rollout=RolloutConfig(group_size=group_size, max_new_tokens=length))
+    config = grpo_config(
+        rollout=RolloutConfig(num_generations=num_generations, max_new_tokens=length)
+    )
     found = stage(model, problems, config, budget=f"{steps}-steps", learning_rate=learning_rate)
     recorder = ListRecorder()
     train(found, model, found.train, folder, store=MemoryStore(), recorder=recorder)
@@ -140,7 +144,9 @@ def test_the_mean_gradient_is_the_exact_one(
     """Within four standard errors for each logit, of 640 groups of which two fifths differ."""
     pay(monkeypatch, lambda rollout: rollout.token_ids[0] == CHOICES[4])
     model, size = undecided(preset), 4
-    config = grpo_config(rollout=RolloutConfig(group_size=size, max_new_tokens=1), advantage=kind)
+    config = grpo_config(
+        rollout=RolloutConfig(num_generations=size, max_new_tokens=1), advantage=kind
+    )
     found = stage(model, lambda step: [echo("x")] * 16, config)
     hidden_D = model(torch.tensor([prompt("x")])).hidden_BTD[0, -1].detach()
     sums, counts = [], []
@@ -192,7 +198,7 @@ def test_the_mean_gradient_of_two_tokens_is_the_exact_one_in_every_weight(
     per_token = mean_pull(p, size, "std") / (p * (1 - p)) / 2
     exact = {name: -per_token * grad for name, grad in gradients(model).items() if grad.any()}
     assert any(".gate.weight" in name for name in exact) == (preset == "v3-tiny")
-    config = grpo_config(rollout=RolloutConfig(group_size=size, max_new_tokens=2))
+    config = grpo_config(rollout=RolloutConfig(num_generations=size, max_new_tokens=2))
     found = stage(model, lambda step: [echo("x")] * 16, config)
     sums, counts = [], []
     for step in range(40):
@@ -312,6 +318,6 @@ def test_what_is_rewarded_is_learned_of_prompts_that_were_never_asked(
         model,
         lambda step: [echo(word) for word, _ in random.Random(step).sample(asked, 16)],
         steps=60,
-        group_size=8,
+        num_generations=8,
     )
     assert right(model) > before + 0.25

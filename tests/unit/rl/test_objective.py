@@ -54,12 +54,12 @@ def test_the_clip_by_hand() -> None:
 
 def test_the_clip_is_the_formula_in_loops_with_its_numeric_gradient() -> None:
     generator = torch.Generator().manual_seed(1)
-    logprobs_X, sampled_X, advantages_X = (
+    logprobs_X, old_logprobs_X, advantages_X = (
         torch.randn(40, generator=generator, dtype=torch.float64) for _ in range(3)
     )
-    losses_X, clipped_X = clipped_losses(logprobs_X, sampled_X, advantages_X, 0.1, 0.3)
+    losses_X, clipped_X = clipped_losses(logprobs_X, old_logprobs_X, advantages_X, 0.1, 0.3)
     for place in range(40):
-        ratio = math.exp(logprobs_X[place] - sampled_X[place])
+        ratio = math.exp(logprobs_X[place] - old_logprobs_X[place])
         free = ratio * advantages_X[place].item()
         held = min(max(ratio, 0.9), 1.3) * advantages_X[place].item()
         assert losses_X[place].item() == pytest.approx(-min(free, held))
@@ -67,20 +67,22 @@ def test_the_clip_is_the_formula_in_loops_with_its_numeric_gradient() -> None:
     assert 5 < clipped_X.sum() < 35
     logprobs_X.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: clipped_losses(x, sampled_X, advantages_X, 0.1, 0.3)[0], logprobs_X
+        lambda x: clipped_losses(x, old_logprobs_X, advantages_X, 0.1, 0.3)[0], logprobs_X
     )
-    clipped_losses(logprobs_X, sampled_X, advantages_X, 0.1, 0.3)[0].sum().backward()
+    clipped_losses(logprobs_X, old_logprobs_X, advantages_X, 0.1, 0.3)[0].sum().backward()
     assert torch.equal(logprobs_X.grad == 0, clipped_X)
 
 
 def test_k3_by_hand_and_with_its_numeric_gradient() -> None:
     logprobs_X = torch.tensor([-1.0, -1.0, -2.0, -2.0], dtype=torch.float64, requires_grad=True)
-    sampled_X = torch.tensor([-1.0, -1.0, -2.0, -1.0], dtype=torch.float64)
-    reference_X = torch.tensor([-1.0, -2.0, -1.0, -1.0], dtype=torch.float64)
-    penalties_X = k3_penalties(logprobs_X, sampled_X, reference_X)
+    old_logprobs_X = torch.tensor([-1.0, -1.0, -2.0, -1.0], dtype=torch.float64)
+    ref_logprobs_X = torch.tensor([-1.0, -2.0, -1.0, -1.0], dtype=torch.float64)
+    penalties_X = k3_penalties(logprobs_X, old_logprobs_X, ref_logprobs_X)
     expected = [0.0, math.exp(-1) + 1 - 1, math.exp(1) - 1 - 1, math.exp(-1) * (math.exp(1) - 2)]
     torch.testing.assert_close(penalties_X.detach(), torch.tensor(expected, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda x: k3_penalties(x, sampled_X, reference_X), logprobs_X)
+    assert torch.autograd.gradcheck(
+        lambda x: k3_penalties(x, old_logprobs_X, ref_logprobs_X), logprobs_X
+    )
     penalties_X.sum().backward()
     # ratio ln (model / reference): nothing where model and reference agree.
     torch.testing.assert_close(

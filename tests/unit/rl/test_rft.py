@@ -37,8 +37,8 @@ from ziphius.train.stages.sft import Sft
 
 QUIET = {"quiet": True, "tensorboard": False}
 TRAIN = {
-    "context": 64,
-    "batch_rows": 4,
+    "seq_len": 64,
+    "global_batch_size": 4,
     "learning_rate": 5e-3,
     "dtype": "float32",
     "validate_every": 0,
@@ -75,7 +75,7 @@ def settings(model: Path | None, **changes: Any) -> RftSettings:
         "tasks": [{"name": "echo"}],
         "pool": 40,
         "rounds": 2,
-        "rollout": {"group_size": 4, "max_new_tokens": 5, "thinking": False},
+        "rollout": {"num_generations": 4, "max_new_tokens": 5, "thinking": False},
         "sampled_tokens": 160,
         "answers_kept": 2,
         "instruments": QUIET,
@@ -109,7 +109,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         thinking=False,
         hold_out=0.0,
         instruments=QUIET,
-        train=SftTraining.model_validate(TRAIN | {"batch_rows": 8, "budget": "20-steps"}),
+        train=SftTraining.model_validate(TRAIN | {"global_batch_size": 8, "budget": "20-steps"}),
     )
     return run_sft(teaching, folder / "run").result.checkpoint
 
@@ -140,7 +140,7 @@ def test_every_round_samples_keeps_what_is_right_and_trains(
     for number, found in enumerate(result.rounds, 1):
         kept = traces(folder, number)
         assert found.kept == len(kept) > 0
-        assert found.kept <= found.correct < found.answers
+        assert found.kept <= found.correct < found.completions
         answers = [line["messages"][1]["content"] for line in kept]
         assert all(set(answer) <= set("abc") for answer in answers)
         assert len({(line["key"], a) for line, a in zip(kept, answers, strict=True)}) == len(kept)
@@ -149,8 +149,8 @@ def test_every_round_samples_keeps_what_is_right_and_trains(
     longest = BATCH * 4 * 5  # a batch of the longest answers
     assert 80 <= first.tokens < 80 + longest
     assert 160 <= first.tokens + second.tokens < 160 + longest
-    assert first.answers == 4 * first.groups
-    assert second.answers == 4 * (second.groups - first.groups)
+    assert first.completions == 4 * first.groups
+    assert second.completions == 4 * (second.groups - first.groups)
     steps = [
         [line["step"] for line in read_metrics(folder / f"round-{n}" / "train") if "terms" in line]
         for n in (1, 2)
@@ -220,7 +220,7 @@ def test_a_run_that_was_killed_and_stopped_ends_as_one_that_was_not(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rollout": {"group_size": 8, "max_new_tokens": 5, "thinking": False}}, "rollout"),
+        ({"rollout": {"num_generations": 8, "max_new_tokens": 5, "thinking": False}}, "rollout"),
         ({"sampled_tokens": 161}, "sampled_tokens"),
         ({"rounds": 3}, "rounds"),
         ({"answers_kept": 1}, "answers_kept"),
@@ -246,11 +246,11 @@ def test_what_has_no_effect_on_answers_may_change(
     base: Path, finished: tuple[RftResult, Path]
 ) -> None:
     result, folder = finished
-    rollout = {"group_size": 4, "max_new_tokens": 5, "thinking": False, "sequences_at_once": 8}
+    rollout = {"num_generations": 4, "max_new_tokens": 5, "thinking": False, "sequences_at_once": 8}
     assert run_rft(settings(base, rollout=rollout), folder).rounds == result.rounds
 
 
-NOTE = '{"tokens": 1, "answers": 1, "correct": 1, "kept": 1, "groups": 1}'
+NOTE = '{"tokens": 1, "completions": 1, "correct": 1, "kept": 1, "groups": 1}'
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ class Recorded:
                 Rollout(
                     problem, (1,), (1, 2, 3), (0.0,) * 3, "stop", None, "a", n == 0 and not is_wrong
                 )
-                for n in range(config.group_size)
+                for n in range(config.num_generations)
             ]
             for problem in problems
         ]
@@ -355,9 +355,9 @@ def test_no_draw_and_no_batch_comes_twice(recorded: Recorded, tmp_path: Path) ->
     assert [first for first, _ in recorded.asked] == [0, 16, 32, 48, 64, 80]
     assert len({tuple(questions) for _, questions in recorded.asked}) == 6
     assert result.rounds == (
-        Sampled(tokens=96, answers=32, correct=8, kept=8, groups=8),
-        Sampled(tokens=96, answers=32, correct=8, kept=8, groups=16),
-        Sampled(tokens=96, answers=32, correct=8, kept=8, groups=24),
+        Sampled(tokens=96, completions=32, correct=8, kept=8, groups=8),
+        Sampled(tokens=96, completions=32, correct=8, kept=8, groups=16),
+        Sampled(tokens=96, completions=32, correct=8, kept=8, groups=24),
     )
 
 
@@ -440,7 +440,10 @@ def test_what_a_run_needs_is_asked_for(recorded: Recorded, tmp_path: Path) -> No
     ("changes", "words"),
     [
         ({"train": TRAIN | {"budget": "10m"}}, "give tokens or steps"),
-        ({"train": TRAIN | {"budget": "9-steps", "ramp_from_rows": 2, "ramp_steps": 2}}, "anew"),
+        (
+            {"train": TRAIN | {"budget": "9-steps", "rampup_batch_size": 2, "rampup_steps": 2}},
+            "anew",
+        ),
         ({"lora": {"rank": 4}}, "adapters are not trained"),
         ({"rounds": 0}, "rounds"),
         ({"answers_kept": 0}, "answers_kept"),

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 def settings(model: Path, **changes: Any) -> GrpoSettings:
     train = {
         "budget": "4-steps",
-        "batch_rows": 8,
+        "global_batch_size": 8,
         "learning_rate": 3e-3,
         "dtype": "float32",
         "validate_every": 2,
@@ -49,7 +49,7 @@ def settings(model: Path, **changes: Any) -> GrpoSettings:
         "pool": 20,
         "validation_problems": 3,
         "headroom_problems": 0,
-        "grpo": {"rollout": {"group_size": 4, "max_new_tokens": 5}},
+        "grpo": {"rollout": {"num_generations": 4, "max_new_tokens": 5}},
         "instruments": {"quiet": True, "tensorboard": False},
         "train": train,
     }
@@ -60,7 +60,7 @@ def test_a_run_leaves_a_model_that_can_be_used(folder: Path, tmp_path: Path) -> 
     done = run_grpo(settings(folder), tmp_path / "run")
     assert done.result.is_complete
     assert done.result.stage == "grpo"
-    assert "2 problems x 4 answers a step, of echo 1" in done.text
+    assert "2 problems x 4 completions a step, of echo 1" in done.text
     trained, start = load(done.result.checkpoint), load(folder)
     moved = {
         name
@@ -72,13 +72,17 @@ def test_a_run_leaves_a_model_that_can_be_used(folder: Path, tmp_path: Path) -> 
     assert load_tokenizer(done.result.checkpoint).chat_format == "deepseek-r1"
     steps = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
     assert len(steps) == 4
-    assert all(line["terms"]["logprob_gap_max"] <= 1e-5 for line in steps)
+    assert all(line["terms"]["sampling_logp_difference_max"] <= 1e-5 for line in steps)
 
 
 def test_a_run_that_crashed_ends_as_one_that_did_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grpo = {"rollout": {"group_size": 4, "max_new_tokens": 5}, "updates": 3, "kl_coef": 0.1}
+    grpo = {
+        "rollout": {"num_generations": 4, "max_new_tokens": 5},
+        "num_iterations": 3,
+        "beta": 0.1,
+    }
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     run_grpo(settings(folder, grpo=grpo), whole)
     batches = GrpoStage.batches
@@ -113,7 +117,7 @@ def test_a_model_without_room_is_refused_before_anything_is_written(
 def test_what_a_run_needs_is_asked_for(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--tasks, at least one"):
         run_grpo(settings(folder, tasks=[]), tmp_path / "run")
-    endless = {"rollout": {"group_size": 4, "max_new_tokens": 100_000}}
+    endless = {"rollout": {"num_generations": 4, "max_new_tokens": 100_000}}
     with pytest.raises(ConfigError, match="the model is made for"):
         run_grpo(settings(folder, grpo=endless), tmp_path / "run")
 
@@ -121,13 +125,13 @@ def test_what_a_run_needs_is_asked_for(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train": {"batch_rows": 6}}, "must be a multiple of 4"),
-        ({"train": {"micro_rows": 2}}, "must be a multiple of 4"),
+        ({"train": {"global_batch_size": 6}}, "must be a multiple of 4"),
+        ({"train": {"micro_batch_size": 2}}, "must be a multiple of 4"),
         ({"train": {"budget": "1M-tokens"}}, "give a time or steps"),
         ({"train": {"bias_rate": 0.001}}, "bias_rate has no effect"),
-        ({"train": {"context": 100}}, "context has no effect"),
+        ({"train": {"seq_len": 100}}, "seq_len has no effect"),
         ({"lora": {"rank": 4}}, "adapters are not trained"),
-        ({"grpo": {"rollout": {"group_size": 1}}}, "at least 2"),
+        ({"grpo": {"rollout": {"num_generations": 1}}}, "at least 2"),
         ({"grpo": {"rollout": {"sampling": {"top_p": 0.9}}}}, "top_p: answers to learn from"),
         ({"grpo": {"format_bonus": 0.1}}, "Set advantage to mean, or format_bonus to 0"),
     ],

@@ -10,7 +10,7 @@ import torch
 from tests.unit.rollout.tasks import echo
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
-from ziphius.rl import round as rounds
+from ziphius.rl import rollout_batch
 from ziphius.rl.grpo import GrpoStage
 from ziphius.rl.settings import GrpoConfig, GrpoTraining
 from ziphius.rollout.config import RolloutConfig
@@ -19,7 +19,7 @@ from ziphius.tasks import Problem
 from ziphius.text.vocabulary import deepseek_tokenizer
 
 TOKENIZER = deepseek_tokenizer(512)
-GROUP_SIZE = 4
+NUM_GENERATIONS = 4
 LOW_ID = 100
 """Ids below it are what the toy reward wants to see."""
 
@@ -32,14 +32,14 @@ def model_of(preset: str, seed: int = 0, **changes: Any) -> Model:
 
 
 def grpo_config(**changes: Any) -> GrpoConfig:
-    rollout = RolloutConfig(group_size=GROUP_SIZE, max_new_tokens=6)
+    rollout = RolloutConfig(num_generations=NUM_GENERATIONS, max_new_tokens=6)
     return GrpoConfig(**({"rollout": rollout} | changes))
 
 
 def training(**changes: Any) -> GrpoTraining:
     fields: dict[str, Any] = {
         "budget": "6-steps",
-        "batch_rows": 12,
+        "global_batch_size": 12,
         "dtype": "float32",
         "learning_rate": 3e-3,
         "clip": 1.0,
@@ -74,7 +74,7 @@ def low_share(rollout: Rollout, format_bonus: float) -> float:
 
 def pay_low_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take `low_share` for the reward."""
-    monkeypatch.setattr(rounds, "reward", low_share)
+    monkeypatch.setattr(rollout_batch, "reward", low_share)
 
 
 def copied(model: Model) -> Model:

@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def config(**changes: object) -> RolloutConfig:
-    return RolloutConfig(**({"group_size": 3, "max_new_tokens": 6} | changes))
+    return RolloutConfig(**({"num_generations": 3, "max_new_tokens": 6} | changes))
 
 
 def test_a_group_is_what_its_sequences_are_alone(model: Model) -> None:
@@ -108,7 +108,7 @@ def test_recorded_routes_are_those_of_a_whole_forward_pass(model: Model) -> None
 
 def test_routes_are_none_unless_asked_for(model: Model) -> None:
     [[rollout]] = sample_groups(
-        model, TOKENIZER, PROBLEMS[:1], config(group_size=1, max_new_tokens=2), seed=0
+        model, TOKENIZER, PROBLEMS[:1], config(num_generations=1, max_new_tokens=2), seed=0
     )
     assert rollout.routes is None
 

@@ -50,7 +50,7 @@ adversarial = st.lists(
 
 
 @pytest.fixture(scope="session")
-def without_marks(
+def without_special(
     tiny: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> tokenizers.Tokenizer:
     """The BPE of `tiny` alone, built from its saved file with all special tokens struck out."""
@@ -66,11 +66,11 @@ def without_marks(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=adversarial)
 def test_no_text_becomes_a_special_token_and_ids_are_those_of_the_plain_bpe(
-    tiny: Tokenizer, without_marks: tokenizers.Tokenizer, text: str
+    tiny: Tokenizer, without_special: tokenizers.Tokenizer, text: str
 ) -> None:
     ids = tiny.encode(text)
     assert not set(ids) & tiny.special_ids
-    assert ids == without_marks.encode(text).ids
+    assert ids == without_special.encode(text).ids
     assert tiny.decode(ids) == text
     assert tiny.encode_batch([text, ""]) == [ids, []]
 
@@ -162,7 +162,7 @@ def byte_level(added: list[str], *, merges: list[str], ignore_merges: bool) -> T
 
 
 @pytest.mark.parametrize("ignore_merges", [False, True])
-def test_a_mark_in_plain_letters_cannot_be_taken_whole(ignore_merges: bool) -> None:
+def test_a_special_token_in_plain_letters_cannot_be_taken_whole(ignore_merges: bool) -> None:
     tokenizer = byte_level(["<ab>"], merges=["a b"], ignore_merges=ignore_merges)
     assert [tokenizer.id_to_bytes(i) for i in tokenizer.encode("<ab>")] == [b"<", b"ab", b">"]
     assert tokenizer.encode("<ab>", allow_special=True) == [tokenizer.token_id("<ab>")]

@@ -128,7 +128,7 @@ def test_training_is_repeatable_and_cuts_text_as_deepseek_does() -> None:
     assert b"34" not in [digits.id_to_bytes(i) for i in range(MIN_SIZE - 32, MIN_SIZE - 29)]
 
 
-def test_training_does_not_learn_from_spelled_marks() -> None:
+def test_training_does_not_learn_from_spelled_special_tokens() -> None:
     trained = train_tokenizer([special.USER * 50] * 3 + TEXTS, MIN_SIZE + 10)
     ids = trained.encode(special.USER)
     assert not set(ids) & trained.special_ids

@@ -11,16 +11,21 @@ from ziphius.train.optimizer_config import OptimizerConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ramp_steps": 10}, "ramp_from_rows and ramp_steps: give both or neither"),
-        ({"ramp_from_rows": 2}, "ramp_from_rows and ramp_steps: give both or neither"),
+        ({"rampup_steps": 10}, "rampup_batch_size and rampup_steps: give both or neither"),
+        ({"rampup_batch_size": 2}, "rampup_batch_size and rampup_steps: give both or neither"),
         (
-            {"batch_rows": 8, "ramp_from_rows": 3, "ramp_steps": 10},
-            "ramp_from_rows = 3: must divide batch_rows = 8",
+            {"global_batch_size": 8, "rampup_batch_size": 3, "rampup_steps": 10},
+            "rampup_batch_size = 3: must divide global_batch_size = 8",
         ),
-        ({"batch_rows": 8, "micro_rows": 3}, "micro_rows = 3: must divide 8"),
+        ({"global_batch_size": 8, "micro_batch_size": 3}, "micro_batch_size = 3: must divide 8"),
         (
-            {"batch_rows": 8, "ramp_from_rows": 2, "ramp_steps": 10, "micro_rows": 4},
-            "micro_rows = 4: must divide 2",
+            {
+                "global_batch_size": 8,
+                "rampup_batch_size": 2,
+                "rampup_steps": 10,
+                "micro_batch_size": 4,
+            },
+            "micro_batch_size = 4: must divide 2",
         ),
         ({"validate_ema": True}, "validate_ema has no effect without ema_decay"),
     ],
@@ -39,12 +44,17 @@ def test_settings_of_muon_have_no_effect_on_adamw(field: str) -> None:
 
 
 def test_micro_batches_are_all_rows_of_a_process_unless_asked() -> None:
-    assert TrainConfig(batch_rows=8).rows_at_once(1) == 8
-    assert TrainConfig(batch_rows=8).rows_at_once(4) == 2
-    assert TrainConfig(batch_rows=8, micro_rows=1).rows_at_once(4) == 1
-    assert TrainConfig(batch_rows=8, ramp_from_rows=4, ramp_steps=9).rows_at_once(2) == 2
+    assert TrainConfig(global_batch_size=8).resolved_micro_batch_size(1) == 8
+    assert TrainConfig(global_batch_size=8).resolved_micro_batch_size(4) == 2
+    assert TrainConfig(global_batch_size=8, micro_batch_size=1).resolved_micro_batch_size(4) == 1
+    assert (
+        TrainConfig(
+            global_batch_size=8, rampup_batch_size=4, rampup_steps=9
+        ).resolved_micro_batch_size(2)
+        == 2
+    )
     with pytest.raises(ConfigError, match="8 rows cannot be shared by 3 processes"):
-        TrainConfig(batch_rows=8).rows_at_once(3)
+        TrainConfig(global_batch_size=8).resolved_micro_batch_size(3)
 
 
 def test_a_config_comes_back_from_its_json() -> None:

@@ -69,9 +69,12 @@ def test_names_without_effect_are_settings() -> None:
     ("changes", "phrase"),
     [
         ({"learning_rate": 0.5}, "train.learning_rate was None and is 0.5"),
-        ({"micro_rows": 2}, "train.micro_rows was None and is 2"),
+        ({"micro_batch_size": 2}, "train.micro_batch_size was None and is 2"),
         ({"optimizer": {"beta2": 0.9}}, "train.optimizer.beta2 was 0.95 and is 0.9"),
-        ({"recompute": True}, "train.recompute was False and is True"),
+        (
+            {"activation_checkpointing": True},
+            "train.activation_checkpointing was False and is True",
+        ),
     ],
 )
 def test_other_settings_are_named_with_both_values(changes: dict[str, object], phrase: str) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.tiny import V3_EXPERTS, latent_config
 from tests.unit.train.test_records import step_record
-from ziphius.models.account import account
+from ziphius.models.cost import model_cost
 from ziphius.train import instruments as module
 from ziphius.train.instruments import Effort, Instruments, measured_effort
 from ziphius.train.instruments_config import InstrumentsConfig
@@ -32,14 +32,14 @@ def shown(instruments: Instruments) -> str:
 def test_a_run_is_written_down_and_shown(tmp_path: Path) -> None:
     config = InstrumentsConfig(tensorboard=False)
     found = instruments(
-        tmp_path, config, floors={"bigram": 4.0}, effort=Effort(1_000, peak_flops_per_s=512_000)
+        tmp_path, config, baselines={"bigram": 4.0}, effort=Effort(1_000, peak_flops_per_s=512_000)
     )
     found.step(step_record(1))
     found.validation(ValidationRecord(1, {"loss": 5.0, "bits_per_byte": 2.5}, 0.1))
     found.warn("careful")
     found.close()
     assert [line["kind"] for line in read_metrics(tmp_path)] == ["step", "validation"]
-    assert "loss 1.3333 (bigram 4.00)  256 tokens/s  50 % of peak" in shown(found)
+    assert "loss 1.3333 (bigram 4.00)  256 tokens/s  MFU 50 %" in shown(found)
     assert "held out: loss 5.0000, bits per byte 2.5000" in shown(found)
     assert found.figures.warnings == ["careful"]
 
@@ -91,7 +91,7 @@ def test_speed_is_that_of_the_last_steps(tmp_path: Path) -> None:
     for step in range(2, 2 + module.SPEED_STEPS):
         found.step(step_record(step, tokens=100, seconds=0.25))
     assert found.speed.tokens_per_s == pytest.approx(400.0)
-    assert found.speed.peak_share == pytest.approx(0.4)
+    assert found.speed.mfu == pytest.approx(0.4)
 
 
 def test_load_is_summed_over_steps_before_it_is_judged(tmp_path: Path) -> None:
@@ -102,15 +102,15 @@ def test_load_is_summed_over_steps_before_it_is_judged(tmp_path: Path) -> None:
     assert found.figures.steps_of_load == 2
 
 
-def test_effort_is_that_of_the_account_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effort_is_that_of_the_cost_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "matrix_peak", lambda device, dtype: 1e9)
     config = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1)
     cpu = torch.device("cpu")
-    effort = measured_effort(config, context=64, device=cpu, dtype=torch.float32)
-    flops = account(config, context=64).flops
+    effort = measured_effort(config, seq_len=64, device=cpu, dtype=torch.float32)
+    flops = model_cost(config, context=64).flops
     assert effort == Effort(flops.training + flops.training_mtp, 1e9)
     assert flops.training_mtp > 0
-    two = measured_effort(config, context=64, device=cpu, dtype=torch.bfloat16, processes=2)
+    two = measured_effort(config, seq_len=64, device=cpu, dtype=torch.bfloat16, processes=2)
     assert two.peak_flops_per_s == 2e9
 
 

@@ -66,15 +66,15 @@ def test_the_loss_stands_beside_what_it_has_to_beat() -> None:
         step=1_200,
         progress=0.25,
         loss=3.5,
-        floors={"uniform": 8.3178, "unigram": 6.0, "bigram": 4.25},
+        baselines={"uniform": 8.3178, "unigram": 6.0, "bigram": 4.25},
         speed=Speed(12_345.6, 0.42),
         eta_s=3_725,
     )
     assert text == (
-        "step 1,200  25 %  loss 3.5000 (ln V 8.32, bigram 4.25)  12,346 tokens/s  42 % of peak  "
+        "step 1,200  25 %  loss 3.5000 (ln V 8.32, bigram 4.25)  12,346 tokens/s  MFU 42 %  "
         "ETA 1:02:05"
     )
-    bare = step_text(step=1, progress=0.0, loss=1.0, floors={}, speed=Speed(10.0), eta_s=5.0)
+    bare = step_text(step=1, progress=0.0, loss=1.0, baselines={}, speed=Speed(10.0), eta_s=5.0)
     assert bare == "step 1  0 %  loss 1.0000  10 tokens/s  ETA 0:05"
 
 

@@ -8,7 +8,7 @@ import torch
 from tests.tiny import build, grouped_config
 from ziphius.core import memory
 from ziphius.core.errors import DeviceError
-from ziphius.models.adapter_account import adapter_memory
+from ziphius.models.adapter_cost import adapter_memory
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.weights import WeightFormat, save

@@ -101,7 +101,7 @@ def test_a_budget_below_what_is_done_is_refused(tmp_path: Path, budget: str) -> 
 
 
 def test_records_hold_what_happened(tmp_path: Path) -> None:
-    run = Run(tmp_path, train_config(budget="4-steps", micro_rows=2, warmup_steps=0))
+    run = Run(tmp_path, train_config(budget="4-steps", micro_batch_size=2, warmup_steps=0))
     result = run.go()
     record = run.recorder.steps[1]
     assert (record.step, record.tokens, record.bytes_count) == (2, 8 * 16, 2 * 8 * 16)

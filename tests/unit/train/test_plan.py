@@ -3,10 +3,10 @@ import pytest
 from ziphius.train.budget import parse_budget
 from ziphius.train.config import TrainConfig
 from ziphius.train.plan import Pace, planned_steps, progress
-from ziphius.train.schedules import RowSchedule
+from ziphius.train.schedules import BatchSizeSchedule
 
-ROWS = RowSchedule(full=8, first=8, ramp_steps=0)
-RAMP = RowSchedule(full=8, first=2, ramp_steps=9)
+ROWS = BatchSizeSchedule(full=8, first=8, rampup_steps=0)
+RAMP = BatchSizeSchedule(full=8, first=2, rampup_steps=9)
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ RAMP = RowSchedule(full=8, first=2, ramp_steps=9)
     ],
 )
 def test_tokens_and_steps_are_known_at_once(
-    budget: str, rows: RowSchedule, steps: int | None
+    budget: str, rows: BatchSizeSchedule, steps: int | None
 ) -> None:
-    assert planned_steps(parse_budget(budget), rows, context=64) == steps
+    assert planned_steps(parse_budget(budget), rows, seq_len=64) == steps
 
 
 def test_progress_counts_rows() -> None:
@@ -34,7 +34,7 @@ def test_progress_counts_rows() -> None:
 
 
 def pace(budget_s: float, **fields: int) -> Pace:
-    return Pace(TrainConfig(batch_rows=8, **fields), budget_s)
+    return Pace(TrainConfig(global_batch_size=8, **fields), budget_s)
 
 
 def test_twenty_steps_are_measured_and_the_first_two_left_out() -> None:

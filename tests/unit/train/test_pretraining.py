@@ -48,8 +48,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def settings(text: Path, *, train: dict[str, Any] | None = None, **fields: Any) -> PretrainSettings:
     short = {
         "budget": "3-steps",
-        "context": 32,
-        "batch_rows": 4,
+        "seq_len": 32,
+        "global_batch_size": 4,
         "validate_rows": 4,
         "device": "cpu",
     }
@@ -74,8 +74,8 @@ def test_a_run_leaves_a_model_with_its_tokenizer(trained: Finished) -> None:
     result = trained.result
     assert (result.stage, result.step, result.is_complete) == ("pretrain", 3, True)
     assert result.tokens == 3 * 4 * 32
-    assert set(result.floors) == {"uniform", "unigram", "bigram"}
-    assert result.floors["bigram"] < result.floors["unigram"] < result.floors["uniform"]
+    assert set(result.baselines) == {"uniform", "unigram", "bigram"}
+    assert result.baselines["bigram"] < result.baselines["unigram"] < result.baselines["uniform"]
     assert {"loss", "loss/own", "bits_per_byte", "mtp1"} <= result.validation.keys()
     model = load(result.checkpoint, dtype=torch.float32)
     assert model.config.num_nextn_predict_layers == 1
@@ -92,9 +92,9 @@ def test_a_trained_model_goes_on_in_another_run(
     finished = run_pretraining(more, tmp_path)
     assert finished.result.loss is not None
     assert trained.result.loss is not None
-    assert finished.result.loss < trained.result.floors["uniform"] - 0.1
+    assert finished.result.loss < trained.result.baselines["uniform"] - 0.1
     assert highest_rate(tmp_path) == pytest.approx(3e-4)
-    assert "Highest learning rate 3.0e-04" in finished.text
+    assert "Peak learning rate 3.0e-04" in finished.text
 
 
 def highest_rate(folder: Path) -> float:
@@ -110,7 +110,7 @@ def test_a_rate_that_is_given_is_taken(trained: Finished, text: Path, tmp_path: 
     assert finished.text == ""
 
 
-def test_a_vocabulary_without_marks_of_holes_learns_code_in_its_order(
+def test_a_vocabulary_without_special_tokens_of_holes_learns_code_in_its_order(
     trained: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = tmp_path / "code"
@@ -153,7 +153,7 @@ def test_the_context_is_extended(text: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(to_published(plain)))
     first = run_pretraining(settings(text, preset=str(path)), tmp_path / "short").result
     longer = settings(
-        text, from_model=first.checkpoint, extend_context=64, yarn_factor=8.0, train={"context": 32}
+        text, from_model=first.checkpoint, extend_context=64, yarn_factor=8.0, train={"seq_len": 32}
     )
     result = run_pretraining(longer, tmp_path / "long").result
     assert (result.stage, result.tokens) == ("extend", 3 * 2 * 64)
@@ -183,7 +183,7 @@ def test_adapters_are_trained_instead_of_the_weights(
     # Router biases are in the state, and stand still.
     assert changed == {f"model.layers.{index}.self_attn.o_proj.weight" for index in range(4)}
     assert finished.figures is not None
-    assert finished.figures.speed.peak_share is None
+    assert finished.figures.speed.mfu is None
     assert_adapters_make(after, checkpoint, finished.adapter)
     longer = settings(text, from_model=checkpoint, lora=lora, train=train | {"budget": "3-steps"})
     more = run_pretraining(longer, tmp_path)
@@ -243,14 +243,14 @@ def test_a_model_larger_than_memory_is_refused_before_it_takes_any(
 
 
 def test_what_does_not_fit_the_model_is_refused(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"context = 4096: the model is made for 2048 tokens"):
-        run_pretraining(settings(text, train={"context": 4_096}), tmp_path)
+    with pytest.raises(ConfigError, match=r"seq_len = 4096: the model is made for 2048 tokens"):
+        run_pretraining(settings(text, train={"seq_len": 4_096}), tmp_path)
     deepseek_tokenizer(600).save(tmp_path)
     with pytest.raises(ConfigError, match="The tokenizer has 600 tokens, the model only 512 rows"):
         run_pretraining(settings(text, tokenizer=tmp_path), tmp_path)
 
 
-def test_prediction_layers_of_the_model_to_go_on_from_are_left_out_on_request(
+def test_mtp_layers_of_the_model_to_go_on_from_are_left_out_on_request(
     text: Path, tmp_path: Path
 ) -> None:
     model = Model(get_preset("v3-tiny"))

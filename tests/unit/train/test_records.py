@@ -50,7 +50,7 @@ def test_a_step_is_written_at_once_with_its_exact_loss(tmp_path: Path) -> None:
     assert line["skipped"] is False
     assert line["expert_counts"] == {"1": [3, 1, 0, 0]}
     assert line["max_vio"] == {"1": 2.0}
-    assert (line["tokens_per_s"], line["peak_share"]) == (256.0, 0.4)
+    assert (line["tokens_per_s"], line["mfu"]) == (256.0, 0.4)
 
 
 def test_max_vio_is_the_excess_of_the_busiest_over_the_mean() -> None:

@@ -6,7 +6,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.examples import examples
-from ziphius.train.schedules import SCHEDULES, LambdaSchedule, RowSchedule, learning_rate_factor
+from ziphius.train.schedules import (
+    SCHEDULES,
+    BatchSizeSchedule,
+    LambdaSchedule,
+    learning_rate_factor,
+)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -63,7 +68,7 @@ def test_without_warm_up_the_rate_is_the_schedules() -> None:
 
 
 def test_a_batch_grows_in_strides_of_its_first_size() -> None:
-    rows = RowSchedule(full=8, first=2, ramp_steps=9)
+    rows = BatchSizeSchedule(full=8, first=2, rampup_steps=9)
     assert [rows.count(step) for step in range(11)] == [2, 2, 2, 4, 4, 4, 6, 6, 6, 8, 8]
     assert rows(3) == range(6, 10)
     assert rows(10) == range(44, 52)
@@ -79,7 +84,7 @@ def test_a_batch_grows_in_strides_of_its_first_size() -> None:
 def test_rows_follow_without_a_gap_and_steps_are_counted(
     first: int, times: int, ramp: int, rows: int
 ) -> None:
-    schedule = RowSchedule(first * times, first, ramp)
+    schedule = BatchSizeSchedule(first * times, first, ramp)
     ranges = [schedule(step) for step in range(40)]
     assert ranges[0].start == 0
     assert all(a.stop == b.start for a, b in itertools.pairwise(ranges))

@@ -110,7 +110,7 @@ def test_a_snapshot_does_not_follow_the_run(tmp_path: Path) -> None:
     states.write(snapshot, tmp_path / "it")
     loaded = model_tensors(weights.load(tmp_path / "it"))
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
-    assert states.read(tmp_path / "it").parts["guard"].values["window"] == []
+    assert states.read(tmp_path / "it").items["guard"].values["window"] == []
 
 
 def test_large_models_are_cut_into_several_files(
@@ -153,10 +153,10 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_part_that_only_one_version_knows_is_named(tmp_path: Path) -> None:
     stored = states.read(written(started(), tmp_path / "it"))
-    guard = stored.parts.pop("guard")
+    guard = stored.items.pop("guard")
     with pytest.raises(TrainingError, match="another version: guard is in one"):
         states.restore(started(), stored)
-    stored.parts.update(guard=guard, moods=guard)
+    stored.items.update(guard=guard, moods=guard)
     with pytest.raises(TrainingError, match="another version: moods is in one"):
         states.restore(started(), stored)
 

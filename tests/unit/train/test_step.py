@@ -124,7 +124,7 @@ class Metrics(Pretrain):
 
 
 def test_metrics_are_added_up_or_the_largest_is_kept(tmp_path: Path) -> None:
-    run = run_of(tmp_path, Metrics, budget="1-steps", micro_rows=2)
+    run = run_of(tmp_path, Metrics, budget="1-steps", micro_batch_size=2)
     run.go()
     terms = run.recorder.steps[0].terms
     assert terms["rows_sum"] == 8.0
@@ -190,7 +190,7 @@ def test_a_step_in_which_nothing_counts_moves_nothing(tmp_path: Path, optimizer:
 
 @pytest.mark.parametrize("micros_left", [1, 0])
 def test_one_micro_batch_that_teaches_makes_a_step(tmp_path: Path, micros_left: int) -> None:
-    run = run_of(tmp_path, Gaps, micro_rows=4, **GAPS)
+    run = run_of(tmp_path, Gaps, micro_batch_size=4, **GAPS)
     run.stage.micros_left = micros_left
     run.go()
     assert [record.is_skipped for record in run.recorder.steps[2:4]] == [micros_left == 0] * 2

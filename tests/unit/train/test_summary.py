@@ -10,7 +10,7 @@ from ziphius.train.records import Speed
 from ziphius.train.result import TrainResult
 from ziphius.train.summary import result_document, summary_table, verdict, write_result
 
-FLOORS = {"uniform": 8.3, "unigram": 6.0, "bigram": 4.0}
+BASELINES = {"uniform": 8.3, "unigram": 6.0, "bigram": 4.0}
 FIGURES = Figures(Speed(1_234.0, 0.31), {1: 0.12, 2: 0.34}, steps_of_load=100)
 
 
@@ -26,7 +26,7 @@ def result(folder: Path = Path("run"), **changes: object) -> TrainResult:
         "loss": 3.25,
         "validation_step": 10,
         "validation": {"loss": 3.5, "bits_per_byte": 1.5, "bits_per_byte/code": 1.25, "mtp1": 5.0},
-        "floors": FLOORS,
+        "baselines": BASELINES,
     }
     return TrainResult(**(fields | changes))
 
@@ -34,9 +34,9 @@ def result(folder: Path = Path("run"), **changes: object) -> TrainResult:
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (3.5, "0.5000 below the bigram floor of 4.0000"),
-        (4.0, "does not beat the bigram floor: its loss on held-out text is 4.0000"),
-        (9.0, "does not beat the bigram floor"),
+        (3.5, "0.5000 below the bigram baseline of 4.0000"),
+        (4.0, "does not beat the bigram baseline: its loss on held-out text is 4.0000"),
+        (9.0, "does not beat the bigram baseline"),
     ],
 )
 def test_the_verdict_is_honest(loss: float, words: str) -> None:
@@ -48,7 +48,7 @@ def test_a_run_that_ends_worse_than_it_began_says_so_first() -> None:
     assert verdict(worse).startswith("The run ends worse than it began: the loss on held-out text")
     assert "1.9900 and is 2.8200" in verdict(worse)
     better = result(validation={"loss": 1.98}, validation_at_start={"loss": 1.99})
-    assert "below the bigram floor" in verdict(better)
+    assert "below the bigram baseline" in verdict(better)
 
 
 def test_a_model_that_was_not_measured_is_not_judged() -> None:
@@ -62,10 +62,10 @@ def test_a_model_that_was_not_measured_is_not_judged() -> None:
 
 def test_the_verdict_says_what_was_not_measured() -> None:
     assert "Nothing was measured on held-out text" in verdict(result(validation={}))
-    assert "no floor was measured" in verdict(result(floors={}))
+    assert "no baseline was measured" in verdict(result(baselines={}))
 
 
-def test_the_table_shows_losses_beside_floors() -> None:
+def test_the_table_shows_losses_beside_baselines() -> None:
     console = Console(file=io.StringIO(), width=100)
     console.print(summary_table(result(spikes=[{"step": 3}], skipped_steps=2), FIGURES))
     text = console.file.getvalue()
@@ -74,15 +74,15 @@ def test_the_table_shows_losses_beside_floors() -> None:
     assert rows == {
         "loss of the last step": "3.2500",
         "loss on held-out text": "3.5000",
-        "floor: ln(vocabulary)": "8.3000",
-        "floor: unigram": "6.0000",
-        "floor: bigram": "4.0000",
-        "1 further token ahead": "5.0000",
+        "baseline: ln(vocabulary)": "8.3000",
+        "baseline: unigram": "6.0000",
+        "baseline: bigram": "4.0000",
+        "MTP depth 1": "5.0000",
         "bits per byte": "1.5000",
         "bits per byte: code": "1.2500",
         "MaxVio by layer, last 100 steps": "0.12, 0.34",
         "tokens/s": "1,234",
-        "share of the measured matrix peak": "31.0 %",
+        "MFU, of the measured matrix peak": "31.0 %",
         "jumps of the loss": "1",
         "steps with nothing to learn": "2",
         "model": "run/checkpoints/step-10",
@@ -108,8 +108,8 @@ def test_programs_get_the_same(tmp_path: Path, loss: float | None, beats: bool |
     document = json.loads(path.read_text())
     assert path == tmp_path / "result.json"
     assert document["beats_bigram"] is beats
-    assert document["floors"] == FLOORS
+    assert document["baselines"] == BASELINES
     assert document["max_vio_by_layer"] == {"1": 0.12, "2": 0.34}
-    assert (document["tokens_per_s"], document["peak_share"]) == (1_234.0, 0.31)
+    assert (document["tokens_per_s"], document["mfu"]) == (1_234.0, 0.31)
     assert document["is_complete"] is False
     assert document["skipped_steps"] == 2

@@ -33,9 +33,9 @@ def test_scalars_cover_what_the_design_promises() -> None:
         "load of the idlest expert/layer 1": 0.0,
         "gate_entropy/layer 1": 1.25,
         "speed/tokens_per_s": 256.0,
-        "speed/peak_share": 0.4,
+        "speed/mfu": 0.4,
     }
-    assert "speed/peak_share" not in scalars_of(step_record(1), Speed(256.0))
+    assert "speed/mfu" not in scalars_of(step_record(1), Speed(256.0))
     figures = {"loss": 1.0, "bits_per_byte/code": 2.0}
     assert validation_scalars(ValidationRecord(1, figures, 0.0)) == {
         "validation/loss": 1.0,

@@ -55,9 +55,9 @@ def load(
             every stored weight exactly: bfloat16 for FP8 folders; float32 for GGUF, and on a CPU
             also for float16 folders, because CPUs multiply float16 14 to 250 times slower.
         device: where the weights go.
-        drop_mtp: leave out the layers that predict further tokens. Without it, a folder that holds
-            such layers and a config that does not is an error, as is one that lacks a part of
-            them; one without any, as transformers saves V3, is loaded without, and the log warns.
+        drop_mtp: leave out the MTP layers. Without it, a folder that holds such layers and a config
+            that does not is an error, as is one that lacks a part of them; one without any, as
+            transformers saves V3, is loaded without, and the log warns.
         check_finite: also look through every weight for NaN and infinity.
     """
     path = Path(path)

@@ -155,9 +155,8 @@ def write_adapters(
 def load_adapters(model: Model, folder: Path) -> None:
     """Add adapters in PEFT's format to the model they were made for, in place.
 
-    They may be PEFT's own; what of its settings is applied stands in `adapter_config.py`. Layers
-    that predict further tokens, which transformers lacks, stay as they are if the file has no
-    adapter for any of them.
+    They may be PEFT's own; what of its settings is applied stands in `adapter_config.py`. MTP
+    layers, which transformers lacks, stay as they are if the file has no adapter for any of them.
 
     Raises:
         CheckpointError: a setting is refused, or file, settings and model do not fit together.
@@ -173,9 +172,9 @@ def load_adapters(model: Model, folder: Path) -> None:
     chosen = settings.select(list(layers))
     if chosen is None:
         chosen = [name for name in layers if name in found]
-    further = {name for name in layers if _is_further(model, name)}
-    if found.isdisjoint(further):
-        chosen = [name for name in chosen if name not in further]
+    mtp_layers = {name for name in layers if _is_mtp(model, name)}
+    if found.isdisjoint(mtp_layers):
+        chosen = [name for name in chosen if name not in mtp_layers]
     expected = [part for name in chosen for part in _file_names(name)]
     for part in (*expected, *tensors):
         if (part in tensors) != (part in expected):
@@ -201,6 +200,6 @@ def _file_names(name: str) -> tuple[str, str]:
     return down, up
 
 
-def _is_further(model: Model, name: str) -> bool:
+def _is_mtp(model: Model, name: str) -> bool:
     layer = layer_of(f"{name}.")
     return layer is not None and layer >= model.config.num_hidden_layers

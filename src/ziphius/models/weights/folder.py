@@ -154,18 +154,18 @@ def _quantization(file: Path, quantization: object) -> str:
 
 
 def _lacks_mtp(config: ModelConfig, stored: dict[str, Stored]) -> bool:
-    """Tell whether the files leave out all layers that predict further tokens.
+    """Tell whether the files leave out all MTP layers.
 
     transformers writes such folders: it knows these layers in the config alone.
     """
-    further = set(names.prediction_layers(config))
-    return bool(further) and further.isdisjoint(map(names.layer_of, stored))
+    mtp_layers = set(names.mtp_layers(config))
+    return bool(mtp_layers) and mtp_layers.isdisjoint(map(names.layer_of, stored))
 
 
 def _without_mtp(
     folder: Path, config: ModelConfig, stored: dict[str, Stored]
 ) -> tuple[ModelConfig, dict[str, Stored]]:
-    """Take the layers that predict further tokens out of the config and of the list of tensors."""
+    """Take the MTP layers out of the config and of the list of tensors."""
     first = config.num_hidden_layers
     last = first + (config.num_nextn_predict_layers or 1)
     kept = {
@@ -174,9 +174,7 @@ def _without_mtp(
         if (layer := names.layer_of(name)) is None or not first <= layer < last
     }
     if not config.num_nextn_predict_layers and len(kept) == len(stored):
-        raise ConfigError(
-            f"drop_mtp has no effect: {folder} has no layers that predict further tokens."
-        )
+        raise ConfigError(f"drop_mtp has no effect: {folder} has no MTP layers.")
     try:
         return _changed(config, num_nextn_predict_layers=0), kept
     except ValidationError as error:

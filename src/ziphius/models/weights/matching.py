@@ -105,12 +105,12 @@ def _check_left_over(
             continue
         layer = names.layer_of(name)
         if layer is not None and layer >= config.num_hidden_layers:
-            further = config.num_nextn_predict_layers
+            mtp_layers = config.num_nextn_predict_layers
             _refuse(
                 entry.file,
                 f"holds {name} beyond the {config.num_hidden_layers} layers and "
-                f"num_nextn_predict_layers = {further} of config.json. If it belongs to a layer "
-                "that predicts further tokens, correct that number, or load the model without "
+                f"num_nextn_predict_layers = {mtp_layers} of config.json. If it belongs to an  "
+                "MTP layer, correct that number, or load the model without "
                 "such layers: drop_mtp=True (--drop-mtp)",
             )
         _refuse(entry.file, f"holds {name}, which a {config.model_type} of this config has not")
@@ -130,7 +130,7 @@ def _check_missing(
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     reason = f"lacks {missing[0]}{more} (looked in {where})"
     layers = {names.layer_of(name) for name in missing}
-    if layers <= set(names.prediction_layers(config)):
+    if layers <= set(names.mtp_layers(config)):
         reason += (
             f". config.json says num_nextn_predict_layers = {config.num_nextn_predict_layers}, and "
             "only a part of those layers is there. To load the model without them: "

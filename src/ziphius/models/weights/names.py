@@ -5,8 +5,7 @@ equal but for four things:
     1. routed experts are one file tensor each, `experts.{e}.{gate,up,down}_proj.weight`, and two
        stacked parameters in memory, `experts.gate_up_proj` [E, 2F, D] and `experts.down_proj`
        [E, D, F];
-    2. every layer that predicts further tokens also carries copies of the embedding and of the
-       head in the files;
+    2. every MTP layer also carries copies of the embedding and of the head in the files;
     3. the head of tied embeddings is the embedding itself (some files carry a copy of it);
     4. files of older programs carry rotary frequencies, which are computed from the config.
 """
@@ -71,7 +70,7 @@ def file_copies(config: ModelConfig) -> dict[str, str]:
     """Map the name of every copy that files may carry to the name of the tensor it repeats."""
     head = EMBEDDING if config.tie_word_embeddings else HEAD
     copies = {HEAD: EMBEDDING} if config.tie_word_embeddings else {}
-    for layer in prediction_layers(config):
+    for layer in mtp_layers(config):
         copies[f"model.layers.{layer}.embed_tokens.weight"] = EMBEDDING
         copies[f"model.layers.{layer}.shared_head.head.weight"] = head
     return copies
@@ -87,8 +86,8 @@ def file_frequencies(config: ModelConfig) -> dict[str, tuple[int]]:
     }
 
 
-def prediction_layers(config: ModelConfig) -> range:
-    """List the layer numbers that the multi-token-prediction layers have."""
+def mtp_layers(config: ModelConfig) -> range:
+    """List the layer numbers that the MTP layers have."""
     first = config.num_hidden_layers
     return range(first, first + config.num_nextn_predict_layers)
 

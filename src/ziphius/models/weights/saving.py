@@ -1,8 +1,8 @@
 """Writing a model as a Hugging Face folder that transformers and this package load.
 
 Layout: config.json, and model.safetensors or, above `max_shard_bytes`, numbered files and an index.
-Experts are written one by one, layers that predict further tokens with their copies of embedding
-and head, the router bias in float32. The folder appears whole or not at all.
+Experts are written one by one, MTP layers with their copies of embedding and head, the router bias
+in float32. The folder appears whole or not at all.
 """
 
 import json

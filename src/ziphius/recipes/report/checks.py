@@ -81,12 +81,12 @@ def learning_problems(learning: Learning | None) -> Iterator[str]:
                 "rewards (frac_reward_zero_std), and taught nothing."
             )
     # "not <=" so that a difference that is not a number counts as too large.
-    wrong = [one for one in learning.logprob_difference if not one <= learning.logprob_bound]
+    wrong = [one for one in learning.sampling_logp_difference if not one <= learning.logprob_bound]
     if wrong:
         yield (
             f"Rollout and trainer disagreed about log-probabilities in {len(wrong)} of "
-            f"{len(learning.logprob_difference)} steps, by up to {plain(max(wrong))}, above the "
-            f"bound of {plain(learning.logprob_bound)}."
+            f"{len(learning.sampling_logp_difference)} steps, by up to {plain(max(wrong))}, above "
+            f"the bound of {plain(learning.logprob_bound)}."
         )
 
 

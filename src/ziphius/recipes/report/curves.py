@@ -1,4 +1,4 @@
-"""Curves over the steps of a run: losses over their floors, reward, length, balance."""
+"""Curves over the steps of a run: losses over their baselines, reward, length, balance."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -59,8 +59,8 @@ def learning_figures(learning: Learning | None) -> list[Figure]:
         (
             "logprobs",
             "Rollout against trainer",
-            "largest difference of a log-probability in a step",
-            [max(value, LOWEST_SHOWN) for value in learning.logprob_difference],
+            "sampling_logp_difference: largest of a log-probability in a step",
+            [max(value, LOWEST_SHOWN) for value in learning.sampling_logp_difference],
             {"is_log": True, "levels": {"bound": learning.logprob_bound}},
         ),
     )

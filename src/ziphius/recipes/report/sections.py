@@ -75,7 +75,7 @@ class Learning:
     """Share of groups whose rewards were all equal, which teach nothing."""
     kl: Series = ()
     """To the reference model, k3, in nats a token."""
-    logprob_difference: Series = ()
+    sampling_logp_difference: Series = ()
     """Largest difference of a log-probability between rollout and trainer."""
     logprob_bound: float = 1e-5
 

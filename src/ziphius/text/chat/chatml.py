@@ -45,7 +45,7 @@ class ChatML(WrittenFormat):
 class ThinkingChatML(ChatML):
     """ChatML for models that decide themselves whether to think, in a block as Qwen3 writes it.
 
-    Vocabularies of such bases have no tokens for the block, so its marks may be text.
+    Vocabularies of such bases have no tokens for the block, so what begins and ends it may be text.
     """
 
     name = "chatml-think"

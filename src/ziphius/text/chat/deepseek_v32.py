@@ -1,6 +1,6 @@
 """The chat format of DeepSeek-V3.2: calls as tagged parameters ("DSML"), thinking between calls.
 
-Follows the Python encoder that comes with the model (it has no Jinja template). Its mark for tags
+Follows the Python encoder that comes with the model (it has no Jinja template). What marks its tags
 is a token in vocabularies made for it, ours included; in an older one it is spelled as text, and
 there a user's text can imitate a tag. A parameter is raw text if it is a string and JSON if not;
 the parser joins them to the JSON object that callers expect.
@@ -95,7 +95,7 @@ class DeepSeekV32(WrittenFormat):
         if not message.tool_calls:
             return [*thoughts, message.content]
         calls = [piece for call in message.tool_calls for piece in _call_pieces(call)]
-        block = [*_marked(f"\n\n{_CALLS}"), *calls, *_marked(f"\n{_END_CALLS}")]
+        block = [*_split(f"\n\n{_CALLS}"), *calls, *_split(f"\n{_END_CALLS}")]
         return [*thoughts, message.content, *block]
 
     def results(self, results: Sequence[Message]) -> Pieces:
@@ -142,25 +142,25 @@ class DeepSeekV32(WrittenFormat):
 
 
 def _tool_pieces(tools: Sequence[Tool]) -> Pieces:
-    """Describe the tools; the marks in our words are tokens, those in a schema are text."""
+    """Describe the tools; special tokens in our words are tokens, those in a schema are text."""
     if not tools:
         return []
     schemas = "\n".join(_json(tool.schema()) for tool in tools)
-    return ["\n\n", *_marked(_TOOLS_BEFORE), schemas, *_marked(_TOOLS_AFTER)]
+    return ["\n\n", *_split(_TOOLS_BEFORE), schemas, *_split(_TOOLS_AFTER)]
 
 
 def _call_pieces(call: ToolCall) -> Pieces:
-    pieces = [*_marked(f"\n{_INVOKE}"), f'{call.name}">\n']
+    pieces = [*_split(f"\n{_INVOKE}"), f'{call.name}">\n']
     for i, (key, value) in enumerate(call.values().items()):
         is_text = isinstance(value, str)
-        pieces += [*_marked(("\n" if i else "") + _PARAMETER)]
+        pieces += [*_split(("\n" if i else "") + _PARAMETER)]
         pieces += [f'{key}" string="{str(is_text).lower()}">', value if is_text else _json(value)]
-        pieces += _marked(_END_PARAMETER)
-    return [*pieces, *_marked(f"\n{_END_INVOKE}")]
+        pieces += _split(_END_PARAMETER)
+    return [*pieces, *_split(f"\n{_END_INVOKE}")]
 
 
-def _marked(text: str) -> Pieces:
-    return special.marked(text, (special.DSML, special.THINK, special.END_THINK))
+def _split(text: str) -> Pieces:
+    return special.split_special(text, (special.DSML, special.THINK, special.END_THINK))
 
 
 def _json(value: Any) -> str:

@@ -1,8 +1,8 @@
 """`ChatFormat`: what callers may ask of a chat format, and how pieces become ids.
 
-A conversation becomes segments of pieces. A piece is text, or a `Mark`: a special token. Marks come
-from the format alone and become ids by name; text, whoever wrote it, is encoded as text, so nothing
-in it can turn into a special token.
+A conversation becomes segments of pieces. A piece is text, or a `SpecialToken`. These come from the
+format alone and become ids by name; text, whoever wrote it, is encoded as text, so nothing in it
+can turn into a special token.
 
 Two kinds exist: formats written by hand (`written.py`), and the templates that checkpoints bring
 (`template.py`).
@@ -17,10 +17,10 @@ from ziphius.core.errors import ChatError
 from ziphius.text import special
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import StreamParser, message_of
-from ziphius.text.special import Mark
+from ziphius.text.special import SpecialToken
 
 Pieces = list[str]
-"""Text and marks, in order."""
+"""Text and special tokens, in order."""
 
 
 class Vocabulary(Protocol):
@@ -71,7 +71,7 @@ class Encoded:
     """The prompt ends inside a think block: what `ChatFormat.parser` has to know."""
 
     @property
-    def completion_mask(self) -> list[bool]:
+    def loss_mask(self) -> list[bool]:
         """True for the tokens that assistants write, their end tokens included.
 
         Raises:
@@ -169,22 +169,24 @@ def fim_pieces(prefix: str, suffix: str) -> Pieces:
 def piece_ids(
     pieces: Pieces,
     tokenizer: Vocabulary,
-    spelled: frozenset[Mark] = frozenset(),
+    spelled: frozenset[SpecialToken] = frozenset(),
     known: Mapping[str, int] | None = None,
 ) -> list[int]:
-    """Encode marks by name and everything else as text.
+    """Encode special tokens by name and everything else as text.
 
     Args:
-        pieces: text and marks.
+        pieces: text and special tokens.
         tokenizer: of the model.
-        spelled: marks that are written as text where the vocabulary has no such token.
-        known: ids of marks that the vocabulary has under other names.
+        spelled: those that are written as text where the vocabulary has no such token.
+        known: ids of those that the vocabulary has under other names.
     """
     known = known or {}
     ids: list[int] = []
     text = ""
     for piece in pieces:
-        is_token = isinstance(piece, Mark) and (piece not in spelled or tokenizer.has_token(piece))
+        is_token = isinstance(piece, SpecialToken) and (
+            piece not in spelled or tokenizer.has_token(piece)
+        )
         if is_token:
             own = known[piece] if piece in known else tokenizer.token_id(piece)
             ids += [*tokenizer.encode(text), own]

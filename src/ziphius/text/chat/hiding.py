@@ -1,7 +1,8 @@
-"""Whose letters are these? Telling the marks of a template from the texts of a conversation.
+"""Whose letters are these? Telling the special tokens of a template from the texts of a
+conversation.
 
-A template writes one text, in which `<|im_end|>` may be a mark or what somebody typed. So a
-conversation is written twice: as it is, and with stand-ins for the letters that special tokens
+A template writes one text, in which `<|im_end|>` may be a special token or what somebody typed. So
+a conversation is written twice: as it is, and with stand-ins for the letters that special tokens
 begin and end with. What still spells a special token in the second text was written by the
 template, every letter at its ends; and if the two differ in more than the stand-ins, the template
 looked at those letters in a way that cannot be followed, which is an error and no guess.
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from ziphius.text import special
 from ziphius.text.chat.format import Pieces
 from ziphius.text.chat.messages import Message, Tool
-from ziphius.text.special import Mark
+from ziphius.text.special import SpecialToken
 
 _PLANE = 0x100000  # the last plane of Unicode, for private use
 GENERATION = "\U0010fffc", "\U0010fffd"
@@ -32,20 +33,20 @@ class Spelling(NamedTuple):
     """Joined by line breaks, to look for a name inside one of them."""
 
     def pieces(self, hidden: str, names: Iterable[str] = ()) -> Pieces:
-        """Cut a text with stand-ins, those of `names` too, into marks and text as it is.
+        """Cut a text with stand-ins, those of `names` too, into special tokens and text as it is.
 
-        Marks that stand between turns and are not in the vocabulary are marks all the same: they
-        will be missed when they become ids.
+        Those that stand between turns and are not in the vocabulary count all the same: they will
+        be missed when they become ids.
         """
         pieces: Pieces = []
         place = 0
         for found in self.pattern.finditer(hidden):
-            pieces += special.marked(hidden[place : found.start()], special.TURN_MARKS)
-            pieces.append(Mark(found.group()))
+            pieces += special.split_special(hidden[place : found.start()], special.TURN_TOKENS)
+            pieces.append(SpecialToken(found.group()))
             place = found.end()
-        pieces += special.marked(hidden[place:], special.TURN_MARKS)
+        pieces += special.split_special(hidden[place:], special.TURN_TOKENS)
         back = self._back(names)
-        return [p if isinstance(p, Mark) else p.translate(back) for p in pieces]
+        return [p if isinstance(p, SpecialToken) else p.translate(back) for p in pieces]
 
     def shown(self, hidden: str, names: Iterable[str] = ()) -> str:
         """Put the letters back."""
@@ -60,8 +61,8 @@ class Spelling(NamedTuple):
 def spelling_of(tokens: frozenset[str]) -> Spelling:
     """Prepare what special tokens are known by.
 
-    Those that begin and end with letters, digits or white space are words like others, and no marks
-    of a template.
+    Those that begin and end with letters, digits or white space are words like others, and none of
+    a template's.
     """
     told = sorted((t for t in tokens if _is_told(t[0]) or _is_told(t[-1])), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, told)) if told else "(?!)")

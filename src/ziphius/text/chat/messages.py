@@ -83,7 +83,7 @@ class Message:
                 f"The content of a message is text, not {type(self.content).__name__}; give '' for "
                 "none."
             )
-        # A `Mark` in a message is text like any other: `str` takes its type away.
+        # A `SpecialToken` in a message is text like any other: `str` takes its type away.
         object.__setattr__(self, "content", str(self.content))
         object.__setattr__(self, "reasoning_content", str(self.reasoning_content or "") or None)
         object.__setattr__(self, "tool_calls", tuple(self.tool_calls))

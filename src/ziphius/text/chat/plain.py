@@ -14,7 +14,7 @@ from ziphius.text.chat.format import Pieces, Vocabulary
 from ziphius.text.chat.messages import Message, Tool
 from ziphius.text.chat.parser import State, Step
 from ziphius.text.chat.written import Turn, WrittenFormat
-from ziphius.text.special import Mark
+from ziphius.text.special import SpecialToken
 
 PREAMBLE = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
@@ -82,9 +82,9 @@ class Plain(WrittenFormat):
             raise ChatError("Chat format plain holds one question and at most its one answer.")
         return turns
 
-    def _mark_id(self, mark: Mark, tokenizer: Vocabulary) -> int:
+    def _token_id(self, token: SpecialToken, tokenizer: Vocabulary) -> int:
         """Let a base model of any family end its answer with its own token."""
-        assert mark == self.end, "the template has no other mark"
+        assert token == self.end, "the template has no other special token"
         if not tokenizer.eos_ids:
             raise ChatError("The vocabulary names no token that ends a text; plain needs one.")
         return tokenizer.eos_ids[0]

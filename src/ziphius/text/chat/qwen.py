@@ -19,7 +19,7 @@ from ziphius.text.chat.messages import Message, Tool, ToolCall
 from ziphius.text.chat.parser import State
 from ziphius.text.chat.written import Turn
 
-_MARKS = (special.TOOL_CALL, special.END_TOOL_CALL)
+_CALL_TOKENS = (special.TOOL_CALL, special.END_TOOL_CALL)
 _TOOLS_BEFORE = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
     "provided with function signatures within <tools></tools> XML tags:\n<tools>"
@@ -40,7 +40,7 @@ class Qwen25(ChatML):
     )
     roles = ("system", "user", "assistant", "tool")
     has_tools = True
-    spelled = frozenset({*_MARKS, special.TOOL_RESPONSE, special.END_TOOL_RESPONSE})
+    spelled = frozenset({*_CALL_TOKENS, special.TOOL_RESPONSE, special.END_TOOL_RESPONSE})
 
     def start(self, system: str | None, tools: Sequence[Tool], reply: str) -> Pieces:
         """Write the system text as a turn, with the tools behind it."""
@@ -139,9 +139,9 @@ def _asks(message: Message) -> bool:
 
 
 def _tool_pieces(tools: Sequence[Tool]) -> Pieces:
-    """Describe the tools; the marks in our words are tokens, those in a schema are text."""
+    """Describe the tools; special tokens in our words are tokens, those in a schema are text."""
     shown = "".join(
         "\n" + json.dumps({"type": "function", "function": tool.schema()}, ensure_ascii=False)
         for tool in tools
     )
-    return [_TOOLS_BEFORE, shown, *special.marked(_TOOLS_AFTER, _MARKS)]
+    return [_TOOLS_BEFORE, shown, *special.split_special(_TOOLS_AFTER, _CALL_TOKENS)]

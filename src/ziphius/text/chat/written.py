@@ -30,7 +30,7 @@ from ziphius.text.chat.format import (
 )
 from ziphius.text.chat.messages import Message, Tool, ordered_turns
 from ziphius.text.chat.parser import State, Step, StreamParser
-from ziphius.text.special import Mark
+from ziphius.text.special import SpecialToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Turn:
 class WrittenFormat(ChatFormat):
     """One published way to write a conversation for a model, and to read its answer."""
 
-    end: ClassVar[Mark] = special.EOS
+    end: ClassVar[SpecialToken] = special.EOS
     """What a model writes to end its turn."""
     ends_as_vocabulary: ClassVar[bool] = False
     """An answer ends with the vocabulary's own end of text, whatever that is."""
@@ -59,8 +59,8 @@ class WrittenFormat(ChatFormat):
     has_tools: ClassVar[bool] = False
     thinks_with_tools: ClassVar[bool] = True
     has_fim: ClassVar[bool] = False
-    spelled: ClassVar[frozenset[Mark]] = frozenset()
-    """Marks that are written as text where a vocabulary has no such token."""
+    spelled: ClassVar[frozenset[SpecialToken]] = frozenset()
+    """Special tokens that are written as text where a vocabulary has none."""
 
     # What a format says.
 
@@ -130,7 +130,7 @@ class WrittenFormat(ChatFormat):
         """Write a conversation as ids; see `ChatFormat.encode`."""
         segments = self._segments(messages, tools, thinking, generation_prompt, reply_schema)
         is_own = self.ends_as_vocabulary and any(segment.completion for segment in segments)
-        own_end = {str(self.end): self._mark_id(self.end, tokenizer)} if is_own else None
+        own_end = {str(self.end): self._token_id(self.end, tokenizer)} if is_own else None
         ids = self._first_ids(tokenizer)
         mask = [False] * len(ids)
         for segment in joined(segments):
@@ -143,7 +143,7 @@ class WrittenFormat(ChatFormat):
 
     def stop_ids(self, tokenizer: Vocabulary) -> tuple[int, ...]:
         """Return the ids that end a generation: the tokenizer's, and this format's own end."""
-        return tuple(dict.fromkeys((*tokenizer.eos_ids, self._mark_id(self.end, tokenizer))))
+        return tuple(dict.fromkeys((*tokenizer.eos_ids, self._token_id(self.end, tokenizer))))
 
     def parser(self, *, thinking: bool = False) -> StreamParser:
         """Return a parser of one answer.
@@ -262,8 +262,8 @@ class WrittenFormat(ChatFormat):
         """Begin with what no piece says; formats that bring their own first token need nothing."""
         return []
 
-    def _mark_id(self, mark: Mark, tokenizer: Vocabulary) -> int:
-        return tokenizer.token_id(mark)
+    def _token_id(self, token: SpecialToken, tokenizer: Vocabulary) -> int:
+        return tokenizer.token_id(token)
 
     def _fim_pieces(self, prefix: str, suffix: str) -> Pieces:
         return fim_pieces(prefix, suffix) if self.has_fim else super()._fim_pieces(prefix, suffix)

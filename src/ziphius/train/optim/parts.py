@@ -25,11 +25,11 @@ def part_of(name: str) -> str:
 
 def parts(model: Model) -> dict[str, list[nn.Parameter]]:
     """Group the trainable parameters by part; each MTP layer is wholly of the part mtp."""
-    further = {id(p) for layer in model.model.prediction_layers for p in layer.parameters()}
+    mtp_layers = {id(p) for layer in model.model.mtp_layers for p in layer.parameters()}
     found: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "mtp" if id(parameter) in further else part_of(name)
+            part = "mtp" if id(parameter) in mtp_layers else part_of(name)
             found.setdefault(part, []).append(parameter)
     return found
 

@@ -125,7 +125,7 @@ def loss_by_position(model: Model, batch: Batch, border: int) -> dict[str, float
     """
     output = model(batch.ids_BT, documents_BT=batch.documents_BT)
     targets_BT, counts_BT = targets_ahead(
-        batch.ids_BT, 1, documents_BT=batch.documents_BT, counted_BT=batch.counted_BT
+        batch.ids_BT, 1, documents_BT=batch.documents_BT, loss_mask_BT=batch.loss_mask_BT
     )
     logits_XW = model.logits(output.hidden_BTD[counts_BT])
     # Summed on the CPU: not every device has float64.

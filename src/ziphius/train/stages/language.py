@@ -1,4 +1,4 @@
-"""What stages that learn from tokens share: rows, and losses (next and further tokens, balance, z).
+"""What stages that learn from tokens share: rows, and losses (next token, MTP, balance, z).
 
 Every stage that learns from tokens shares these sums and their weights; what differs between stages
 is which tokens count, and that stands in the batch.
@@ -17,7 +17,7 @@ from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
 from ziphius.models.balance import balance_loss
 from ziphius.models.config import ModelConfig
-from ziphius.models.losses import further_token_losses, next_token_loss
+from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.ops.targets import targets_ahead
 from ziphius.train.config import TrainConfig
@@ -41,7 +41,7 @@ class LanguageStage(Stage):
     Args:
         loader: the rows, in micro-batches.
         model_config: of the model that is trained.
-        config: context, weights of the losses, rows.
+        config: seq_len, weights of the losses, batch sizes.
         data_fingerprint: names the text.
         world: the ranks that share the rows.
     """
@@ -77,7 +77,7 @@ class LanguageStage(Stage):
         return language_losses(model, batch, self.config, progress)
 
 
-def further(depth: int) -> str:
+def mtp_term(depth: int) -> str:
     """Name the term, and its weight, of a depth of multi-token prediction, counted from 1."""
     return f"mtp{depth}"
 
@@ -86,13 +86,13 @@ def language_weights(batch: Batch, config: ModelConfig) -> dict[str, float]:
     """Count what the losses of a micro-batch are divided by, from the data alone."""
     weights: dict[str, float] = {NEXT: _targets(batch, 1), SEQUENCES: _sequences(batch)}
     for depth in range(1, config.num_nextn_predict_layers + 1):
-        weights[further(depth)] = _targets(batch, 1 + depth)
+        weights[mtp_term(depth)] = _targets(batch, 1 + depth)
     return weights
 
 
 def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: float) -> LossOutput:
     """Return the terms that the model's parts and the config ask for, and the routings."""
-    ids_BT, documents_BT, counted_BT = batch.ids_BT, batch.documents_BT, batch.counted_BT
+    ids_BT, documents_BT, loss_mask_BT = batch.ids_BT, batch.documents_BT, batch.loss_mask_BT
     first_row = batch.first_row if isinstance(batch, StepBatch) else 0
     output = model(ids_BT, documents_BT=documents_BT, first_row=first_row)
     main = next_token_loss(
@@ -100,18 +100,18 @@ def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: f
         output,
         ids_BT,
         documents_BT=documents_BT,
-        counted_BT=counted_BT,
+        loss_mask_BT=loss_mask_BT,
         squares=config.z_loss > 0,
     )
     terms = {NEXT: Term(main.loss_sum, NEXT)}
     depths = model.config.num_nextn_predict_layers
     if depths:
-        losses = further_token_losses(
-            model, output, ids_BT, documents_BT=documents_BT, counted_BT=counted_BT
+        losses = mtp_losses(
+            model, output, ids_BT, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT
         )
         for depth, loss in enumerate(losses, 1):
             coefficient = config.mtp.weight(progress) / depths
-            terms[further(depth)] = Term(loss.loss_sum, further(depth), coefficient)
+            terms[mtp_term(depth)] = Term(loss.loss_sum, mtp_term(depth), coefficient)
     if balances(model.config):
         # The alphas are in the loss already, which is a mean over rows that hold text.
         mean = balance_loss(model.config, output.routings, len(ids_BT))
@@ -135,6 +135,6 @@ def _sequences(batch: Batch) -> int:
 
 def _targets(batch: Batch, places: int) -> int:
     _, counts_BT = targets_ahead(
-        batch.ids_BT, places, documents_BT=batch.documents_BT, counted_BT=batch.counted_BT
+        batch.ids_BT, places, documents_BT=batch.documents_BT, loss_mask_BT=batch.loss_mask_BT
     )
     return int(counts_BT.sum())

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from ziphius.data.baselines import Baselines, bits_per_byte
 from ziphius.data.batch import Batch
-from ziphius.data.floors import Floors, bits_per_byte
 from ziphius.data.loader import Loader
 from ziphius.data.validation import ValidationSet
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
-from ziphius.models.losses import further_token_losses, next_token_loss
+from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
-from ziphius.train.stages.language import LanguageStage, further
+from ziphius.train.stages.language import LanguageStage, mtp_term
 
 TOKENS_AT_ONCE = 16_384
 """Tokens of a batch of held-out rows."""
@@ -27,7 +27,7 @@ class Pretrain(LanguageStage):
     Args:
         loader, model_config, config, data_fingerprint, world: see `LanguageStage`.
         validation: held-out rows; None measures nothing.
-        floors: of those rows.
+        baselines: of those rows.
     """
 
     name = "pretrain"
@@ -39,14 +39,14 @@ class Pretrain(LanguageStage):
         config: TrainConfig,
         *,
         validation: ValidationSet | None = None,
-        floors: Floors | None = None,
+        baselines: Baselines | None = None,
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
         super().__init__(
             loader, model_config, config, data_fingerprint=data_fingerprint, world=world
         )
-        self.validation, self.measured_floors = validation, floors
+        self.validation, self.measured_baselines = validation, baselines
 
     def validate(self, model: Model) -> dict[str, float]:
         """Measure the held-out rows: mean losses and bits per byte, in all and by domain.
@@ -68,21 +68,21 @@ class Pretrain(LanguageStage):
                     sums[f"{where}/tokens{depth}"] += found.tokens[depth]
         return _figures(self.world.sum_numbers(sums, device), len(depths), self.validation.rows)
 
-    def floors(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float]:
         """Return what uniform, unigram and bigram models reach on the held-out rows."""
-        if self.measured_floors is None:
+        if self.measured_baselines is None:
             return {}
-        known = self.measured_floors.total
+        known = self.measured_baselines.total
         return {"uniform": known.uniform, "unigram": known.unigram, "bigram": known.bigram}
 
     def fingerprint(self) -> str:
         """Name the text, the seed and the shape of the batches."""
         config = self.config
-        return f"{self.data_fingerprint} seed {config.seed} {config.rows} x {config.context}"
+        return f"{self.data_fingerprint} seed {config.seed} {config.batch_sizes} x {config.seq_len}"
 
     @property
     def _rows_at_once(self) -> int:
-        return max(1, TOKENS_AT_ONCE // self.config.context)
+        return max(1, TOKENS_AT_ONCE // self.config.seq_len)
 
 
 @dataclass
@@ -99,13 +99,13 @@ class _Measured:
 
 
 def _measure(model: Model, batch: Batch) -> _Measured:
-    ids_BT, documents_BT, counted_BT = batch.ids_BT, batch.documents_BT, batch.counted_BT
+    ids_BT, documents_BT, loss_mask_BT = batch.ids_BT, batch.documents_BT, batch.loss_mask_BT
     output = model(ids_BT, documents_BT=documents_BT)
     losses = [
-        next_token_loss(model, output, ids_BT, documents_BT=documents_BT, counted_BT=counted_BT),
-        *further_token_losses(
-            model, output, ids_BT, documents_BT=documents_BT, counted_BT=counted_BT
+        next_token_loss(
+            model, output, ids_BT, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT
         ),
+        *mtp_losses(model, output, ids_BT, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT),
     ]
     return _Measured(
         [float(loss.loss_sum) for loss in losses],
@@ -123,5 +123,5 @@ def _figures(sums: Mapping[str, float], depths: int, domains: Iterable[str]) -> 
             figures[f"bits_per_byte{ending}"] = bits_per_byte(sums[f"{where}/nats0"], int(size))
         for depth in range(1, depths):
             nats, tokens = sums[f"{where}/nats{depth}"], sums[f"{where}/tokens{depth}"]
-            figures[f"{further(depth)}{ending}"] = nats / max(1.0, tokens)
+            figures[f"{mtp_term(depth)}{ending}"] = nats / max(1.0, tokens)
     return figures

@@ -9,14 +9,14 @@ Shapes: B rows, T tokens, M = B * T.
 
 from collections.abc import Mapping, Sequence
 
+from ziphius.data.baselines import bits_per_byte
 from ziphius.data.batch import Batch
-from ziphius.data.floors import bits_per_byte
 from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
-from ziphius.train.stages.language import NEXT, LanguageStage, further, language_losses
+from ziphius.train.stages.language import NEXT, LanguageStage, language_losses, mtp_term
 
 
 class Sft(LanguageStage):
@@ -25,7 +25,7 @@ class Sft(LanguageStage):
     Args:
         loader, model_config, config, data_fingerprint, world: see `LanguageStage`.
         validation: held-out conversations; without any nothing is measured.
-        floors: of those.
+        baselines: of those.
     """
 
     name = "sft"
@@ -37,20 +37,20 @@ class Sft(LanguageStage):
         config: TrainConfig,
         *,
         validation: Sequence[Batch] = (),
-        floors: Mapping[str, float] | None = None,
+        baselines: Mapping[str, float] | None = None,
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
         super().__init__(
             loader, model_config, config, data_fingerprint=data_fingerprint, world=world
         )
-        self.validation, self.measured_floors = validation, dict(floors or {})
+        self.validation, self.measured_baselines = validation, dict(baselines or {})
 
     def validate(self, model: Model) -> dict[str, float]:
         """Measure held-out conversations: mean losses of what assistants wrote, bits per byte."""
         assert self.validation, "there is nothing to validate on"
         device = next(model.parameters()).device
-        names = [NEXT, *map(further, range(1, model.config.num_nextn_predict_layers + 1))]
+        names = [NEXT, *map(mtp_term, range(1, model.config.num_nextn_predict_layers + 1))]
         sums = dict.fromkeys([*names, *(f"{name} targets" for name in names), "bytes"], 0.0)
         for index, batch in enumerate(self.validation):
             if index % self.world.size != self.world.rank:
@@ -68,10 +68,10 @@ class Sft(LanguageStage):
             figures["bits_per_byte"] = bits_per_byte(sums[NEXT], int(sums["bytes"]))
         return figures
 
-    def floors(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float]:
         """Return what uniform, unigram and bigram models reach on the held-out conversations."""
-        return self.measured_floors
+        return self.measured_baselines
 
     def fingerprint(self) -> str:
         """Name the conversations, their order and the shape of the batches."""
-        return f"{self.data_fingerprint} {self.config.rows} x {self.config.context}"
+        return f"{self.data_fingerprint} {self.config.batch_sizes} x {self.config.seq_len}"

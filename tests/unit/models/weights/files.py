@@ -14,7 +14,7 @@ from ziphius.models.model import Model
 
 
 def v3_config(**changes):
-    """A V3 with a dense, an expert and a prediction layer."""
+    """A V3 with a dense, an expert and an MTP layer."""
     return latent_config(**(V3_EXPERTS | {"num_nextn_predict_layers": 1} | changes))
 
 

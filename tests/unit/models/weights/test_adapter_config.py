@@ -246,15 +246,15 @@ def test_a_tensor_that_is_no_adapter_is_never_passed_over(name: str, tmp_path: P
         load_adapters(build(GROUPED), tmp_path / "a")
 
 
-def test_adapters_of_a_program_without_prediction_layers_are_read(tmp_path: Path) -> None:
+def test_adapters_of_a_program_without_mtp_layers_are_read(tmp_path: Path) -> None:
     names = [f"model.layers.{layer}.self_attn.kv_b_proj" for layer in range(2)]
     changes = {"target_modules": ["kv_b_proj"]}
     write(tmp_path / "a", LATENT, dict.fromkeys(names, 4), **changes)
     model = build(LATENT)
     load_adapters(model, tmp_path / "a")
     assert list(adapted(model)) == names
-    further = "model.layers.2.self_attn.kv_b_proj"
-    write(tmp_path / "b", LATENT, {names[0]: 4, further: 4}, **changes)
+    mtp_layers = "model.layers.2.self_attn.kv_b_proj"
+    write(tmp_path / "b", LATENT, {names[0]: 4, mtp_layers: 4}, **changes)
     with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.kv_b_proj\S+ is missing"):
         load_adapters(build(LATENT), tmp_path / "b")
 

@@ -163,7 +163,7 @@ COPIES = ["model.layers.2.embed_tokens.weight", "model.layers.2.shared_head.head
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_copies_of_a_prediction_layer_may_be_left_out_but_not_differ(model, folder, name):
+def test_copies_of_an_mtp_layer_may_be_left_out_but_not_differ(model, folder, name):
     file = folder / "model.safetensors"
 
     def bend(tensors):
@@ -176,12 +176,12 @@ def test_copies_of_a_prediction_layer_may_be_left_out_but_not_differ(model, fold
     assert_equal_models(load(folder), model)
 
 
-def without_prediction_layer(tensors):
+def without_mtp_layer(tensors):
     for name in [name for name in tensors if name.startswith("model.layers.2.")]:
         del tensors[name]
 
 
-def test_prediction_layers_are_never_dropped_silently(folder):
+def test_mtp_layers_are_never_dropped_silently(folder):
     change_json(folder / "config.json", num_nextn_predict_layers=0)
     with pytest.raises(CheckpointError, match=r"model\.layers\.2\..*drop_mtp=True \(--drop-mtp\)"):
         load(folder)
@@ -190,8 +190,8 @@ def test_prediction_layers_are_never_dropped_silently(folder):
     assert loaded.config.num_nextn_predict_layers == 0
 
 
-def test_prediction_layers_that_no_file_holds_are_left_out_with_one_warning(folder, model, caplog):
-    change_tensors(folder / "model.safetensors", without_prediction_layer)
+def test_mtp_layers_that_no_file_holds_are_left_out_with_one_warning(folder, model, caplog):
+    change_tensors(folder / "model.safetensors", without_mtp_layer)
     loaded = load(folder)
     assert loaded.config.num_nextn_predict_layers == 0
     kept = {n: t for n, t in model.state_dict().items() if not n.startswith("model.layers.2.")}
@@ -204,7 +204,7 @@ def test_prediction_layers_that_no_file_holds_are_left_out_with_one_warning(fold
     assert not caplog.messages
 
 
-def test_a_part_of_the_prediction_layers_is_never_made_up(folder, caplog):
+def test_a_part_of_the_mtp_layers_is_never_made_up(folder, caplog):
     name = "model.layers.2.eh_proj.weight"
     change_tensors(folder / "model.safetensors", lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=rf"lacks {name}.*only a part.*\(--drop-mtp\)"):
@@ -213,7 +213,7 @@ def test_a_part_of_the_prediction_layers_is_never_made_up(folder, caplog):
     assert not caplog.messages
 
 
-def test_dropping_prediction_layers_leaves_the_rest_equal(model, folder):
+def test_dropping_mtp_layers_leaves_the_rest_equal(model, folder):
     dropped = load(folder, drop_mtp=True).state_dict()
     kept = {n: t for n, t in model.state_dict().items() if not n.startswith("model.layers.2.")}
     assert dropped.keys() == kept.keys()
@@ -226,7 +226,7 @@ def test_drop_mtp_without_effect_is_an_error(tmp_path):
         load(tmp_path / "model", drop_mtp=True)
 
 
-def test_prediction_layers_that_hold_all_experts_cannot_be_dropped(tmp_path):
+def test_mtp_layers_that_hold_all_experts_cannot_be_dropped(tmp_path):
     save(build(v3_config(first_k_dense_replace=2)), tmp_path / "model")
     with pytest.raises(CheckpointError, match=r"drop_mtp: first_k_dense_replace = 2"):
         load(tmp_path / "model", drop_mtp=True)

@@ -107,7 +107,7 @@ def test_experts_are_single_tensors_with_scales_and_the_config_says_how(whole: P
     assert found["ignore"] == [f"model.layers.{layer}.self_attn.kv_b_proj" for layer in range(3)]
 
 
-def test_layers_that_predict_further_tokens_can_be_left_out(whole: Path) -> None:
+def test_mtp_layers_can_be_left_out(whole: Path) -> None:
     loaded = load(whole, drop_mtp=True)
     assert loaded.config.num_nextn_predict_layers == 0
     assert load(whole, drop_mtp=True).state_dict().keys() < load(whole).state_dict().keys()

@@ -33,14 +33,14 @@ EXPERTS = [
     for expert in range(8)
     for kind in ("gate", "up", "down")
 ]
-FURTHER = ["enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"]
+MTP = ["enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"]
 
 
 def published_names():
     names = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     names |= {f"model.layers.0.{name}" for name in ATTENTION + DENSE}
-    for layer, further in ((1, []), (2, FURTHER)):
-        parts = ATTENTION + SHARED + ROUTER + EXPERTS + further
+    for layer, mtp_layers in ((1, []), (2, MTP)):
+        parts = ATTENTION + SHARED + ROUTER + EXPERTS + mtp_layers
         names |= {f"model.layers.{layer}.{name}" for name in parts}
     return names
 
@@ -68,7 +68,7 @@ def test_gate_rows_come_before_up_rows():
     assert torch.equal(slots[f"{prefix}.up_proj.weight"].of(stacked), stacked[3, 12:])
 
 
-def test_prediction_layers_carry_copies():
+def test_mtp_layers_carry_copies():
     assert file_copies(v3_config(num_nextn_predict_layers=2)) == {
         "model.layers.2.embed_tokens.weight": "model.embed_tokens.weight",
         "model.layers.2.shared_head.head.weight": "lm_head.weight",

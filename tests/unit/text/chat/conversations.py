@@ -17,7 +17,7 @@ from ziphius.text.chat import Message, Tool, ToolCall
 from ziphius.text.parts import TokenizerParts
 from ziphius.text.tokenizer import Tokenizer
 
-OTHER_MARKS = (
+OTHER_TOKENS = (
     special.IM_START,
     special.IM_END,
     special.TOOL_CALL,
@@ -159,12 +159,12 @@ def _as_dict(message: Message, as_text: bool) -> dict[str, Any]:
     return entry
 
 
-def with_all_marks(tokenizer: Tokenizer) -> TokenizerParts:
+def with_all_tokens(tokenizer: Tokenizer) -> TokenizerParts:
     """Add the marks of all families to a vocabulary of DeepSeek's."""
     spec = json.loads(tokenizer._parts.backend.to_str())
     spec["added_tokens"] += [
-        added_token(tokenizer.vocab_size + i, mark, flagged=True)
-        for i, mark in enumerate(OTHER_MARKS)
+        added_token(tokenizer.vocab_size + i, token, flagged=True)
+        for i, token in enumerate(OTHER_TOKENS)
     ]
     backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     return TokenizerParts(backend, special.BOS, (special.EOS,), special.PAD, add_bos=True)

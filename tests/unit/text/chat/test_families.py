@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.text.chat.conversations import conversations, theirs, with_all_marks
+from tests.unit.text.chat.conversations import conversations, theirs, with_all_tokens
 from ziphius.core.errors import ChatError
 from ziphius.text import special
 from ziphius.text.chat import CHAT_FORMATS, get_chat_format
@@ -42,7 +42,7 @@ LEAST = 40
 
 @pytest.fixture(scope="module")
 def everyone(small: Tokenizer) -> TokenizerParts:
-    return with_all_marks(small)
+    return with_all_tokens(small)
 
 
 def folder_of(family: str, everyone: TokenizerParts, folder: Path) -> Path:

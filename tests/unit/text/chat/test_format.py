@@ -16,7 +16,7 @@ from ziphius.text.byte_level import added_token, tokenizer_json
 from ziphius.text.chat import CHAT_FORMATS, ChatFormat, Message, Tool, ToolCall, get_chat_format
 from ziphius.text.parts import TokenizerParts
 from ziphius.text.pretokenizers import DEEPSEEK_V3
-from ziphius.text.special import Mark
+from ziphius.text.special import SpecialToken
 from ziphius.text.tokenizer import Tokenizer
 
 NAMES = list(CHAT_FORMATS)
@@ -37,10 +37,10 @@ def assistant(content: str, reasoning: str | None = None, *calls: ToolCall) -> M
 def everyone(tiny: Tokenizer) -> Tokenizer:
     """A vocabulary with the marks of all formats, ChatML's included."""
     spec = json.loads(tiny._parts.backend.to_str())
-    marks = (special.IM_START, special.IM_END, special.BEGIN_OF_TEXT, special.START_HEADER)
+    tokens = (special.IM_START, special.IM_END, special.BEGIN_OF_TEXT, special.START_HEADER)
     spec["added_tokens"] += [
-        added_token(512 + i, mark, flagged=True)
-        for i, mark in enumerate((*marks, special.END_HEADER, special.EOT_ID))
+        added_token(512 + i, token, flagged=True)
+        for i, token in enumerate((*tokens, special.END_HEADER, special.EOT_ID))
     ]
     backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     return Tokenizer(
@@ -160,13 +160,13 @@ def test_completions_are_masked_and_begin_where_a_prompt_ends(
     chat_format = CHAT_FORMATS[name]
     turns = [user("one")]
     prompt = chat_format.encode(turns, everyone, thinking=thinking, generation_prompt=True)
-    assert not any(prompt.completion_mask)
+    assert not any(prompt.loss_mask)
     reply = assistant("two", "why" if thinking else None)
     whole = chat_format.encode([*turns, reply], everyone, thinking=thinking)
-    assert len(whole.ids) == len(whole.completion_mask)
+    assert len(whole.ids) == len(whole.loss_mask)
     assert whole.ids[: len(prompt.ids)] == prompt.ids
-    written = [i for i, ours in zip(whole.ids, whole.completion_mask, strict=True) if ours]
-    assert whole.completion_mask.index(True) == len(prompt.ids)
+    written = [i for i, ours in zip(whole.ids, whole.loss_mask, strict=True) if ours]
+    assert whole.loss_mask.index(True) == len(prompt.ids)
     assert written[-1] == everyone.token_id(chat_format.end)
     assert not whole.thinking
     text = everyone.decode(written)
@@ -177,7 +177,7 @@ def test_past_completions_are_masked_too(everyone: Tokenizer) -> None:
     encoded = CHAT_FORMATS["deepseek-v3"].encode(
         [user("a"), assistant("b"), user("c"), assistant("d")], everyone
     )
-    written = [i for i, ours in zip(encoded.ids, encoded.completion_mask, strict=True) if ours]
+    written = [i for i, ours in zip(encoded.ids, encoded.loss_mask, strict=True) if ours]
     assert everyone.decode(written) == f"b{special.EOS}d{special.EOS}"
 
 
@@ -216,16 +216,16 @@ def test_a_later_system_message_keeps_its_place_where_the_template_keeps_it() ->
         assert "u<|im_end|>\n<|im_start|>system\nS2" in CHAT_FORMATS[name].render(turns)
 
 
-def test_a_vocabulary_without_the_marks_is_refused(tiny: Tokenizer) -> None:
+def test_a_vocabulary_without_the_special_tokens_is_refused(tiny: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match="no token"):
         CHAT_FORMATS["chatml"].encode([user("u")], tiny)
 
 
 def without_dsml() -> Tokenizer:
-    marks = [special.BOS, special.EOS, special.USER, special.ASSISTANT, special.END_THINK]
+    tokens = [special.BOS, special.EOS, special.USER, special.ASSISTANT, special.END_THINK]
     letters = {chr(i): i - 33 for i in range(33, 127)}
     letters |= {"\u0120": 94, "\u010a": 95, "\u00ef": 96, "\u00bd": 97, "\u013e": 98}
-    added = [added_token(99 + i, mark, flagged=True) for i, mark in enumerate(marks)]
+    added = [added_token(99 + i, token, flagged=True) for i, token in enumerate(tokens)]
     spec = tokenizer_json(letters, [], DEEPSEEK_V3, added)
     return Tokenizer(TokenizerParts(tokenizers.Tokenizer.from_str(json.dumps(spec))))
 
@@ -244,12 +244,14 @@ def test_stop_ids_hold_the_end_of_the_format(tiny: Tokenizer) -> None:
     assert CHAT_FORMATS["deepseek-coder"].stop_ids(tiny) == (1, tiny.token_id(special.EOT))
 
 
-def test_text_joined_to_a_mark_is_text() -> None:
-    assert not isinstance(special.USER + "x", Mark)
-    assert not isinstance(f"{special.USER}", Mark)
-    message = Message("assistant", special.USER, special.THINK, (ToolCall("f", Mark("{}")),))
+def test_text_joined_to_a_special_token_is_text() -> None:
+    assert not isinstance(special.USER + "x", SpecialToken)
+    assert not isinstance(f"{special.USER}", SpecialToken)
+    message = Message(
+        "assistant", special.USER, special.THINK, (ToolCall("f", SpecialToken("{}")),)
+    )
     for text in (message.content, message.reasoning_content, message.tool_calls[0].arguments):
-        assert not isinstance(text, Mark)
+        assert not isinstance(text, SpecialToken)
 
 
 CALL = assistant("", None, ToolCall("f", id="1"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.text.chat.conversations import conversations, theirs, with_all_marks
+from tests.unit.text.chat.conversations import conversations, theirs, with_all_tokens
 from ziphius.core.errors import ChatError
 from ziphius.text.chat import CHAT_FORMATS, Message
 from ziphius.text.chat.packaged import packaged_templates
@@ -24,7 +24,7 @@ FEW = {"plain": 20}
 
 @pytest.fixture(scope="module")
 def everyone(small: Tokenizer) -> TokenizerParts:
-    return with_all_marks(small)
+    return with_all_tokens(small)
 
 
 @pytest.mark.slow

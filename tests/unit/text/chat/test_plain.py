@@ -54,7 +54,7 @@ def base_model(tiny: Tokenizer, *, add_bos: bool, eos: tuple[str, ...]) -> Token
 def test_a_base_model_ends_its_answer_with_its_own_token(tiny: Tokenizer) -> None:
     other = base_model(tiny, add_bos=False, eos=("<|endoftext|>",))
     encoded = PLAIN.encode([user("u"), assistant("a", "r")], other)
-    assert (encoded.ids[-1], encoded.completion_mask[-1]) == (512, True)
+    assert (encoded.ids[-1], encoded.loss_mask[-1]) == (512, True)
     assert PLAIN.stop_ids(other) == (512,)
     assert not set(encoded.ids[:-1]) & other.special_ids
     with pytest.raises(ChatError, match="no token that ends a text"):
@@ -64,5 +64,5 @@ def test_a_base_model_ends_its_answer_with_its_own_token(tiny: Tokenizer) -> Non
 def test_the_vocabulary_says_whether_a_token_begins_the_text(tiny: Tokenizer) -> None:
     other = base_model(tiny, add_bos=True, eos=("<|endoftext|>",))
     encoded = PLAIN.encode([user("u")], other, generation_prompt=True)
-    assert (encoded.ids[0], encoded.completion_mask[0]) == (512, False)
+    assert (encoded.ids[0], encoded.loss_mask[0]) == (512, False)
     assert other.decode(encoded.ids[1:]) == PROMPT.replace("{prompt}", "u")

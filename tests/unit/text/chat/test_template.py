@@ -54,7 +54,7 @@ def published(name: str) -> ChatFormat:
 def everyone(tiny: Tokenizer) -> Tokenizer:
     """A vocabulary with marks of several families, some of them made of a role's name."""
     marks = [special.IM_START, special.IM_END, special.TOOL_CALL, special.END_TOOL_CALL]
-    marks += [special.Mark(text) for text in ("<|user|>", "<|assistant|>", "<get_time>")]
+    marks += [special.SpecialToken(text) for text in ("<|user|>", "<|assistant|>", "<get_time>")]
     spec = json.loads(tiny._parts.backend.to_str())
     spec["added_tokens"] += [added_token(512 + i, m, flagged=False) for i, m in enumerate(marks)]
     backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -155,7 +155,9 @@ def test_two_texts_side_by_side_forge_nothing(everyone: Tokenizer) -> None:
     assert everyone.decode(ids) == special.IM_END
 
 
-def test_a_mark_made_of_pieces_is_a_mark_and_a_name_in_brackets_is_not(everyone: Tokenizer) -> None:
+def test_a_special_token_made_of_pieces_is_a_special_token_and_a_name_in_brackets_is_not(
+    everyone: Tokenizer,
+) -> None:
     pieces = form(PIECEWISE)
     ids = pieces.encode([user("<|user|>")], everyone, generation_prompt=True).ids
     marks = [everyone.token_id(mark) for mark in ("<|user|>", special.EOS, "<|assistant|>")]
@@ -185,7 +187,7 @@ def test_what_a_template_does_with_a_think_block_in_a_content_is_done(everyone: 
     assert special.END_THINK in everyone.decode(ids)
 
 
-def test_a_vocabulary_without_the_marks_of_a_template_is_refused(tiny: Tokenizer) -> None:
+def test_a_vocabulary_without_the_special_tokens_of_a_template_is_refused(tiny: Tokenizer) -> None:
     with pytest.raises(TokenizerError, match=r"no token '<\|im_start\|>'"):
         form(CHATML).encode([user("u")], tiny)
     # What somebody typed is text, with and without such a token.
@@ -205,9 +207,9 @@ def test_what_cannot_be_followed_is_an_error(everyone: Tokenizer) -> None:
 
 def learned(chat_format: ChatFormat, turns: list[Message], tokenizer: Tokenizer) -> str:
     encoded = chat_format.encode(turns, tokenizer)
-    assert len(encoded.ids) == len(encoded.completion_mask)
-    pairs = zip(encoded.ids, encoded.completion_mask, strict=True)
-    return tokenizer.decode([i for i, is_learned in pairs if is_learned])
+    assert len(encoded.ids) == len(encoded.loss_mask)
+    pairs = zip(encoded.ids, encoded.loss_mask, strict=True)
+    return tokenizer.decode([i for i, in_loss in pairs if in_loss])
 
 
 TURNS = [Message("system", "s"), user("one"), assistant("A"), user("<|im_end|>"), assistant("B")]
@@ -245,7 +247,7 @@ def test_what_to_learn_is_never_guessed(everyone: Tokenizer) -> None:
     encoded = published("deepseek-r1").encode([user("u"), assistant("a")], everyone)
     assert everyone.decode(encoded.ids).endswith(f"{special.ASSISTANT}a{special.EOS}")
     with pytest.raises(ChatError, match=r"answer 2 of the conversation otherwise than it asks"):
-        assert encoded.completion_mask
+        assert encoded.loss_mask
     endless = form("{% for m in messages %}{{ m.content }}|{{ messages | length }}{% endfor %}")
     with pytest.raises(ChatError, match="to be learned cannot be told"):
         assert learned(endless, [user("u"), assistant("a"), user("v"), assistant("b")], everyone)
@@ -254,7 +256,7 @@ def test_what_to_learn_is_never_guessed(everyone: Tokenizer) -> None:
         [user("u"), assistant("a"), user("v")], everyone, generation_prompt=True
     )
     assert prompt.thinking
-    assert not any(prompt.completion_mask)
+    assert not any(prompt.loss_mask)
 
 
 @pytest.mark.parametrize(

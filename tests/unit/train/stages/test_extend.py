@@ -68,14 +68,18 @@ def test_what_cannot_be_extended_is_refused(
 def test_training_follows_v3() -> None:
     config = extension_training(
         train_config(
-            context=16, batch_rows=8, learning_rate=2.2e-4, ramp_from_rows=2, ramp_steps=4
+            seq_len=16,
+            global_batch_size=8,
+            learning_rate=2.2e-4,
+            rampup_batch_size=2,
+            rampup_steps=4,
         ),
         64,
     )
     assert config.learning_rate == pytest.approx(7.3e-6)
     assert (config.schedule, config.warmup_steps) == ("constant", 0)
-    assert (config.context, config.batch_rows, config.ramp_from_rows) == (64, 2, None)
-    assert extension_training(train_config(), 4_096).batch_rows == 1
+    assert (config.seq_len, config.global_batch_size, config.rampup_batch_size) == (64, 2, None)
+    assert extension_training(train_config(), 4_096).global_batch_size == 1
 
 
 def test_loss_is_split_at_a_position_of_the_document() -> None:
@@ -105,25 +109,25 @@ class Echoes:
         return 1
 
     def tokens_per_step(self, step: int) -> int:
-        return self.config.batch_rows * self.config.context
+        return self.config.global_batch_size * self.config.seq_len
 
     def batch(self, step: int, micro: int, rank: int, world_size: int) -> Batch:
-        return self.make(self.config.batch_rows, step)
+        return self.make(self.config.global_batch_size, step)
 
     def batches(self, count: int) -> list[Batch]:
         return [self.make(16, 10**6)]
 
     def make(self, rows: int, seed: int) -> Batch:
         """Repeat six tokens to the end of the row: seen once, every further token is known."""
-        ids_BT = random_ids(rows, 6, 61, seed).repeat(1, self.config.context // 6 + 1)
-        ids_BT = ids_BT[:, : self.config.context]
+        ids_BT = random_ids(rows, 6, 61, seed).repeat(1, self.config.seq_len // 6 + 1)
+        ids_BT = ids_BT[:, : self.config.seq_len]
         documents_BT = torch.zeros_like(ids_BT)
         return Batch(ids_BT, documents_BT, bytes_count=ids_BT.numel(), domains=("echoes",) * rows)
 
 
 def test_an_extended_model_reads_beyond_what_it_was_trained_on(tmp_path: Path) -> None:
     base = grouped_config(max_position_embeddings=64)
-    config = train_config(context=24, batch_rows=16, budget="300-steps", learning_rate=0.005)
+    config = train_config(seq_len=24, global_batch_size=16, budget="300-steps", learning_rate=0.005)
     short = Run(tmp_path, config, base, stage=Pretrain(Echoes(config), base, config))
     short.go()
 

@@ -14,8 +14,8 @@ from ziphius.train.stages.language import LanguageStage, language_losses, langua
 def batch_of(rows: int = 2, length: int = 12, *, counted: bool = False) -> Batch:
     ids_BT = random_ids(rows, length, 61)
     documents_BT = (torch.arange(length) >= 5).long().expand(rows, -1).contiguous()
-    counted_BT = torch.arange(length).expand(rows, -1) % 3 == 0 if counted else None
-    return Batch(ids_BT, documents_BT, counted_BT)
+    loss_mask_BT = torch.arange(length).expand(rows, -1) % 3 == 0 if counted else None
+    return Batch(ids_BT, documents_BT, loss_mask_BT)
 
 
 def test_weights_count_targets_within_documents_and_rows() -> None:
@@ -43,8 +43,8 @@ def test_sums_and_weights_fit_together(counted: bool) -> None:
     nats, squares, count = 0.0, 0.0, 0
     for row in range(2):
         for i in range(11):
-            is_learned = not counted or (i + 1) % 3 == 0
-            if i + 1 != 5 and is_learned:
+            in_loss = not counted or (i + 1) % 3 == 0
+            if i + 1 != 5 and in_loss:
                 nats -= float(token_logprobs(logits_BTW[row, i], batch.ids_BT[row, i + 1]))
                 squares += float(logits_BTW[row, i].logsumexp(-1)) ** 2
                 count += 1
@@ -104,12 +104,12 @@ def test_a_row_of_padding_is_no_sequence_and_padding_trains_no_router() -> None:
     torch.testing.assert_close(router[0], router[1], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("micro_rows", [1, 2, 12])
-def test_capacity_exempts_the_same_rows_in_any_micro_batches(micro_rows: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 12])
+def test_capacity_exempts_the_same_rows_in_any_micro_batches(micro_batch_size: int) -> None:
     experts = V2_EXPERTS | {"capacity_factor": 0.01}
     config = latent_config(model_type="deepseek_v2", **experts)
-    training = train_config(batch_rows=12, micro_rows=micro_rows)
-    stage = LanguageRows(RandomRows(training, micro_rows=micro_rows), config, training)
+    training = train_config(global_batch_size=12, micro_batch_size=micro_batch_size)
+    stage = LanguageRows(RandomRows(training, micro_batch_size=micro_batch_size), config, training)
     model = build(config).train()
     exempt: list[int] = []
     for batch in stage.batches(1):
@@ -121,9 +121,9 @@ def test_capacity_exempts_the_same_rows_in_any_micro_batches(micro_rows: int) ->
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rows_are_counted_over_micro_batches_and_ranks(rank: int) -> None:
-    training = train_config(batch_rows=8, micro_rows=2)
+    training = train_config(global_batch_size=8, micro_batch_size=2)
     stage = LanguageRows(
-        RandomRows(training, micro_rows=2), moe_config(), training, world=World(rank, 2, rank)
+        RandomRows(training, micro_batch_size=2), moe_config(), training, world=World(rank, 2, rank)
     )
     assert [batch.first_row for batch in stage.batches(3)] == [2 * rank, 4 + 2 * rank]
 

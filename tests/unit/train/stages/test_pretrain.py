@@ -6,8 +6,8 @@ import torch
 
 from tests.tiny import build, random_ids
 from tests.training import RandomRows, moe_config, train_config
+from ziphius.data.baselines import Baseline, Baselines
 from ziphius.data.batch import Batch
-from ziphius.data.floors import Floor, Floors
 from ziphius.dist.world import World
 from ziphius.models.losses import next_token_loss
 from ziphius.train.config import TrainConfig
@@ -21,7 +21,7 @@ class HeldOut:
 
     rows = ("code", "books")
 
-    def batches(self, batch_rows: int) -> Iterator[Batch]:
+    def batches(self, global_batch_size: int) -> Iterator[Batch]:
         ids_BT = random_ids(5, 16, 61, seed=3)
         documents_BT = torch.zeros_like(ids_BT)
         documents_BT[4, 10:] = -1
@@ -51,7 +51,7 @@ def test_figures_are_means_by_domain_and_in_all() -> None:
                 model(batch.ids_BT, documents_BT=batch.documents_BT),
                 batch.ids_BT,
                 documents_BT=batch.documents_BT,
-                counted_BT=batch.counted_BT,
+                loss_mask_BT=batch.loss_mask_BT,
             )
             nats[batch.domains[0]] += float(loss.loss_sum)
             tokens[batch.domains[0]] += int(loss.tokens)
@@ -83,7 +83,7 @@ def test_ranks_share_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_get_their_own_rows() -> None:
-    config = train_config(micro_rows=2)
+    config = train_config(micro_batch_size=2)
     stages = [
         Pretrain(RandomRows(config), moe_config(), config, world=World(rank, 2)) for rank in (0, 1)
     ]
@@ -94,11 +94,11 @@ def test_ranks_get_their_own_rows() -> None:
     assert rows == {tuple(row) for row in whole[0].ids_BT.tolist()}
 
 
-def test_floors_and_fingerprint_are_those_of_the_data() -> None:
-    floor = Floor(uniform=4.1, unigram=3.0, bigram=2.0, tokens=7, bytes=9)
-    stage = pretrain(floors=Floors(total=floor, domains={}), data_fingerprint="abc")
-    assert stage.floors() == {"uniform": 4.1, "unigram": 3.0, "bigram": 2.0}
-    assert pretrain().floors() == {}
+def test_baselines_and_fingerprint_are_those_of_the_data() -> None:
+    baseline = Baseline(uniform=4.1, unigram=3.0, bigram=2.0, tokens=7, bytes=9)
+    stage = pretrain(baselines=Baselines(total=baseline, domains={}), data_fingerprint="abc")
+    assert stage.baselines() == {"uniform": 4.1, "unigram": 3.0, "bigram": 2.0}
+    assert pretrain().baselines() == {}
 
     def named(config: TrainConfig, text: str) -> str:
         loader = RandomRows(config)
@@ -109,9 +109,9 @@ def test_floors_and_fingerprint_are_those_of_the_data() -> None:
     others = [
         named(train_config(), "abd"),
         named(train_config(seed=1), "abc"),
-        named(train_config(context=8), "abc"),
-        named(train_config(batch_rows=16), "abc"),
-        named(train_config(ramp_from_rows=2, ramp_steps=5), "abc"),
+        named(train_config(seq_len=8), "abc"),
+        named(train_config(global_batch_size=16), "abc"),
+        named(train_config(rampup_batch_size=2, rampup_steps=5), "abc"),
     ]
     assert len({base, *others}) == 6
 

@@ -12,12 +12,12 @@ from ziphius.data.conversations import ConversationLoader, Conversations, valida
 from ziphius.dist.world import World
 from ziphius.models.lora import add_adapters
 from ziphius.models.lora_config import LoraConfig
-from ziphius.models.losses import further_token_losses, next_token_loss
+from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
 from ziphius.train.stages.sft import Sft
 
-CONTEXT = 16
+SEQ_LEN = 16
 
 
 def conversations(count: int, seed: int = 0, *, longest: int = 12) -> Conversations:
@@ -29,7 +29,7 @@ def conversations(count: int, seed: int = 0, *, longest: int = 12) -> Conversati
         ids = generator.integers(0, 61, length)
         ids[0] = number
         kept.append(EncodedConversation(ids, np.arange(length) >= 3, bytes_count=length))
-    return Conversations(tuple(kept), CONTEXT)
+    return Conversations(tuple(kept), SEQ_LEN)
 
 
 def sft(config: TrainConfig, learned: Conversations, **options: Any) -> Sft:
@@ -37,26 +37,28 @@ def sft(config: TrainConfig, learned: Conversations, **options: Any) -> Sft:
         learned,
         seed=config.seed,
         epochs=1_000,
-        rows=config.rows,
-        micro_rows=config.rows_at_once(1),
+        rows=config.batch_sizes,
+        micro_batch_size=config.resolved_micro_batch_size(1),
     )
     return Sft(loader, moe_config(), config, data_fingerprint=loader.fingerprint, **options)
 
 
 def alone(model: Model, entry: EncodedConversation) -> list[torch.Tensor]:
     """Losses of one conversation that has a row of its own."""
-    ids_BT, counted_BT = (torch.from_numpy(part)[None] for part in (entry.ids_T, entry.learned_T))
+    ids_BT, loss_mask_BT = (
+        torch.from_numpy(part)[None] for part in (entry.ids_T, entry.loss_mask_T)
+    )
     output = model(ids_BT)
     losses = [
-        next_token_loss(model, output, ids_BT, counted_BT=counted_BT),
-        *further_token_losses(model, output, ids_BT, counted_BT=counted_BT),
+        next_token_loss(model, output, ids_BT, loss_mask_BT=loss_mask_BT),
+        *mtp_losses(model, output, ids_BT, loss_mask_BT=loss_mask_BT),
     ]
     return [loss.loss_sum for loss in losses]
 
 
 def test_packed_rows_learn_what_single_conversations_would() -> None:
     learned = conversations(6)
-    stage = sft(train_config(batch_rows=2), learned)
+    stage = sft(train_config(global_batch_size=2), learned)
     model = build(moe_config(aux_loss_alpha=0.0))
     stage.model_config = model.config
     rows = stage.loader.total_rows // 1_000
@@ -64,14 +66,14 @@ def test_packed_rows_learn_what_single_conversations_would() -> None:
     for step in range((rows + 1) // 2):
         [batch] = stage.batches(step)
         if step * 2 + 2 > rows:  # the second row is of the next epoch
-            batch = type(batch)(batch.ids_BT[:1], batch.documents_BT[:1], batch.counted_BT[:1])
+            batch = type(batch)(batch.ids_BT[:1], batch.documents_BT[:1], batch.loss_mask_BT[:1])
         output = stage.loss(model, batch, progress=0.0)
         for place, name in enumerate(("next_token", "mtp1")):
             sums[place] += output.terms[name].loss_sum
             weights[place] += stage.weights(batch)[name]
     singles = [sum(losses) for losses in zip(*(alone(model, e) for e in learned.kept), strict=True)]
     assert torch.allclose(torch.stack(sums), torch.stack(singles), rtol=1e-5)
-    assert weights == [sum(int(entry.learned_T.sum()) for entry in learned.kept)] * 2
+    assert weights == [sum(int(entry.loss_mask_T.sum()) for entry in learned.kept)] * 2
     sums[0].backward()
     packed = gradients(model)
     singles = [alone(model, entry)[0] for entry in learned.kept]
@@ -81,7 +83,7 @@ def test_packed_rows_learn_what_single_conversations_would() -> None:
 
 
 def test_padding_counts_for_no_expert() -> None:
-    stage = sft(train_config(batch_rows=4), conversations(6))
+    stage = sft(train_config(global_batch_size=4), conversations(6))
     model = build(moe_config())
     [batch] = stage.batches(0)
     tokens = int((batch.documents_BT >= 0).sum())
@@ -96,7 +98,7 @@ def test_eight_conversations_are_learned_by_heart(tmp_path: Path, rank: int, res
     """Adapters beside a frozen random head and embedding learn most of it, not all."""
     config = train_config(
         budget="200-steps" if rank else "120-steps",
-        batch_rows=4,
+        global_batch_size=4,
         learning_rate=0.02 if rank else 0.01,
         optimizer={"weight_decay": 0.0},
         mtp={"early": 0.0, "late": 0.0},
@@ -114,12 +116,12 @@ def test_eight_conversations_are_learned_by_heart(tmp_path: Path, rank: int, res
 
 def test_validation_is_the_mean_over_what_assistants_wrote(tmp_path: Path) -> None:
     held_out = conversations(7, seed=1)
-    config = train_config(validate_every=5, batch_rows=2)
+    config = train_config(validate_every=5, global_batch_size=2)
     stage = sft(config, conversations(6), validation=list(validation_batches(held_out, 2)))
     run = Run(tmp_path, config, stage=stage)
     result = run.go()
     assert [record.step for record in run.recorder.validations] == [0, 5, 10]
-    learned = sum(int(entry.learned_T.sum()) for entry in held_out.kept)
+    learned = sum(int(entry.loss_mask_T.sum()) for entry in held_out.kept)
     with torch.no_grad():
         sums = [
             sum(loss) for loss in zip(*(alone(run.model, e) for e in held_out.kept), strict=True)
@@ -133,7 +135,7 @@ def test_validation_is_the_mean_over_what_assistants_wrote(tmp_path: Path) -> No
 
 
 def test_ranks_share_the_rows_of_a_step() -> None:
-    config = train_config(batch_rows=4, micro_rows=1)
+    config = train_config(global_batch_size=4, micro_batch_size=1)
     learned = conversations(12)
     whole = torch.cat([batch.ids_BT for batch in sft(config, learned).batches(0)])
     shares = [sft(config, learned, world=World(rank, 2)).batches(0) for rank in range(2)]
@@ -150,7 +152,7 @@ def test_the_fingerprint_names_conversations_order_and_shape() -> None:
             (train_config(), 0),
             (train_config(), 1),
             (train_config(seed=1), 0),
-            (train_config(batch_rows=4), 0),
+            (train_config(global_batch_size=4), 0),
         )
     }
     assert len(names) == 4

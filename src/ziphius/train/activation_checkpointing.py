@@ -11,7 +11,7 @@ from ziphius.models.model import Model
 
 
 @contextmanager
-def recomputed_blocks(model: Model, is_on: bool = True) -> Iterator[None]:
+def activation_checkpointing(model: Model, is_on: bool = True) -> Iterator[None]:
     """Let the decoder layers of a model forget their activations for the length of a block.
 
     A routing that a layer leaves behind is written again when it is recomputed, with equal values.

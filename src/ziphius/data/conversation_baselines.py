@@ -1,4 +1,4 @@
-"""What the loss on conversations has to beat: the floors of `data/floors.py`, for learned tokens.
+"""What the loss on conversations has to beat: `data/baselines.py`, for tokens in the loss.
 
 The predecessor of a learned token may be the prompt's last; what the prompt says is not predicted.
 """
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ziphius.data.baselines import COUNTED_TOKENS, FITTED_SHARE, Pairs, fit
 from ziphius.data.conversation_encode import EncodedConversation
 from ziphius.data.conversations import Conversations
-from ziphius.data.floors import COUNTED_TOKENS, FITTED_SHARE, Pairs, fit
 
 
-def conversation_floors(
+def conversation_baselines(
     learned: Conversations, held_out: Conversations, vocab_size: int
 ) -> dict[str, float]:
-    """Measure floors on held-out conversations, with models of those that are learned.
+    """Measure baselines on held-out conversations, with models of those that are learned.
 
     Returns:
         Nats per learned token of the uniform, unigram and bigram model; nothing where nothing is
@@ -38,12 +38,12 @@ def conversation_floors(
 
 
 def _first(conversations: Sequence[EncodedConversation]) -> Sequence[EncodedConversation]:
-    """Return as many as the floors count tokens: pairs of all would be another copy of the data."""
+    """Return those whose tokens are counted: pairs of all would be another copy of the data."""
     found: list[EncodedConversation] = []
     tokens = 0
     for entry in conversations:
         found.append(entry)
-        tokens += int(entry.learned_T.sum())
+        tokens += int(entry.loss_mask_T.sum())
         if tokens >= COUNTED_TOKENS:
             break
     return found
@@ -52,7 +52,7 @@ def _first(conversations: Sequence[EncodedConversation]) -> Sequence[EncodedConv
 def _pairs(conversations: Iterable[EncodedConversation]) -> Pairs:
     """Join the learned tokens of conversations, each with its predecessor."""
     parts = [
-        np.stack([entry.ids_T[:-1], entry.ids_T[1:]])[:, entry.learned_T[1:]]
+        np.stack([entry.ids_T[:-1], entry.ids_T[1:]])[:, entry.loss_mask_T[1:]]
         for entry in conversations
     ]
     joined: Pairs = np.concatenate(parts, axis=1, dtype=np.int64)

@@ -41,7 +41,7 @@ class Parameters:
     norms: int
     main: int
     mtp: int
-    """Of the multi-token-prediction layers alone, without their copies of embedding and head."""
+    """Of the MTP layers alone, without their copies of embedding and head."""
     mtp_active: int
     """Of `mtp`, those that one token uses."""
     router_biases: int
@@ -102,7 +102,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Account:
+class ModelCost:
     """All costs of one model at one batch, context and dtype."""
 
     batch: int
@@ -114,9 +114,9 @@ class Account:
     memory: Memory
 
 
-def account(
+def model_cost(
     config: ModelConfig, *, batch: int = 1, context: int = 4_096, dtype: Dtype = "bfloat16"
-) -> Account:
+) -> ModelCost:
     """Work out what a model costs, without building it.
 
     Args:
@@ -133,7 +133,7 @@ def account(
         raise ConfigError(f"context = {context}: the model reaches {limit:,} tokens at most.")
     parameters = count_parameters(config)
     size = DTYPE_BYTES[dtype]
-    return Account(
+    return ModelCost(
         batch=batch,
         context=context,
         dtype=dtype,
@@ -159,7 +159,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         "routers": expert_layers * _router(config),
         "norms": (2 * len(layers) + 1) * config.hidden_size,
     }
-    further = config.num_nextn_predict_layers
+    mtp_layers = config.num_nextn_predict_layers
     idle = (config.n_routed_experts - config.num_experts_per_tok) * _expert(config)
     trunk = sum(parts.values()) - expert_layers * idle
     biases = config.n_routed_experts if config.topk_method == "noaux_tc" else 0
@@ -168,9 +168,9 @@ def count_parameters(config: ModelConfig) -> Parameters:
         head=head,
         **parts,
         main=embedding + head + sum(parts.values()),
-        mtp=further * _mtp_layer(config),
-        mtp_active=further * (_mtp_layer(config) - idle),
-        router_biases=(expert_layers + further) * biases,
+        mtp=mtp_layers * _mtp_layer(config),
+        mtp_active=mtp_layers * (_mtp_layer(config) - idle),
+        router_biases=(expert_layers + mtp_layers) * biases,
         active=trunk + embedding + head,
         active_without_embedding=trunk + embedding,
         active_trunk=trunk,
@@ -353,8 +353,8 @@ def activation_bytes(config: ModelConfig, size: int) -> int:
         else:
             total += size * 3 * config.intermediate_size
     # An MTP layer keeps the embeddings, the joined input, its last norm and the head's gradient.
-    further = norm + config.hidden_size * (4 + 3 * size)
-    return total + config.num_nextn_predict_layers * further
+    mtp = norm + config.hidden_size * (4 + 3 * size)
+    return total + config.num_nextn_predict_layers * mtp
 
 
 def _all_routed(config: ModelConfig) -> int:

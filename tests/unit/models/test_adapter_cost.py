@@ -1,10 +1,10 @@
-"""The counts of `models/adapter_account.py` against adapters that are there."""
+"""The counts of `models/adapter_cost.py` against adapters that are there."""
 
 import pytest
 import torch
 
 from tests.tiny import V3_EXPERTS, grouped_config, latent_config
-from ziphius.models.adapter_account import adapter_memory
+from ziphius.models.adapter_cost import adapter_memory
 from ziphius.models.config import ModelConfig
 from ziphius.models.lora import adapter_tensors, add_adapters
 from ziphius.models.lora_config import LoraConfig
@@ -12,7 +12,7 @@ from ziphius.models.model import Model
 from ziphius.models.weights.names import model_tensors
 
 CONFIGS = {
-    "v3 with a prediction layer": latent_config(**V3_EXPERTS, num_nextn_predict_layers=1),
+    "v3 with an MTP layer": latent_config(**V3_EXPERTS, num_nextn_predict_layers=1),
     "no shared experts": latent_config(**(V3_EXPERTS | {"n_shared_experts": 0})),
     "direct queries": latent_config(q_lora_rank=None),
     "grouped": grouped_config(qkv_bias=True),

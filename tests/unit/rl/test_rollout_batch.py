@@ -1,4 +1,5 @@
-"""`rl/round.py`: rewards, the groups that are kept, figures, and the way into a checkpoint."""
+"""`rl/rollout_batch.py`: rewards, the groups that are kept, figures, and the way into a
+checkpoint."""
 
 import dataclasses
 import json
@@ -9,9 +10,9 @@ import torch
 from tests.unit.rl.toys import grpo_config
 from tests.unit.rollout.tasks import echo
 from ziphius.rl.batch import build_batch
-from ziphius.rl.round import (
-    ANSWERS,
+from ziphius.rl.rollout_batch import (
     ASKED,
+    COMPLETIONS,
     FORMAT,
     GROUPS,
     SAMPLED,
@@ -46,16 +47,16 @@ def test_groups_without_a_difference_are_dropped() -> None:
     groups = [[GOOD, BAD, BAD, GOOD], [GOOD] * 4, [BAD, CUT, BAD, BAD]]
     found = digest(7, groups, grpo_config())
     assert found.number == 7
-    assert [[a.advantage for a in group.answers] for group in found.groups] == [[1, -1, -1, 1]]
-    assert found.counts == {SAMPLED: 36, ANSWERS: 12, ASKED: 12, GROUPS: 3}
+    assert [[a.advantage for a in group.completions] for group in found.groups] == [[1, -1, -1, 1]]
+    assert found.counts == {SAMPLED: 36, COMPLETIONS: 12, ASKED: 12, GROUPS: 3}
     assert found.figures == {
         "reward": 6,
         "correct": 6,
         "frac_reward_zero_std": 2,
-        "cut_off": 1,
-        "completion_tokens": 36,
+        "completions/clipped_ratio": 1,
+        "completions/mean_length": 36,
         "entropy": 42,
-        "sampled_answers": 12,
+        "sampled_completions": 12,
         "refilled_groups": 0,
         FORMAT: 0,
     }
@@ -65,15 +66,18 @@ def test_what_replaces_equal_groups_is_learned_and_counted_but_no_measure_of_the
     groups = [[GOOD, GOOD], [GOOD, BAD], [BAD, CUT]]
     refills = [[[BAD, GOOD], [BAD, BAD]], [[CUT, BAD]]]
     found = digest(0, groups, grpo_config(), refills)
-    assert [[a.advantage for a in group.answers] for group in found.groups] == [[1, -1], [-1, 1]]
-    assert found.counts == {SAMPLED: 36, ANSWERS: 12, ASKED: 6, GROUPS: 3}
+    assert [[a.advantage for a in group.completions] for group in found.groups] == [
+        [1, -1],
+        [-1, 1],
+    ]
+    assert found.counts == {SAMPLED: 36, COMPLETIONS: 12, ASKED: 6, GROUPS: 3}
     first = digest(0, groups, grpo_config()).figures
     for name in ("reward", "correct", "frac_reward_zero_std"):
         assert found.figures[name] == first[name] > 0
-    assert found.figures["completion_tokens"] == 36
-    assert found.figures["cut_off"] == 2
+    assert found.figures["completions/mean_length"] == 36
+    assert found.figures["completions/clipped_ratio"] == 2
     assert found.figures["entropy"] == 42
-    assert found.figures["sampled_answers"] == 12
+    assert found.figures["sampled_completions"] == 12
     assert found.figures["refilled_groups"] == 1
 
 
@@ -85,7 +89,7 @@ def test_correctness_alone_is_rewarded_unless_a_bonus_is_asked_for() -> None:
     paid = digest(0, [[GOOD, plain, BAD]], grpo_config(format_bonus=0.2, advantage="mean"))
     [group] = paid.groups
     mean = 2.2 / 3
-    assert [answer.advantage for answer in group.answers] == pytest.approx(
+    assert [answer.advantage for answer in group.completions] == pytest.approx(
         [1.2 - mean, 1 - mean, -mean]
     )
     assert paid.figures["reward"] == pytest.approx(2.2)
@@ -105,6 +109,6 @@ def test_a_round_comes_back_from_json_bit_for_bit() -> None:
     back = from_json(json.loads(json.dumps(to_json(found))))
     assert to_json(back) == to_json(found)
     batch, again = build_batch(found.groups), build_batch(back.groups)
-    for name in ("ids_BT", "sampled_X", "advantages_X", "sources_X"):
+    for name in ("ids_BT", "rollout_logprobs_X", "advantages_X", "sources_X"):
         assert torch.equal(getattr(batch, name), getattr(again, name))
     assert torch.equal(batch.routes[1], again.routes[1])

@@ -1,4 +1,4 @@
-"""The inventory of a run: what the numbers after a step hang on, and how it is copied and put back.
+"""The state of a run: what the numbers after a step hang on, and how it is copied and put back.
 
 The position in the data is the number of the step, gradients do not live across steps, and learning
 rates are set anew in every step: none of them is an item.
@@ -20,22 +20,22 @@ from ziphius.train.seams import TrainState
 
 
 @dataclass
-class Held:
-    """What one part of a state is made of."""
+class SavedItem:
+    """What one item of the state is made of."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     """JSON-serialisable."""
 
 
-class Part(Protocol):
-    """One item of the inventory."""
+class StateItem(Protocol):
+    """One item of the train state."""
 
-    def capture(self, state: TrainState) -> Held:
+    def capture(self, state: TrainState) -> SavedItem:
         """Copy the item; the run changes its own tensors while the copies are written."""
         ...
 
-    def restore(self, state: TrainState, held: Held) -> None:
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
         """Put the item back, tensors in place: optimizer and averages know them."""
         ...
 
@@ -43,12 +43,16 @@ class Part(Protocol):
 class _Model:
     """Weights and buffers; nothing of a model with adapters, whose weights stand still."""
 
-    def capture(self, state: TrainState) -> Held:
-        return Held() if has_adapters(state.model) else Held(_copies(model_tensors(state.model)))
+    def capture(self, state: TrainState) -> SavedItem:
+        return (
+            SavedItem()
+            if has_adapters(state.model)
+            else SavedItem(_copies(model_tensors(state.model)))
+        )
 
-    def restore(self, state: TrainState, held: Held) -> None:
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
         if not has_adapters(state.model):
-            _fill("the model", model_tensors(state.model), held.tensors)
+            _fill("the model", model_tensors(state.model), saved.tensors)
 
 
 class _Adapters:
@@ -57,11 +61,11 @@ class _Adapters:
     The frozen weights are where the run took them from; the fingerprint has their sum.
     """
 
-    def capture(self, state: TrainState) -> Held:
-        return Held(_copies(_moving_tensors(state.model)))
+    def capture(self, state: TrainState) -> SavedItem:
+        return SavedItem(_copies(_moving_tensors(state.model)))
 
-    def restore(self, state: TrainState, held: Held) -> None:
-        _fill("the adapters", _moving_tensors(state.model), held.tensors)
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
+        _fill("the adapters", _moving_tensors(state.model), saved.tensors)
 
 
 class _Optimizer:
@@ -70,19 +74,19 @@ class _Optimizer:
     Learning rates are no part of it: the loop sets them anew in every step.
     """
 
-    def capture(self, state: TrainState) -> Held:
+    def capture(self, state: TrainState) -> SavedItem:
         tensors = {
             f"{name}|{key}": value
             for name, parameter in state.model.named_parameters()
             for key, value in state.optimizer.state.get(parameter, {}).items()
         }
         assert all(isinstance(value, Tensor) for value in tensors.values())
-        return Held(_copies(tensors))
+        return SavedItem(_copies(tensors))
 
-    def restore(self, state: TrainState, held: Held) -> None:
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
         parameters = dict(state.model.named_parameters())
         state.optimizer.state.clear()
-        for name, value in held.tensors.items():
+        for name, value in saved.tensors.items():
             owner, _, key = name.partition("|")
             parameter = parameters.get(owner)
             if parameter is None or value.shape not in ((), parameter.shape):
@@ -93,27 +97,27 @@ class _Optimizer:
 class _Averages:
     """The running average of the weights, if the run keeps one."""
 
-    def capture(self, state: TrainState) -> Held:
-        return Held() if state.ema is None else Held(_copies(state.ema.tensors))
+    def capture(self, state: TrainState) -> SavedItem:
+        return SavedItem() if state.ema is None else SavedItem(_copies(state.ema.tensors))
 
-    def restore(self, state: TrainState, held: Held) -> None:
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
         kept = {} if state.ema is None else state.ema.tensors
-        if bool(kept) != bool(held.tensors):
+        if bool(kept) != bool(saved.tensors):
             _refuse(
                 "ema_decay was 0 and is not, or the other way round: an average of the weights "
                 "begins with the run"
             )
-        _fill("the average of the weights", kept, held.tensors)
+        _fill("the average of the weights", kept, saved.tensors)
 
 
 class _Random:
     """The global random generators of this process."""
 
-    def capture(self, state: TrainState) -> Held:
-        return Held(*rng_state(_device(state)))
+    def capture(self, state: TrainState) -> SavedItem:
+        return SavedItem(*rng_state(_device(state)))
 
-    def restore(self, state: TrainState, held: Held) -> None:
-        set_rng_state(held.tensors, held.values, _device(state))
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
+        set_rng_state(saved.tensors, saved.values, _device(state))
 
 
 class _Progress:
@@ -129,11 +133,11 @@ class _Progress:
         "validation_at_start",
     )
 
-    def capture(self, state: TrainState) -> Held:
-        return Held(values={name: getattr(state, name) for name in self.names})
+    def capture(self, state: TrainState) -> SavedItem:
+        return SavedItem(values={name: getattr(state, name) for name in self.names})
 
-    def restore(self, state: TrainState, held: Held) -> None:
-        values = held.values
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
+        values = saved.values
         state.step, state.tokens_seen = values["step"], values["tokens_seen"]
         state.seconds, state.validation = values["seconds"], values["validation"]
         state.validation_step = values.get("validation_step", 0)
@@ -146,24 +150,24 @@ class _Progress:
 class _Guard:
     """The losses of the last steps."""
 
-    def capture(self, state: TrainState) -> Held:
-        return Held(values=state.guard.state())
+    def capture(self, state: TrainState) -> SavedItem:
+        return SavedItem(values=state.guard.state())
 
-    def restore(self, state: TrainState, held: Held) -> None:
-        state.guard.restore(held.values)
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
+        state.guard.restore(saved.values)
 
 
 class _Stage:
     """What the stage remembers besides the step."""
 
-    def capture(self, state: TrainState) -> Held:
-        return Held(values=state.stage.state())
+    def capture(self, state: TrainState) -> SavedItem:
+        return SavedItem(values=state.stage.state())
 
-    def restore(self, state: TrainState, held: Held) -> None:
-        state.stage.restore(held.values)
+    def restore(self, state: TrainState, saved: SavedItem) -> None:
+        state.stage.restore(saved.values)
 
 
-PARTS: dict[str, Part] = {
+STATE_ITEMS: dict[str, StateItem] = {
     "model": _Model(),
     "adapters": _Adapters(),
     "optimizer": _Optimizer(),
@@ -173,7 +177,7 @@ PARTS: dict[str, Part] = {
     "guard": _Guard(),
     "stage": _Stage(),
 }
-"""The inventory, in the order in which it is restored."""
+"""The train state, item by item, in the order in which it is restored."""
 
 
 def has_adapters(model: Model) -> bool:
@@ -212,14 +216,14 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(owner: str, places: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+def _fill(owner: str, places: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Copy tensors to their places, after all names and shapes were compared."""
-    for name in (*places, *held):
-        here, there = (_shape(tensors.get(name)) for tensors in (places, held))
+    for name in (*places, *saved):
+        here, there = (_shape(tensors.get(name)) for tensors in (places, saved))
         if here != there:
             _refuse(f"in {owner}, {name} has {there} in the checkpoint and {here} in this run")
     for name, place in places.items():
-        place.copy_(held[name])
+        place.copy_(saved[name])
 
 
 def _shape(tensor: Tensor | None) -> str:

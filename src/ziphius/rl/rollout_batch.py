@@ -1,6 +1,7 @@
-"""What is sampled for one round of GRPO: rewards, the groups that teach something, the figures.
+"""The rollout batch, what is sampled at once for GRPO: rewards, the groups that teach something,
+the figures.
 
-Shapes: G groups, A answers of a group.
+Shapes: G groups, A completions of a group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError
 from ziphius.dist.world import World
 from ziphius.models.model import Model
-from ziphius.rl.batch import Answer, Group
+from ziphius.rl.batch import Group, ScoredCompletion
 from ziphius.rl.objective import group_advantages
 from ziphius.rl.problems import ProblemStream
 from ziphius.rl.settings import GrpoConfig
@@ -22,34 +23,35 @@ from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
 
 Groups = Sequence[Sequence[Rollout]]
-"""Answers by prompt."""
+"""Completions by prompt."""
 REFILL_FIRST_ID = 2**40
 """Sequences of the first refill begin here, of the second at twice this, and so on."""
-SAMPLED, ANSWERS, STEPS = "sampled tokens", "answers", "steps"
-ASKED, GROUPS = "answers to the first prompts", "first prompts"
-"""What the figures of a round are divided by."""
+SAMPLED, COMPLETIONS, STEPS = "sampled tokens", "completions", "steps"
+ASKED, GROUPS = "completions of the first prompts", "first prompts"
+"""What the figures of a rollout batch are divided by."""
 FIGURES = {
     "reward": ASKED,
     "correct": ASKED,
     "frac_reward_zero_std": GROUPS,
-    "cut_off": ANSWERS,
-    "completion_tokens": ANSWERS,
+    "completions/clipped_ratio": COMPLETIONS,
+    "completions/mean_length": COMPLETIONS,
     "entropy": SAMPLED,
-    "sampled_answers": STEPS,
+    "sampled_completions": STEPS,
     "refilled_groups": STEPS,
 }
 """Means that are reported of every step, by what they are divided by.
 
 Rewards, and the share of groups in which they are all equal, are of the prompts that the step asked
-first: what replaces others is no fair sample. `completion_tokens` is of all answers, and with
-`sampled_answers` counts all tokens. `refilled_groups` are prompts that were replaced by one that
-teaches. `entropy` is the mean of -log p of the sampled tokens, which is an unbiased estimate."""
+first: what replaces others is no fair sample. `completions/mean_length` is of all completions, and
+with `sampled_completions` counts all tokens. `refilled_groups` are prompts that were replaced by
+one that teaches. `entropy` is the mean of -log p of the sampled tokens, which is an unbiased
+estimate."""
 FORMAT = "reward/format"
 """What the bonus for the format adds to `reward`; reported where there is one."""
 
 
 @dataclass
-class Round:
+class RolloutBatch:
     """What sampling once left for the trainer."""
 
     number: int
@@ -62,7 +64,7 @@ class Round:
     counts: dict[str, float]
 
 
-def sample_round(
+def sample_rollout_batch(
     model: Model,
     tokenizer: Tokenizer,
     problems: ProblemStream,
@@ -71,7 +73,7 @@ def sample_round(
     number: int,
     seed: int,
     world: World,
-) -> Round:
+) -> RolloutBatch:
     """Answer this rank's share of a step's problems, and others in place of those that are equal.
 
     What is drawn hangs on the seed, the round, the refill and the place of a problem in the step;
@@ -87,11 +89,11 @@ def sample_round(
         world: the ranks that share the problems.
     """
     everything = problems(number)
-    first_id = number * len(everything) * config.rollout.group_size
+    first_id = number * len(everything) * config.rollout.num_generations
     assert first_id < REFILL_FIRST_ID // 2, "rounds would draw what refills draw"
     asked = _share(everything, world)
 
-    def answers(refill: int) -> Groups:
+    def completions(refill: int) -> Groups:
         return sample_groups(
             model,
             tokenizer,
@@ -103,7 +105,7 @@ def sample_round(
             record_routes=config.replay_routes,
         )
 
-    sampled = [answers(0)]
+    sampled = [completions(0)]
     for refill in range(1, config.refill_rounds + 1):
         places = list(asked)
         equal = [places[each] for each in equal_groups(sampled[-1], config)]
@@ -111,7 +113,7 @@ def sample_round(
             break
         others = _share(problems(number, refill), world)
         asked = {place: others[place] for place in equal}
-        sampled.append(answers(refill))
+        sampled.append(completions(refill))
     return digest(number, sampled[0], config, sampled[1:])
 
 
@@ -147,7 +149,7 @@ def equal_groups(groups: Groups, config: GrpoConfig) -> list[int]:
 
 def digest(
     number: int, groups: Groups, config: GrpoConfig, refills: Sequence[Groups] = ()
-) -> Round:
+) -> RolloutBatch:
     """Reward a round, keep the groups that teach something, and sum up what was sampled.
 
     Args:
@@ -158,37 +160,39 @@ def digest(
     """
     kept = [_teaching(each, config) for each in (groups, *refills)]
     asked = [rollout for group in groups for rollout in group]
-    answers = asked + [rollout for each in refills for group in each for rollout in group]
-    tokens = sum(len(rollout.token_ids) for rollout in answers)
+    completions = asked + [rollout for each in refills for group in each for rollout in group]
+    tokens = sum(len(rollout.token_ids) for rollout in completions)
     figures = {
         "reward": float(_rewards(groups, config).sum()),
         "correct": float(sum(rollout.is_correct for rollout in asked)),
         "frac_reward_zero_std": float(len(groups) - len(kept[0])),
-        "cut_off": float(sum(rollout.finish_reason == "length" for rollout in answers)),
-        "completion_tokens": float(tokens),
-        "entropy": -sum(sum(rollout.logprobs) for rollout in answers),
-        "sampled_answers": float(len(answers)),
+        "completions/clipped_ratio": float(
+            sum(rollout.finish_reason == "length" for rollout in completions)
+        ),
+        "completions/mean_length": float(tokens),
+        "entropy": -sum(sum(rollout.logprobs) for rollout in completions),
+        "sampled_completions": float(len(completions)),
         "refilled_groups": float(sum(map(len, kept[1:]))),
         FORMAT: sum(format_part(rollout, config.format_bonus) for rollout in asked),
     }
     counts = {
         SAMPLED: float(tokens),
-        ANSWERS: float(len(answers)),
+        COMPLETIONS: float(len(completions)),
         ASKED: float(len(asked)),
         GROUPS: float(len(groups)),
     }
     spare = Group(groups[0][0].prompt_ids, ())
-    return Round(number, [group for each in kept for group in each], spare, figures, counts)
+    return RolloutBatch(number, [group for each in kept for group in each], spare, figures, counts)
 
 
 def _teaching(groups: Groups, config: GrpoConfig) -> list[Group]:
-    """Keep the groups whose rewards differ, with the advantages of their answers."""
+    """Keep the groups whose rewards differ, with the advantages of their completions."""
     advantages_GA, differs_G = group_advantages(_rewards(groups, config), config.advantage)
     return [
         Group(
             group[0].prompt_ids,
             [
-                Answer(rollout.token_ids, rollout.logprobs, advantage, rollout.routes)
+                ScoredCompletion(rollout.token_ids, rollout.logprobs, advantage, rollout.routes)
                 for rollout, advantage in zip(group, advantages, strict=True)
             ],
         )
@@ -206,8 +210,8 @@ def _rewards(groups: Groups, config: GrpoConfig) -> Tensor:
     )
 
 
-def to_json(found: Round) -> dict[str, Any]:
-    """Write a round as JSON values; floats keep every bit."""
+def to_json(found: RolloutBatch) -> dict[str, Any]:
+    """Write a rollout batch as JSON values; floats keep every bit."""
     return {
         "number": found.number,
         "groups": [_group_to_json(group) for group in found.groups],
@@ -217,34 +221,34 @@ def to_json(found: Round) -> dict[str, Any]:
     }
 
 
-def from_json(data: Mapping[str, Any]) -> Round:
+def from_json(data: Mapping[str, Any]) -> RolloutBatch:
     """Read what `to_json` wrote."""
     groups = [_group_from_json(group) for group in data["groups"]]
     spare = Group(data["spare"], ())
-    return Round(data["number"], groups, spare, dict(data["figures"]), dict(data["counts"]))
+    return RolloutBatch(data["number"], groups, spare, dict(data["figures"]), dict(data["counts"]))
 
 
 def _group_to_json(group: Group) -> dict[str, Any]:
-    answers = [
+    completions = [
         {
-            "token_ids": list(answer.token_ids),
-            "logprobs": list(answer.logprobs),
-            "advantage": answer.advantage,
-            "routes": {str(layer): e.tolist() for layer, e in (answer.routes or {}).items()},
+            "token_ids": list(completion.token_ids),
+            "rollout_logprobs": list(completion.rollout_logprobs),
+            "advantage": completion.advantage,
+            "routes": {str(layer): e.tolist() for layer, e in (completion.routes or {}).items()},
         }
-        for answer in group.answers
+        for completion in group.completions
     ]
-    return {"prompt_ids": list(group.prompt_ids), "answers": answers}
+    return {"prompt_ids": list(group.prompt_ids), "completions": completions}
 
 
 def _group_from_json(data: Mapping[str, Any]) -> Group:
-    answers = [
-        Answer(
-            answer["token_ids"],
-            answer["logprobs"],
-            answer["advantage"],
-            {int(layer): torch.tensor(experts) for layer, experts in answer["routes"].items()},
+    completions = [
+        ScoredCompletion(
+            completion["token_ids"],
+            completion["rollout_logprobs"],
+            completion["advantage"],
+            {int(layer): torch.tensor(experts) for layer, experts in completion["routes"].items()},
         )
-        for answer in data["answers"]
+        for completion in data["completions"]
     ]
-    return Group(data["prompt_ids"], answers)
+    return Group(data["prompt_ids"], completions)

@@ -5,14 +5,14 @@ from tests.tiny import assert_same_gradients, build, gradients, random_ids
 from tests.training import moe_config, train_config
 from ziphius.data.batch import Batch
 from ziphius.models.block import Block
-from ziphius.train.recompute import recomputed_blocks
+from ziphius.train.activation_checkpointing import activation_checkpointing
 from ziphius.train.stages.language import language_losses
 
 
 def loss_and_gradients(model, *, is_on: bool):
     ids_BT = random_ids(2, 16, 61)
     batch = Batch(ids_BT, torch.zeros_like(ids_BT))
-    with recomputed_blocks(model, is_on):
+    with activation_checkpointing(model, is_on):
         output = language_losses(model, batch, train_config(), 0.0)
         total = sum(term.loss_sum for term in output.terms.values())
         total.backward()
@@ -41,5 +41,5 @@ def test_blocks_keep_their_inputs_alone_and_run_again(monkeypatch: pytest.Monkey
 def test_names_stay_the_same() -> None:
     model = build(moe_config())
     names = list(model.state_dict())
-    with recomputed_blocks(model):
+    with activation_checkpointing(model):
         assert list(model.state_dict()) == names

@@ -41,7 +41,7 @@ Pairs = NDArray[np.int64]
 """Predecessors and targets, [2, predicted tokens]."""
 
 
-class Floor(Config):
+class Baseline(Config):
     """Cross-entropies of some validation text, in nats per predicted token."""
 
     uniform: float
@@ -56,12 +56,12 @@ class Floor(Config):
     """UTF-8 bytes of the predicted tokens."""
 
 
-class Floors(Config):
-    """Floors of the whole validation set and of each of its domains."""
+class Baselines(Config):
+    """Baselines of the whole validation set and of each of its domains."""
 
-    total: Floor
+    total: Baseline
     """Over all domains."""
-    domains: dict[str, Floor]
+    domains: dict[str, Baseline]
     """By domain."""
 
 
@@ -70,14 +70,14 @@ def bits_per_byte(loss_sum_nats: float, bytes_count: int) -> float:
     return loss_sum_nats / math.log(2.0) / bytes_count
 
 
-def floors(loader: MixLoader, validation: ValidationSet) -> Floors:
-    """Measure the floors of a validation set against the rows that the loader trains on.
+def baselines(loader: MixLoader, validation: ValidationSet) -> Baselines:
+    """Measure the baselines of a validation set against the rows that the loader trains on.
 
     The result is kept beside the shards; asking again costs nothing.
     """
     path = _path(loader, validation)
     if path.is_file():
-        return Floors.model_validate_json(path.read_bytes())
+        return Baselines.model_validate_json(path.read_bytes())
     model = fit(*_training_pairs(loader), loader.data.vocab_size)
     pairs: dict[str, list[Pairs]] = {name: [] for name in validation.rows}
     sizes = Counter[str]()
@@ -85,9 +85,9 @@ def floors(loader: MixLoader, validation: ValidationSet) -> Floors:
         pairs[batch.domains[0]].append(predicted_pairs(batch))
         sizes[batch.domains[0]] += batch.bytes_count
     joined = {name: np.concatenate(parts, axis=1) for name, parts in pairs.items()}
-    found = Floors(
-        total=_floor(model, np.concatenate([*joined.values()], axis=1), sizes.total()),
-        domains={name: _floor(model, part, sizes[name]) for name, part in joined.items()},
+    found = Baselines(
+        total=_baseline(model, np.concatenate([*joined.values()], axis=1), sizes.total()),
+        domains={name: _baseline(model, part, sizes[name]) for name, part in joined.items()},
     )
     write_file(path, found.model_dump_json(indent=1))
     return found
@@ -159,14 +159,14 @@ def _training_pairs(loader: MixLoader) -> tuple[Pairs, Pairs]:
     for name, share in loader.data.shares.items():
         rows = loader.epoch_rows[name]
         border = min(int(rows * (1.0 - FITTED_SHARE)), rows - 1)
-        most = -(-int(share * COUNTED_TOKENS) // loader.context)
+        most = -(-int(share * COUNTED_TOKENS) // loader.seq_len)
         counted.append(predicted_pairs(loader.domain_rows(name, range(min(border, most)))))
         fitted.append(predicted_pairs(loader.domain_rows(name, range(border, rows)[:most])))
     return np.concatenate(counted, axis=1), np.concatenate(fitted, axis=1)
 
 
-def _floor(model: PairModel, pairs: Pairs, bytes_count: int) -> Floor:
-    return Floor(
+def _baseline(model: PairModel, pairs: Pairs, bytes_count: int) -> Baseline:
+    return Baseline(
         uniform=math.log(len(model.counts_W)),
         unigram=_nats(model.unigram(pairs)),
         bigram=_nats(model.bigram(pairs)),
@@ -180,6 +180,6 @@ def _nats(probabilities: NDArray[np.float64]) -> float:
 
 
 def _path(loader: MixLoader, validation: ValidationSet) -> Path:
-    depends = [loader.data.fingerprint, loader.seed, loader.context, COUNTED_TOKENS]
+    depends = [loader.data.fingerprint, loader.seed, loader.seq_len, COUNTED_TOKENS]
     name = hashlib.sha256(json.dumps([*depends, validation.rows]).encode()).hexdigest()[:20]
-    return cache_folder() / "tokens" / f"floors-{name}.json"
+    return cache_folder() / "tokens" / f"baselines-{name}.json"

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ziphius.core.errors import ConfigError
-from ziphius.models.account import Dtype, account, activation_bytes, count_parameters
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
-from ziphius.models.losses import further_loss_mean, further_token_losses, next_token_loss
+from ziphius.models.cost import Dtype, activation_bytes, count_parameters, model_cost
+from ziphius.models.losses import mtp_loss_mean, mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.models.patterns import Tokens, build_pattern, visibility_mask
 from ziphius.models.presets import PRESETS, derive, get_preset
@@ -50,7 +50,7 @@ def attention_flops(config: ModelConfig, *, expanded: bool) -> int:
 
 def test_bench_model_costs_what_was_measured() -> None:
     config = get_preset("bench-v3")
-    counts, flops = count_parameters(config), account(config, context=256).flops
+    counts, flops = count_parameters(config), model_cost(config, context=256).flops
     assert counts.main == 11_645_120
     forward = flops.training / 3
     assert forward == pytest.approx(9.9e6, rel=0.005)
@@ -61,7 +61,7 @@ def test_bench_model_costs_what_was_measured() -> None:
 
 def test_v3_training_costs_250_gflop_a_token() -> None:
     # ISCA 2025 (arXiv 2505.09343): 250 GFLOP per token at 4K, causal, without MTP.
-    assert account(get_preset("v3"), context=4096).flops.training == pytest.approx(250.4e9, 1e-3)
+    assert model_cost(get_preset("v3"), context=4096).flops.training == pytest.approx(250.4e9, 1e-3)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_products_are_those_the_model_computes(name: str) -> None:
     model = built(config).eval()
     tokens = 4
     ids = torch.arange(tokens)[None]
-    flops = account(config, context=1).flops
+    flops = model_cost(config, context=1).flops
     with torch.inference_mode():
         forward = product_flops(lambda: model.logits(model(ids).hidden_BTD))
     counted = flops.training // 3 - attention_flops(config, expanded=True)
@@ -98,7 +98,7 @@ def test_decoding_costs_what_the_cached_model_computes(name: str) -> None:
         model(torch.arange(held - 1)[None], cache=cache)
         step = torch.tensor([[7]])
         forward = product_flops(lambda: model.logits(model(step, cache=cache).hidden_BTD))
-    decode = account(config, context=held).flops.decode
+    decode = model_cost(config, context=held).flops.decode
     assert decode - held * attention_flops(config, expanded=False) == forward
 
 
@@ -110,12 +110,12 @@ def test_further_tokens_cost_a_layer_a_projection_and_a_head_each() -> None:
     with torch.inference_mode():
         output = model(ids)
         forward = product_flops(
-            lambda: [model.logits(hidden) for hidden in model.predict_further(output, ids)]
+            lambda: [model.logits(hidden) for hidden in model.predict_mtp(output, ids)]
         )
     one_layer = attention_flops(config, expanded=True) // config.num_hidden_layers
-    assert forward == 4 * (account(config, context=1).flops.training_mtp // 3 - one_layer)
-    twice = account(derive(config, num_nextn_predict_layers=2), context=1).flops
-    assert twice.training_mtp == 2 * account(config, context=1).flops.training_mtp
+    assert forward == 4 * (model_cost(config, context=1).flops.training_mtp // 3 - one_layer)
+    twice = model_cost(derive(config, num_nextn_predict_layers=2), context=1).flops
+    assert twice.training_mtp == 2 * model_cost(config, context=1).flops.training_mtp
 
 
 @pytest.mark.parametrize(("window", "sinks"), [(None, 0), (5, 0), (5, 3), (30, 0)])
@@ -128,7 +128,7 @@ def test_attention_is_counted_over_the_keys_a_query_sees(window: int | None, sin
     context = 20
     tokens = Tokens(torch.arange(context)[None])
     seen_T = visibility_mask(build_pattern(config), tokens, tokens).sum(-1)[0]
-    flops, single = (account(config, context=size).flops for size in (context, 1))
+    flops, single = (model_cost(config, context=size).flops for size in (context, 1))
     per_key = attention_flops(config, expanded=True)
     further_keys = seen_T.double().mean().item() - 1
     assert flops.training - single.training == pytest.approx(3 * per_key * further_keys, abs=0.6)
@@ -138,32 +138,32 @@ def test_attention_is_counted_over_the_keys_a_query_sees(window: int | None, sin
 def test_prefill_needs_the_head_once() -> None:
     config = get_preset("dense-1m")
     head = 2 * config.vocab_size * config.hidden_size
-    flops = account(config, context=64).flops
+    flops = model_cost(config, context=64).flops
     assert flops.training / 3 - flops.prefill == pytest.approx(head * 63 / 64)
 
 
 @pytest.mark.parametrize(("name", "size"), [("v3", 70_272), ("v2", 69_120), ("v2-lite", 31_104)])
 def test_published_cache_bytes(name: str, size: int) -> None:
-    assert account(get_preset(name)).cache_bytes.own == size
+    assert model_cost(get_preset(name)).cache_bytes.own == size
 
 
 def test_cache_against_other_attention() -> None:
     # DeepSeek-V2, table 1, with 128 heads of 128 in 60 layers of bfloat16.
-    cache = account(get_preset("v2")).cache_bytes
+    cache = model_cost(get_preset("v2")).cache_bytes
     assert cache.mha == 2 * 128 * 128 * 60 * 2
     assert cache.gqa == cache.mha * 8 // 128
     assert cache.mqa == cache.mha // 128
-    few_heads = account(get_preset("v3-tiny"), context=1).cache_bytes
+    few_heads = model_cost(get_preset("v3-tiny"), context=1).cache_bytes
     assert few_heads.gqa == few_heads.mha
-    coder = account(get_preset("coder-33b"), dtype="float32").cache_bytes
-    assert coder.own == coder.gqa == 2 * account(get_preset("coder-33b")).cache_bytes.own
+    coder = model_cost(get_preset("coder-33b"), dtype="float32").cache_bytes
+    assert coder.own == coder.gqa == 2 * model_cost(get_preset("coder-33b")).cache_bytes.own
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_served_bytes_are_those_of_the_tensors(name: str, dtype: Dtype) -> None:
     config = get_preset(name)
-    memory = account(config, batch=3, context=50, dtype=dtype).memory
+    memory = model_cost(config, batch=3, context=50, dtype=dtype).memory
     model = built(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -200,7 +200,7 @@ def test_working_set_is_what_a_prefill_allocates(name: str, dtype: Dtype) -> Non
         hidden = model(ids, cache=cache).hidden_BTD
         model.logits(hidden[:, -1]).float()
 
-    memory = account(config, batch=batch, context=context, dtype=dtype).memory
+    memory = model_cost(config, batch=batch, context=context, dtype=dtype).memory
     # Attention in bfloat16 copies keys and values for matrix units; a CPU without them does not.
     above = 1.3 if dtype == "bfloat16" else 1.12
     peak = peak_bytes(prefill)
@@ -214,7 +214,7 @@ def test_training_holds_masters_gradients_and_two_moments() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    memory = account(config, context=64, dtype="float32").memory
+    memory = model_cost(config, context=64, dtype="float32").memory
     assert memory.masters == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     assert memory.gradients == sum(parameter.nbytes for parameter in model.parameters())
     moments = [
@@ -232,7 +232,7 @@ def test_training_holds_masters_gradients_and_two_moments() -> None:
         memory.runtime,
     )
     assert memory.train == sum(parts)
-    copies = account(config, context=64, dtype="bfloat16").memory.masters - memory.masters
+    copies = model_cost(config, context=64, dtype="bfloat16").memory.masters - memory.masters
     copied = (p.numel() for name, p in model.named_parameters() if ".experts." not in name)
     assert copies == 2 * sum(copied)
 
@@ -255,7 +255,7 @@ def kept_bytes(model: Model, rows: int, size: int) -> int:
         output = model(ids)
         loss = next_token_loss(model, output, ids).mean
         if model.config.num_nextn_predict_layers:
-            loss = loss + further_loss_mean(further_token_losses(model, output, ids))
+            loss = loss + mtp_loss_mean(mtp_losses(model, output, ids))
     return sum(
         tensor.untyped_storage().nbytes()
         for address, tensor in kept.items()
@@ -286,16 +286,16 @@ def test_activations_of_further_depths_are_what_autograd_keeps() -> None:
 def test_batch_and_context_have_limits() -> None:
     config = get_preset("v3-tiny")
     with pytest.raises(ConfigError, match="batch = 0"):
-        account(config, batch=0, context=8)
+        model_cost(config, batch=0, context=8)
     with pytest.raises(ConfigError, match="context = 0"):
-        account(config, context=0)
+        model_cost(config, context=0)
     with pytest.raises(ConfigError, match=r"context = 2049: the model reaches 2,048 tokens"):
-        account(config, context=2049)
+        model_cost(config, context=2049)
 
 
 def test_memory_grows_with_batch_and_context_alike() -> None:
     config = get_preset("v3-tiny")
-    wide, long = account(config, batch=8, context=64), account(config, batch=4, context=128)
+    wide, long = model_cost(config, batch=8, context=64), model_cost(config, batch=4, context=128)
     assert wide.memory.cache == long.memory.cache
     assert wide.memory.activations == long.memory.activations
-    assert wide.memory.cache == 8 * account(config, batch=1, context=64).memory.cache
+    assert wide.memory.cache == 8 * model_cost(config, batch=1, context=64).memory.cache

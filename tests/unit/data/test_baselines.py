@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.unit.data.made import make_data, use_corpora
-from ziphius.data import floors as module
+from ziphius.data import baselines as module
+from ziphius.data.baselines import PairModel, baselines, bits_per_byte, fit, predicted_pairs
 from ziphius.data.batch import Batch
 from ziphius.data.config import DataConfig
-from ziphius.data.floors import PairModel, bits_per_byte, fit, floors, predicted_pairs
 from ziphius.data.loader import MixLoader
 from ziphius.data.prepare import prepare
 from ziphius.data.validation import ValidationSet
@@ -79,7 +79,7 @@ def test_only_predicted_tokens_count() -> None:
 
 def test_constants_are_fitted_on_rows_that_are_not_counted(tmp_path: Path) -> None:
     loader = MixLoader(
-        make_data(tmp_path, {"books": [16] * 100}), context=16, seed=0, rows=4, micro_rows=4
+        make_data(tmp_path, {"books": [16] * 100}), seq_len=16, seed=0, rows=4, micro_batch_size=4
     )
     counted, fitted = module._training_pairs(loader)
     assert (counted.shape, fitted.shape) == ((2, 97 * 15), (2, 3 * 15))
@@ -93,11 +93,11 @@ def test_bits_per_byte() -> None:
 
 def loaded(tokenizer: Tokenizer, seed: int = 0) -> tuple[MixLoader, ValidationSet]:
     data = prepare(DataConfig(mix="coder", processes=0), tokenizer)
-    loader = MixLoader(data, context=32, seed=seed, rows=4, micro_rows=4)
-    return loader, ValidationSet(data, context=32, rows=20)
+    loader = MixLoader(data, seq_len=32, seed=seed, rows=4, micro_batch_size=4)
+    return loader, ValidationSet(data, seq_len=32, rows=20)
 
 
-def test_floors_stand_in_their_order_and_are_kept(
+def test_baselines_stand_in_their_order_and_are_kept(
     cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random = np.random.default_rng(0)
@@ -108,19 +108,19 @@ def test_floors_stand_in_their_order_and_are_kept(
     }
     use_corpora(monkeypatch, texts)
     loader, validation = loaded(tokenizer)
-    found = floors(loader, validation)
+    found = baselines(loader, validation)
     assert found.total.uniform == pytest.approx(math.log(tokenizer.vocab_size))
     assert set(found.domains) == {"code", "general", "chinese"}
-    for floor in (found.total, *found.domains.values()):
-        assert 0.0 < floor.bigram < 0.8 * floor.unigram < floor.unigram < floor.uniform
-    sums = sum(floor.bigram * floor.tokens for floor in found.domains.values())
+    for baseline in (found.total, *found.domains.values()):
+        assert 0.0 < baseline.bigram < 0.8 * baseline.unigram < baseline.unigram < baseline.uniform
+    sums = sum(baseline.bigram * baseline.tokens for baseline in found.domains.values())
     assert sums / found.total.tokens == pytest.approx(found.total.bigram)
     assert found.total.bytes == sum(batch.bytes_count for batch in validation.batches(8))
 
     monkeypatch.setattr(module, "fit", None)
-    assert floors(loader, validation) == found
+    assert baselines(loader, validation) == found
     with pytest.raises(TypeError):
-        floors(*loaded(tokenizer, seed=1))
+        baselines(*loaded(tokenizer, seed=1))
 
 
 def test_the_validation_text_is_not_looked_at(
@@ -134,7 +134,7 @@ def test_the_validation_text_is_not_looked_at(
     }
     use_corpora(monkeypatch, texts)
     data = prepare(DataConfig(mix="coder", processes=0, fim_rate=0.0), tokenizer)
-    loader = MixLoader(data, context=32, seed=0, rows=4, micro_rows=4)
-    found = floors(loader, ValidationSet(data, context=32, rows=200)).total
+    loader = MixLoader(data, seq_len=32, seed=0, rows=4, micro_batch_size=4)
+    found = baselines(loader, ValidationSet(data, seq_len=32, rows=200)).total
     # 60 letters of 8 kinds and one sure end; the start is never predicted from what is known.
     assert found.bigram > 0.95 * math.log(8)

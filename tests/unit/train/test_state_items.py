@@ -17,11 +17,11 @@ from ziphius.train.config import TrainConfig
 from ziphius.train.ema import Ema
 from ziphius.train.errors import TrainingError
 from ziphius.train.guard import Guard
-from ziphius.train.inventory import PARTS, Held, has_adapters
 from ziphius.train.optim import OPTIMIZERS, build_optimizer
 from ziphius.train.rng import rng_state, set_rng_state
 from ziphius.train.seams import TrainState
 from ziphius.train.stages.pretrain import Pretrain
+from ziphius.train.state_items import STATE_ITEMS, SavedItem, has_adapters
 
 CPU = torch.device("cpu")
 CONFIG = train_config(ema_decay=0.9)
@@ -114,17 +114,17 @@ def _same(first: Any, second: Any) -> bool:
     return first.dtype == second.dtype and torch.equal(first, second)
 
 
-def moved(held: Held) -> Held:
+def moved(saved: SavedItem) -> SavedItem:
     """A part as it comes back from disk."""
-    tensors = {name: tensor.clone() for name, tensor in held.tensors.items()}
-    return Held(tensors, json.loads(json.dumps(held.values)))
+    tensors = {name: tensor.clone() for name, tensor in saved.tensors.items()}
+    return SavedItem(tensors, json.loads(json.dumps(saved.values)))
 
 
-def restore(state: TrainState, held: Mapping[str, Held]) -> None:
-    """Put back what is held, in the order of the inventory."""
-    for name, part in PARTS.items():
-        if name in held:
-            part.restore(state, held[name])
+def restore(state: TrainState, saved: Mapping[str, SavedItem]) -> None:
+    """Put back what is held, in the order of the train state."""
+    for name, item in STATE_ITEMS.items():
+        if name in saved:
+            item.restore(state, saved[name])
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -142,11 +142,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_all_parts_together_make_an_equal_state(name: str) -> None:
     variant = VARIANTS[name]
     state = started(1, **variant)
-    held = {name: moved(part.capture(state)) for name, part in PARTS.items()}
+    saved = {name: moved(item.capture(state)) for name, item in STATE_ITEMS.items()}
     expected = observed(state)
     other = started(2, **variant)
     place = other.model.model.norm.weight.data_ptr()
-    restore(other, held)
+    restore(other, saved)
     assert different(observed(other), expected) == set()
     assert other.model.model.norm.weight.data_ptr() == place, "the optimizer knows the old tensors"
 
@@ -163,13 +163,15 @@ TOUCHED = {
 }
 
 
-@pytest.mark.parametrize("left_out", PARTS)
+@pytest.mark.parametrize("left_out", STATE_ITEMS)
 def test_each_part_left_out_leaves_its_own_things_other(left_out: str) -> None:
     state = started(1)
-    held = {name: moved(part.capture(state)) for name, part in PARTS.items() if name != left_out}
+    saved = {
+        name: moved(item.capture(state)) for name, item in STATE_ITEMS.items() if name != left_out
+    }
     expected = observed(state)
     other = started(2)
-    restore(other, held)
+    restore(other, saved)
     found = different(observed(other), expected)
     wanted = {name for name in expected if name.startswith(TOUCHED[left_out])}
     if left_out == "optimizer":  # the number of the step is the same
@@ -180,41 +182,41 @@ def test_each_part_left_out_leaves_its_own_things_other(left_out: str) -> None:
 def test_each_optimizer_has_state_to_keep() -> None:
     for name in OPTIMIZERS:
         state = started(1, train_config(optimizer={"name": name}))
-        held = PARTS["optimizer"].capture(state)
-        assert {key.split("|")[0] for key in held.tensors} == {
+        saved = STATE_ITEMS["optimizer"].capture(state)
+        assert {key.split("|")[0] for key in saved.tensors} == {
             key for key, _ in state.model.named_parameters()
         }
 
 
 def test_copies_do_not_follow_the_run() -> None:
     state = started(1)
-    held = {name: part.capture(state) for name, part in PARTS.items() if name != "stage"}
-    before = {name: moved(part) for name, part in held.items()}
+    saved = {name: item.capture(state) for name, item in STATE_ITEMS.items() if name != "stage"}
+    before = {name: moved(item) for name, item in saved.items()}
     for parameter in state.model.parameters():
         parameter.data.zero_()
         for value in state.optimizer.state[parameter].values():
             value.zero_()
     for value in (*state.ema.tensors.values(), *state.model.buffers()):
         value.zero_()
-    for name, part in before.items():
-        assert different(held[name].tensors, part.tensors) == set(), name
+    for name, item in before.items():
+        assert different(saved[name].tensors, item.tensors) == set(), name
 
 
 def test_adapters_move_and_frozen_weights_are_not_kept() -> None:
     state = started(1, lora=True)
     assert has_adapters(state.model)
-    names = PARTS["adapters"].capture(state).tensors.keys()
+    names = STATE_ITEMS["adapters"].capture(state).tensors.keys()
     assert any(name.endswith("lora_A.weight") for name in names)
     assert any(name.endswith("e_score_correction_bias") for name in names)
     assert "lm_head.weight" not in names
     assert not has_adapters(started(1).model)
-    assert PARTS["adapters"].capture(started(1)).tensors == {}
+    assert STATE_ITEMS["adapters"].capture(started(1)).tensors == {}
 
 
 def test_nothing_of_the_frozen_weights_is_kept_in_any_part() -> None:
     state = started(1, lora=True)
     frozen = {name for name, p in state.model.named_parameters() if not p.requires_grad}
-    kept = {name for part in PARTS.values() for name in part.capture(state).tensors}
+    kept = {name for item in STATE_ITEMS.values() for name in item.capture(state).tensors}
     assert frozen
     assert not {name.partition("|")[0] for name in kept} & frozen
 
@@ -235,22 +237,24 @@ def test_a_state_of_another_shape_is_refused(
     ours: dict[str, Any], theirs: dict[str, Any], reason: str
 ) -> None:
     state, other = started(1, **ours), started(1, **theirs)
-    held = {name: part.capture(other) for name, part in PARTS.items()}
+    saved = {name: item.capture(other) for name, item in STATE_ITEMS.items()}
     with pytest.raises(TrainingError, match=rf"does not fit this run: .*{reason}"):
-        restore(state, held)
+        restore(state, saved)
 
 
 def test_an_optimizer_of_other_weights_is_refused() -> None:
-    held = PARTS["optimizer"].capture(started(1, model_config=moe_config(intermediate_size=36)))
+    saved = STATE_ITEMS["optimizer"].capture(
+        started(1, model_config=moe_config(intermediate_size=36))
+    )
     with pytest.raises(TrainingError, match="fits no weight of the model"):
-        PARTS["optimizer"].restore(started(1), held)
+        STATE_ITEMS["optimizer"].restore(started(1), saved)
 
 
 def test_a_new_budget_keeps_its_own_plan() -> None:
-    held = PARTS["progress"].capture(started(1))
+    saved = STATE_ITEMS["progress"].capture(started(1))
     same, other = started(2), started(2, train_config(ema_decay=0.9, budget="99-steps"))
     for state in (same, other):
-        PARTS["progress"].restore(state, held)
+        STATE_ITEMS["progress"].restore(state, saved)
     assert same.plan == {"budget": "10-steps", "total_steps": 31}
     assert other.plan == {"budget": "99-steps", "total_steps": 32}
     assert same.step == other.step == 4

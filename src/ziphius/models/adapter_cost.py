@@ -1,11 +1,12 @@
-"""What training adapters of low rank takes beside frozen weights; `account.py` has the whole model.
+"""What training adapters of low rank takes beside frozen weights; `cost.py` has the whole model.
 
 Shapes: r rank of the adapters.
 """
 
 from dataclasses import dataclass
 
-from ziphius.models.account import (
+from ziphius.models.config import ModelConfig
+from ziphius.models.cost import (
     DTYPE_BYTES,
     HOLES,
     RUNTIME_BYTES,
@@ -13,7 +14,6 @@ from ziphius.models.account import (
     activation_bytes,
     count_parameters,
 )
-from ziphius.models.config import ModelConfig
 
 BYTES_PER_PARAMETER = 16
 """Of an adapter: float32 itself, its gradient, and AdamW's two moments."""
