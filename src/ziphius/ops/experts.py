@@ -48,8 +48,11 @@ def routed_experts(
             _RoutedExperts, x_MD, experts_MK, weights_MK, gate_up_E2FD, down_EDF, base_MD, dtype
         )
         return out_MD
-    routed_MD = x_MD.to(dtype)
-    if len(x_MD):
+    if not x_MD.numel() or not down_EDF.numel():
+        # Where nothing is multiplied all has a gradient too, of zeros, as everywhere.
+        nothing = [x.flatten()[:0].sum() for x in (x_MD, weights_MK, gate_up_E2FD, down_EDF)]
+        routed_MD = torch.zeros_like(x_MD, dtype=dtype) + torch.stack(nothing).sum().to(dtype)
+    else:
         kept_MK = torch.where(experts_MK < len(down_EDF), weights_MK, 0.0)
         tensors = _padded(x_MD, gate_up_E2FD, down_EDF)
         routed_MD = native.apply(_GroupedExperts, experts_MK, kept_MK, *tensors, dtype)

@@ -70,9 +70,8 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         world=context.world,
     )
     kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
-    text = (
-        f"{problems.per_step} problems x {rollout.num_generations} completions a step, of {kinds}"
-    )
+    asked = f"{problems.per_step} problems x {rollout.num_generations} completions"
+    text = f"{asked} a step, of {kinds}"
     return run_built_stage(
         settings,
         folder,

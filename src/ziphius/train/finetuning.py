@@ -82,9 +82,7 @@ def run_sft(
     )
     learned, tokenizer = prepared.learned, prepared.tokenizer
     held_out = fill_rows(prepared.held_out, settings.train.validate_rows)
-    config, loader = _paced(settings, learned, context.world)
-    if new is None:
-        config = settle_dtype(config, origin)
+    config, loader = _paced(settings, learned, context.world, origin if new is None else None)
     model = _model(settings, origin, new, tokenizer, config)
     config = _training(settings, config, loader, held_out, model, is_new=new is not None)
     refuse_longer_rows(model, config)
@@ -171,11 +169,12 @@ def _prepared(settings: SftSettings, origin: Path, context: RunContext) -> Prepa
 
 
 def _paced(
-    settings: SftSettings, learned: Conversations, world: World
+    settings: SftSettings, learned: Conversations, world: World, source: Path | None
 ) -> tuple[TrainConfig, ConversationLoader]:
-    """Settle the rows of a step and how often all are seen, and lay them out."""
+    """Settle the numbers, the rows of a step and how often all are seen, and lay them out."""
     pacing = _pacing(settings, learned, world)
-    config = settings.train.model_copy(update={"global_batch_size": pacing.global_batch_size})
+    config = settings.train if source is None else settle_dtype(settings.train, source)
+    config = config.model_copy(update={"global_batch_size": pacing.global_batch_size})
     loader = ConversationLoader(
         learned,
         seed=config.seed,

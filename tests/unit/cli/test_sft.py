@@ -379,7 +379,7 @@ def test_a_ramp_needs_the_batch_that_it_grows_to() -> None:
     with pytest.raises(ValidationError, match="rampup_batch_size: give global_batch_size too"):
         SftTraining(rampup_batch_size=2, rampup_steps=10)
     with pytest.raises(ConfigError, match="global_batch_size: give a number"):
-        TrainConfig(global_batch_size=None).rows.count(0)
+        TrainConfig(global_batch_size=None).batch_sizes.count(0)
 
 
 def test_a_limit_and_a_second_start_are_said(
