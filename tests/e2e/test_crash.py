@@ -157,8 +157,10 @@ def assert_equal_to(reference: Path, folder: Path) -> None:
 def test_five_random_kills(nursery: Nursery, reference: Path, tmp_path: Path) -> None:
     draw = random.Random(os.urandom(8))
     folder, workers = tmp_path / "run", cycle([3, 1, 0])
-    for _ in range(5):
-        steps, delay_s = draw.randrange(1, 3 * SAVE_EVERY), draw.uniform(0.0, 0.05)
+    for kill in range(5):
+        # The first comes after a checkpoint, so that something is gone on with.
+        least = 1 if kill else 2 * SAVE_EVERY
+        steps, delay_s = draw.randrange(least, 3 * SAVE_EVERY), draw.uniform(0.0, 0.05)
         status = nursery.signal(folder, next(workers), signal.SIGKILL, steps, delay_s)
         assert status == -signal.SIGKILL
     nursery.finish(folder, next(workers))

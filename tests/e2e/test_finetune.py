@@ -68,7 +68,7 @@ def test_what_was_fine_tuned_answers_alike_in_transformers_and_ends(
     ]
     data.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
     # New weights know nothing, so they need more and larger steps than a trained model.
-    more = "--context 96 --hold-out 0 --epochs 80 --learning-rate 0.01 --quiet --no-tensorboard"
+    more = "--seq-len 96 --hold-out 0 --epochs 80 --learning-rate 0.01 --quiet --no-tensorboard"
     line = ["sft", str(base), "--data", str(data), "--out", str(tmp_path / "run"), "--json"]
     assert main([*line, *more.split(), *options]) == 0
     checkpoint = json.loads(capsys.readouterr().out)["checkpoint"]

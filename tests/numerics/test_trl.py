@@ -148,9 +148,9 @@ class Updates:
             for step in range(self.config.num_iterations)
         ]
         self.gradients = optimizer.seen
-        held = stage._held
+        held = stage._rollouts
         assert held is not None
-        self.advantages = [answer.advantage for group in held.groups for answer in group.answers]
+        self.advantages = [answer.advantage for group in held.groups for answer in group.completions]
 
     def loss(self, update: int) -> float:
         terms = self.outcomes[update].terms

@@ -25,8 +25,8 @@ VOCABULARY = 429
 WITHOUT = ("equation", "greatest_divisor", "least_multiple", "simplification")
 """Exercises that the text leaves out: they would work what is called never trained on."""
 
-REFERENCE = Reference(StageLengths(), seconds=900.0, training_tokens_per_s=8_500.0)
-"""What 15 minutes are on two cores of an AMD EPYC (docs/lab)."""
+REFERENCE = Reference(StageLengths(), seconds=1_200.0, training_tokens_per_s=11_100.0)
+"""What a run takes on one core of an AMD EPYC (docs/lab/2026-11-27-five-seeds.md)."""
 
 
 def family_shape() -> ModelConfig:
