@@ -150,7 +150,9 @@ class Updates:
         self.gradients = optimizer.seen
         held = stage._rollouts
         assert held is not None
-        self.advantages = [answer.advantage for group in held.groups for answer in group.completions]
+        self.advantages = [
+            answer.advantage for group in held.groups for answer in group.completions
+        ]
 
     def loss(self, update: int) -> float:
         terms = self.outcomes[update].terms

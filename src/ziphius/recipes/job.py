@@ -39,7 +39,11 @@ class Job:
 
     def do(self, name: str, stage: Callable[["Job", Path], StageResult], *inputs: str) -> None:
         """Do one stage, if every input made something and the folder has no result of these."""
-        if any(one not in self.stages or not self.stages[one].is_usable for one in inputs):
+        lacking = [
+            one for one in inputs if one not in self.stages or not self.stages[one].is_usable
+        ]
+        if lacking:
+            self._say(f"{name}: skipped, for {' and '.join(lacking)} left nothing to go on with")
             return
         number = self.names.index(name) + 1
         identity = self.settings.model_dump(mode="json") | {
@@ -49,7 +53,14 @@ class Job:
         if self.context.console is not None:
             self.context.console.rule(f"{number}/{len(self.names)} {name}")
         place = self.folder / f"{number}-{name}"
-        self.stages[name] = done_once(name, place, identity, lambda folder: stage(self, folder))
+        found = done_once(name, place, identity, lambda folder: stage(self, folder))
+        self.stages[name] = found
+        if not found.is_usable:
+            self._say(found.note)
+
+    def _say(self, text: str) -> None:
+        if self.context.console is not None:
+            self.context.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def checkpoint(self, stage: str) -> Path:
         """Return the folder of the model that a stage made."""

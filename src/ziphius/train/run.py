@@ -213,17 +213,29 @@ def run_built_stage(
     if settings.lora.rank and result.is_complete and world.is_first:
         assert base is not None, "adapters are added to a model that is there"
         named = folder / BASE_FOLDER if is_gguf_path(base) else base
-        _replace_adapters(model, folder / ADAPTER_FOLDER, named, tokenizer)
         unexported = None if named == base else (base, named)
+        _replace_adapters(model, folder / ADAPTER_FOLDER, named, tokenizer, unexported)
         finished = replace(finished, adapter=folder / ADAPTER_FOLDER, unexported=unexported)
     return finished
 
 
-def _replace_adapters(model: Model, folder: Path, base: Path, tokenizer: Tokenizer) -> None:
+def _replace_adapters(
+    model: Model,
+    folder: Path,
+    base: Path,
+    tokenizer: Tokenizer,
+    unexported: tuple[Path, Path] | None,
+) -> None:
     """Write the adapters of the end; those of a run that has been made longer since go."""
     if folder.exists():
         shutil.rmtree(folder)
-    save_adapters(model, folder, base=str(base.absolute()), tokenizer=tokenizer)
+    save_adapters(
+        model,
+        folder,
+        base=str(base.absolute()),
+        tokenizer=tokenizer,
+        exported_from=None if unexported is None else str(unexported[0].absolute()),
+    )
 
 
 def _instruments(

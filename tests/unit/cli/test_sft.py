@@ -131,6 +131,7 @@ def test_adapters_of_a_gguf_file_name_a_folder_and_how_to_write_it(
     assert main(arguments(file, data, out, "--lora.rank", "4", "--hold-out", "0")) == 0
     settings = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(out / "base")
+    unexported = load(out / "adapter")  # here the file itself serves as long as nobody wrote that
     line = next(line for line in capsys.readouterr().out.splitlines() if "PEFT" in line)
     assert main(line.partition("ziphius ")[2].split()) == 0
     based = load(out / "base")
@@ -140,6 +141,7 @@ def test_adapters_of_a_gguf_file_name_a_folder_and_how_to_write_it(
     ids_BT = random_ids(1, 9, 512)
     merged = load(checkpoint)
     ours_BTW = merged.logits(merged(ids_BT).hidden_BTD)
+    assert torch.equal(unexported.logits(unexported(ids_BT).hidden_BTD), ours_BTW)
     assert torch.allclose(based.logits(based(ids_BT).hidden_BTD), ours_BTW, atol=1e-4)
 
 

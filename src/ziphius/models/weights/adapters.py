@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,6 +36,8 @@ from ziphius.models.weights.saving import SavesFiles
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_SOURCE = "exported_from"
+"""Key of the weight file's metadata, which other programs do not read."""
 _PARTS = ("lora_A", "lora_B")
 
 
@@ -67,12 +69,26 @@ def _base_of(folder: Path) -> Path:
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{file} names no base_model_name_or_path, the model it is for.")
     path = existing_path(name)
+    if path is None and (source := _source_of(folder)) is not None:
+        path = existing_path(source)
+        name = f"{name} (or {source}, of which that is to be exported)"
     if path is None:
         raise CheckpointError(
             f"{folder} holds adapters for {name}, which is not here. Fetch that model, and write "
             f"its path as base_model_name_or_path into {file}."
         )
     return path
+
+
+def _source_of(folder: Path) -> str | None:
+    """Return the file that a base which nobody has exported yet would be exported from."""
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    found: str | None = metadata.get(_SOURCE)
+    return found
 
 
 def adapter_settings(model: Model, base: str) -> dict[str, Any]:
@@ -104,7 +120,12 @@ def adapter_settings(model: Model, base: str) -> dict[str, Any]:
 
 
 def save_adapters(
-    model: Model, folder: Path, *, base: str, tokenizer: SavesFiles | None = None
+    model: Model,
+    folder: Path,
+    *,
+    base: str,
+    tokenizer: SavesFiles | None = None,
+    exported_from: str | None = None,
 ) -> None:
     """Write the adapters alone to a new folder in PEFT's format.
 
@@ -113,6 +134,7 @@ def save_adapters(
         folder: must not exist or be empty.
         base: name or path of the model without them.
         tokenizer: writes its files into the same folder.
+        exported_from: what we take for the base as long as it is not there, as PEFT could not.
 
     Raises:
         OutputError: the disk has no room for them, or the folder cannot be written.
@@ -121,7 +143,8 @@ def save_adapters(
     size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     refuse_full_disk(folder, size, "the adapters")
     with new_folder(folder) as unfinished:
-        write_adapters(unfinished, tensors, adapter_settings(model, base), tokenizer)
+        settings = adapter_settings(model, base)
+        write_adapters(unfinished, tensors, settings, tokenizer, exported_from=exported_from)
 
 
 def write_adapters(
@@ -129,6 +152,8 @@ def write_adapters(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
     tokenizer: SavesFiles | None = None,
+    *,
+    exported_from: str | None = None,
 ) -> None:
     """Write adapters into a folder that is there.
 
@@ -137,13 +162,15 @@ def write_adapters(
         tensors: as they are named in the model; those of no adapter are left out.
         settings: as `adapter_settings` has them.
         tokenizer: writes its files beside them.
+        exported_from: see `save_adapters`.
     """
     write_file(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
     names = [f"{name}.{part}.weight" for name in settings["target_modules"] for part in _PARTS]
     found = {_PREFIX + name: tensors[name].detach().cpu().contiguous() for name in names}
     file = folder / WEIGHTS_FILE
+    metadata = {"format": "pt"} | ({} if exported_from is None else {_SOURCE: exported_from})
     try:
-        save_file(found, file, metadata={"format": "pt"})
+        save_file(found, file, metadata=metadata)
         # safetensors makes files that only their owner reads; the settings have what umask says.
         shutil.copymode(folder / CONFIG_FILE, file)
     except (OSError, SafetensorError) as error:
