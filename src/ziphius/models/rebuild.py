@@ -23,6 +23,21 @@ def rebuilt(model: Model, config: ModelConfig) -> Model:
     return other.train(model.training)
 
 
+def refuse_missing_rows(config: ModelConfig, tokens: int) -> None:
+    """Raise a ConfigError if a tokenizer has tokens that the model has no rows for.
+
+    Args:
+        config: of the model.
+        tokens: that the tokenizer has.
+    """
+    if tokens > config.vocab_size:
+        raise ConfigError(
+            f"The tokenizer has {tokens} tokens, the model only {config.vocab_size} rows for "
+            "them: tokens were added to it, and the model was never resized. Give it rows for them "
+            "with resize_embeddings (--resize-embeddings), or take the tokenizer it was made with."
+        )
+
+
 def resize_embeddings(model: Model, rows: int) -> Model:
     """Give a model rows for the tokens that were added to its tokenizer.
 

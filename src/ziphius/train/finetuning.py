@@ -26,7 +26,7 @@ from ziphius.data.conversations import (
 from ziphius.data.loader import Loader
 from ziphius.dist.world import World, first_before_others, local_device
 from ziphius.models.model import Model
-from ziphius.models.rebuild import resize_embeddings
+from ziphius.models.rebuild import refuse_missing_rows, resize_embeddings
 from ziphius.models.weights import tokenizer_path
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 from ziphius.train.config import TrainConfig
@@ -40,7 +40,6 @@ from ziphius.train.run import (
     add_adapters_if_asked,
     refuse_longer_rows,
     refuse_mtp_without_layers,
-    refuse_other_tokenizer,
     run_stage,
 )
 from ziphius.train.settings import SftSettings
@@ -134,7 +133,7 @@ def _model(
         raise ConfigError(f"{name} has no effect on a new model.")
     else:
         model = new.build()
-    refuse_other_tokenizer(model, tokenizer)
+    refuse_missing_rows(model.config, tokenizer.vocab_size)
     refuse_mtp_without_layers(model, settings.train)
     return model
 

@@ -21,7 +21,7 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.models.published import read_config
-from ziphius.models.rebuild import rebuilt, resize_embeddings
+from ziphius.models.rebuild import rebuilt, refuse_missing_rows, resize_embeddings
 from ziphius.models.weights import tokenizer_path
 from ziphius.text import special
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
@@ -36,7 +36,6 @@ from ziphius.train.run import (
     add_adapters_if_asked,
     refuse_longer_rows,
     refuse_mtp_without_layers,
-    refuse_other_tokenizer,
     run_stage,
 )
 from ziphius.train.settings import EXTENSION_SHARE, PretrainSettings
@@ -111,7 +110,7 @@ def _model_and_tokenizer(settings: PretrainSettings) -> tuple[Model, Tokenizer]:
             model = resize_embeddings(model, tokenizer.vocab_size)
         if settings.extend_context is not None:
             model = _stretched(model, settings, settings.extend_context)
-    refuse_other_tokenizer(model, tokenizer)
+    refuse_missing_rows(model.config, tokenizer.vocab_size)
     refuse_mtp_without_layers(model, config)
     refuse_longer_rows(model, config, ", or extend a trained one with extend_context")
     return model, tokenizer

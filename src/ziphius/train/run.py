@@ -108,17 +108,6 @@ def refuse_mtp_without_layers(model: Model, config: TrainConfig) -> None:
         )
 
 
-def refuse_other_tokenizer(model: Model, tokenizer: Tokenizer) -> None:
-    """Raise a ConfigError if the tokenizer has tokens that the model has no rows for."""
-    rows = model.config.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise ConfigError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {rows} rows for "
-            "them: tokens were added to it, and the model was never resized. Give it rows for them "
-            "with resize_embeddings (--resize-embeddings), or take the tokenizer it was made with."
-        )
-
-
 def run_stage(
     settings: RunSettings,
     folder: Path,

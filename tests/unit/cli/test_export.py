@@ -9,12 +9,13 @@ from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
 from tests.unit.models.weights.files import write_gguf
 from ziphius.cli.export import ExportConfig, export, size_in_bytes
 from ziphius.cli.inspect import InspectConfig, inspect
+from ziphius.cli.main import COMMANDS
 from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.models.weights import load, save
 from ziphius.text.tokenizer import load_tokenizer
 from ziphius.text.vocabulary import deepseek_tokenizer
 
-CONFIG = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1)
+CONFIG = latent_config(**V3_EXPERTS, num_nextn_predict_layers=1, vocab_size=512)
 
 
 @pytest.fixture
@@ -75,6 +76,19 @@ def test_mtp_layers_are_left_out_on_request(source, tmp_path):
     assert load(tmp_path / "out").config.num_nextn_predict_layers == 0
 
 
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused_or_given_rows(tmp_path, name):
+    source, out = tmp_path / "source", tmp_path / name
+    narrow = LLAMA.model_copy(update={"vocab_size": 500})
+    save(build(narrow), source, deepseek_tokenizer(512), weight_format="float32")
+    message = r"has 512 tokens, the model only 500 rows .* \(--resize-embeddings\)"
+    with pytest.raises(ConfigError, match=message):
+        export(ExportConfig(model=source, out=out))
+    assert not out.exists()
+    export(ExportConfig(model=source, out=out, resize_embeddings=True))
+    assert load(out).config.vocab_size == 512
+
+
 def test_a_source_that_is_not_there_and_a_target_that_is(source, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         export(ExportConfig(model=tmp_path / "nowhere", out=tmp_path / "out"))
@@ -131,6 +145,10 @@ def test_a_folder_becomes_a_gguf_file_and_a_folder_again(llama, tmp_path, capsys
     assert (first.eos_ids, first.add_bos) == (last.eos_ids, last.add_bos)
 
 
+def test_the_list_of_commands_names_both_kinds_of_output():
+    assert COMMANDS["export"].endswith("a Hugging Face folder or a GGUF file")
+
+
 def test_blocks_are_counted_in_the_table(llama, tmp_path, capsys):
     export(ExportConfig(model=llama, out=tmp_path / "out.gguf", weight_format="q4_0"))
     assert "2 Q8_0, 5 F32, 14 Q4_0" in capsys.readouterr().out
@@ -138,9 +156,8 @@ def test_blocks_are_counted_in_the_table(llama, tmp_path, capsys):
 
 def test_mtp_layers_do_not_go_into_a_gguf_file(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out.gguf"
-    model = build(CONFIG.model_copy(update={"vocab_size": 512}))
-    save(model, source, deepseek_tokenizer(512), weight_format="float32")
-    with pytest.raises(ConfigError, match=r"num_nextn_predict_layers = 1: .*drop_mtp"):
+    save(build(CONFIG), source, deepseek_tokenizer(512), weight_format="float32")
+    with pytest.raises(ConfigError, match=r"num_nextn_predict_layers = 1: .*--drop-mtp"):
         export(ExportConfig(model=source, out=out, weight_format="float32"))
     export(ExportConfig(model=source, out=out, weight_format="float32", drop_mtp=True))
 

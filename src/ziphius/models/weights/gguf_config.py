@@ -47,11 +47,11 @@ _READ = (
     "rope.dimension_count",
     "rope.scaling.type",
     "rope.scaling.factor",
+    "rope.scaling.original_context_length",
     "vocab_size",
 )
 # They change nothing at these values, or say something about the past of the model only.
 _IGNORED: dict[str, tuple[Value, ...] | None] = {
-    "rope.scaling.original_context_length": None,
     "rope.scaling.finetuned": None,
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -59,11 +59,8 @@ _IGNORED: dict[str, tuple[Value, ...] | None] = {
 }
 
 # Llama 3.1's constants; only the factor differs between its releases.
-_LLAMA3 = {
-    "original_max_position_embeddings": 8192,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-}
+_LLAMA3_BAND = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA3_CONTEXT = 8192
 
 
 def gguf_config(header: GgufHeader, factors_r: Tensor | None) -> ModelConfig:
@@ -148,15 +145,23 @@ def _scaling(
         return linear
     if linear is not None:
         _refuse(header, f"has both linear scaling and {FREQUENCY_FACTORS}")
-    scaling = Llama3Scaling(factor=round(factors_r.max().item(), 3), **_LLAMA3)
     width, theta = fields["head_dim"], fields["rope_theta"]
     if theta <= 1 or factors_r.shape != (width // 2,):  # before anything of that size is made
         _refuse(header, f"has {tuple(factors_r.shape)} {FREQUENCY_FACTORS} for heads of {width}")
     plain_r = rope_frequencies(width, theta, None)
-    expected_r = plain_r / rope_frequencies(width, theta, scaling)
-    if not factors_r.allclose(expected_r, rtol=1e-4):
-        _refuse(header, f"has factors in {FREQUENCY_FACTORS} that are not Llama 3.1's")
-    return scaling
+    # Converted files of Llama 3.1 say nothing of the context, or something llama.cpp never looks
+    # at: the factors decide.
+    key = f"{name}.rope.scaling.original_context_length"
+    for context in dict.fromkeys((_number(header, key, _LLAMA3_CONTEXT), _LLAMA3_CONTEXT)):
+        scaling = Llama3Scaling(
+            factor=round(factors_r.max().item(), 3),
+            original_max_position_embeddings=int(context),
+            **_LLAMA3_BAND,
+        )
+        expected_r = plain_r / rope_frequencies(width, theta, scaling)
+        if factors_r.allclose(expected_r, rtol=1e-4):
+            return scaling
+    _refuse(header, f"has factors in {FREQUENCY_FACTORS} that are not Llama 3.1's")
 
 
 def _refuse(header: GgufHeader, reason: str) -> NoReturn:

@@ -30,7 +30,10 @@ def gguf_metadata(config: ModelConfig) -> Metadata:
         ConfigError: llama.cpp does not compute what the config says.
     """
     if config.num_nextn_predict_layers:
-        _refuse(config, "num_nextn_predict_layers", "leave those layers out with drop_mtp")
+        raise ConfigError(
+            f"num_nextn_predict_layers = {config.num_nextn_predict_layers}: llama.cpp has no MTP "
+            "layers; load the model without them: drop_mtp=True (--drop-mtp)."
+        )
     if config.pattern != "causal":
         _refuse(config, "pattern", "it has no such pattern of these architectures")
     name = LATENT if config.attention == "mla" else config.model_type
@@ -145,6 +148,9 @@ def _scaling(config: ModelConfig) -> Metadata:
             return _yarn(config, yarn)
         case Llama3Scaling() if config.attention == "mla":
             _refuse(config, "rope_scaling", "its latent attention knows no llama3 scaling")
+        case Llama3Scaling(original_max_position_embeddings=context):
+            # llama.cpp computes by the factors alone; this is for whoever reads them back.
+            return {"rope.scaling.original_context_length": context}
         case _:
             return {}
 

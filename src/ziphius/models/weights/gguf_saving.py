@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ziphius.core.errors import ConfigError, OutputError
-from ziphius.core.files import new_file
+from ziphius.core.files import new_file, refuse_full_disk
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
 from ziphius.models.weights.gguf_config import FREQUENCY_FACTORS
@@ -61,6 +61,7 @@ def save_gguf(
     Raises:
         ConfigError: llama.cpp would compute something else than this model.
         CheckpointError: a weight is not finite, or too large for the format.
+        OutputError: the disk has no room for the model, or the file cannot be written.
     """
     if has_int8(model):
         raise ConfigError("The model is quantized to INT8: write the one it was made from.")
@@ -68,6 +69,11 @@ def save_gguf(
     gguf = package()
     tensors = dict(_tensors(model))
     kinds = {name: _kind(name, tensor, _KINDS[weight_format]) for name, tensor in tensors.items()}
+    total_bytes = sum(
+        math.prod(packed_shape(tuple(tensor.shape), kinds[name]))
+        for name, tensor in tensors.items()
+    )
+    refuse_full_disk(file, total_bytes, f"the model in {weight_format}")
     with new_file(file) as unfinished:
         writer = gguf.GGUFWriter(unfinished, metadata.pop("general.architecture"))
         writer.add_file_type(_FILE_TYPES[_KINDS[weight_format]])

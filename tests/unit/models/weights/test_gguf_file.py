@@ -253,6 +253,21 @@ def test_llama_3_scaling_is_recognised_in_its_factors(tmp_path, factor):
     assert read_model_config(file) == config
 
 
+@pytest.mark.parametrize(("stated", "original"), [(256, 256), (4096, 8192)])
+def test_the_factors_decide_what_context_they_were_made_for(tmp_path, stated, original):
+    scaling = Llama3Scaling(
+        factor=8.0,
+        original_max_position_embeddings=original,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+    )
+    config = config_of(rope_scaling=scaling, head_dim=32, rope_theta=500_000.0)
+    extra = {"rope_freqs.weight": factors_of(scaling, config)}
+    metadata = {"llama.rope.scaling.original_context_length": stated}
+    file = write_gguf(build(config), tmp_path / "model.gguf", extra=extra, metadata=metadata)
+    assert load(file).config == config
+
+
 def test_factors_of_one_are_no_scaling(tmp_path):
     config = config_of()
     extra = {"rope_freqs.weight": np.ones(4, np.float32)}
