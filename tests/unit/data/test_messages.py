@@ -211,6 +211,8 @@ def test_assistants_that_follow_each_other_are_one_turn(tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[1]", "must be"),
         ({"message": []}, "must be"),
+        ({"messages": None}, "`messages` is null"),
+        ({"messages": None, "id": 3}, "`messages` is null"),
         ({"messages": [ASK]}, "no assistant message"),
         ({"messages": ["hello"]}, "must be a JSON object, not str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "Unknown role 'bot'"),
