@@ -20,7 +20,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from ziphius.core.config import Config, RenamedConfig, explain
+from ziphius.cli.option_names import refuse_other_names
+from ziphius.core.config import Config, explain
 from ziphius.core.errors import ConfigError
 from ziphius.core.files import user_path
 
@@ -35,7 +36,7 @@ def parse_options(
     config_class: type[C], args: Sequence[str], *, prog: str, description: str | None
 ) -> C:
     """Read `args` into a config; on --help or an error print it and raise SystemExit (0 or 2)."""
-    refuse_old_options(config_class, args)
+    refuse_other_names(config_class, args)
     return tyro.cli(
         config_class,
         prog=prog,
@@ -45,30 +46,6 @@ def parse_options(
         config=(tyro.conf.FlagCreatePairsOff,),
         registry=REGISTRY,
     )
-
-
-def refuse_old_options(config_class: type[Config], args: Sequence[str]) -> None:
-    """Raise a ConfigError for an option of an earlier version, which says the new one."""
-    old = renamed_options(config_class)
-    for word in args:
-        option = word.partition("=")[0].replace("_", "-")
-        if option in old:
-            raise ConfigError(f"{option} is now {old[option]}.")
-
-
-def renamed_options(config_class: type[Config], prefix: str = "") -> dict[str, str]:
-    """List the options whose names have changed since earlier versions: old -> new."""
-    found: dict[str, str] = {}
-    renamed = config_class.renamed if issubclass(config_class, RenamedConfig) else {}
-    for old, new in renamed.items():
-        metadata = config_class.model_fields[new].metadata
-        start = "" if any(getattr(m, "prefix_name", None) is False for m in metadata) else prefix
-        found[f"--{start}{old}".replace("_", "-")] = f"--{start}{new}".replace("_", "-")
-    for name, field in config_class.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Config):
-            found |= renamed_options(inner, f"{prefix}{name}.")
-    return found
 
 
 @REGISTRY.struct_rule

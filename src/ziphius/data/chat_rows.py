@@ -83,7 +83,7 @@ def chat_row(row: Any) -> ChatRow:
         return ChatRow(whole, tools, prompt + len(whole) - len(messages) if prompt else 0)
     if "text" in data:
         return ChatRow(text=_string(data, "text"))
-    raise ChatError(_unknown(data))
+    raise ChatError(_unknown(row, data))
 
 
 def _messages(data: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], int]:
@@ -178,7 +178,7 @@ def _string(data: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _unknown(data: Mapping[str, Any]) -> str:
+def _unknown(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if "chosen" in data:
         return (
             "holds a choice between answers (chosen, rejected), which fine-tuning does not learn "
@@ -186,6 +186,9 @@ def _unknown(data: Mapping[str, Any]) -> str:
         )
     if "role" in data or "from" in data:
         return f"is a message alone, or a list of messages on a line: give {_KNOWN}."
+    nulls = [f"`{key}` is null" for key in row if key in COLUMNS and key not in data]
+    if nulls:
+        return f"{' and '.join(nulls)}: must be {_KNOWN}."
     return f"must be {_KNOWN}; it has {', '.join(map(str, data)) or 'no keys'}."
 
 

@@ -47,7 +47,7 @@ from ziphius.text.chat import CHAT_FORMATS, get_chat_format
 from ziphius.text.special import THINK
 from ziphius.text.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same conversations would become other shards; old ones are then not used."""
 DESCRIPTION = "conversations.json"
 MASK = "-loss_mask"

@@ -8,7 +8,7 @@ key counts, so one that is unknown and has a value is an error too.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ziphius.data.chat_rows import COLUMNS, chat_row, entries, from_json
 from ziphius.data.document import fraction
 from ziphius.data.errors import DataError
 from ziphius.data.json_rows import Row
-from ziphius.data.row_files import conversation_rows
-from ziphius.data.row_report import RowReport
+from ziphius.data.row_files import rows_of_files
+from ziphius.data.row_report import SHOWN, RowReport
 from ziphius.text.chat import Message, Tool, ToolCall
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -56,6 +56,9 @@ class Conversation:
 def read_conversations(path: Path, report: RowReport | None = None) -> Iterator[Conversation]:
     """Read a file of conversations, all files of a folder, or `hf:NAME`, as a stream.
 
+    A file of a folder in which no row fits, as a package.json, is set aside if another has rows
+    that do; unless the report is strict.
+
     Args:
         path: what the user named.
         report: counts rows and takes the bad ones; without it the first of them is an error.
@@ -66,16 +69,67 @@ def read_conversations(path: Path, report: RowReport | None = None) -> Iterator[
     """
     report = report or RowReport()
     before = report.read
-    for row in conversation_rows(path, COLUMNS):
-        report.read += 1
-        try:
-            conversation = _conversation(row, report.changes)
-        except ChatError as error:
-            report.refuse(DataError(f"{row.where}: {error}"))
-        else:
+    misfits: list[_Misfit] = []
+    some_fit = False
+    for file, rows in rows_of_files(path, COLUMNS):
+        # Whether a file of a folder is data at all, the first row that fits will show.
+        misfit = _Misfit(file) if path.is_dir() and not report.strict else None
+        for conversation in _fitting(rows, report, misfit):
+            some_fit = True
             yield conversation
+        if misfit is not None and misfit.rows:
+            misfits.append(misfit)
+    for misfit in misfits:
+        if some_fit:
+            report.set_aside(misfit.file, misfit.errors[0], misfit.rows)
+        else:
+            misfit.refuse_rows(report)
     if report.read == before:
         raise DataError(f"{path} holds no conversations: give one JSON object on each line.")
+
+
+@dataclass
+class _Misfit:
+    """A file of which no row has fitted yet."""
+
+    file: str
+    rows: int = 0
+    errors: list[DataError] = field(default_factory=list)
+    """Of the first rows, as many as are shown."""
+
+    def add(self, error: DataError) -> None:
+        self.rows += 1
+        if len(self.errors) < SHOWN:
+            self.errors.append(error)
+
+    def refuse_rows(self, report: RowReport) -> None:
+        """Let a report skip all rows; the last error stands for those that are only counted."""
+        report.read += self.rows
+        for number in range(self.rows):
+            report.refuse(self.errors[min(number, len(self.errors) - 1)])
+        self.rows = 0
+
+
+def _fitting(
+    rows: Iterable[Row], report: RowReport, misfit: _Misfit | None
+) -> Iterator[Conversation]:
+    """Read the rows of a file; bad ones before the first that fits wait in `misfit`, if given."""
+    for row in rows:
+        try:
+            conversation = _conversation(row, report.changes)
+        except ChatError as problem:
+            error = DataError(f"{row.where}: {problem}")
+            if misfit is not None:
+                misfit.add(error)
+                continue
+            report.read += 1
+            report.refuse(error)
+        else:
+            if misfit is not None:
+                misfit.refuse_rows(report)
+                misfit = None
+            report.read += 1
+            yield conversation
 
 
 def messages_of(turns: Sequence[Any]) -> tuple[Message, ...]:

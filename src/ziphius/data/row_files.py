@@ -26,6 +26,15 @@ _ABOUT = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.jso
 def conversation_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
     """Read a file, all files of a folder, or `hf:NAME` (or `hf:NAME:SPLIT`) row by row.
 
+    Args and errors are those of `rows_of_files`.
+    """
+    for _, rows in rows_of_files(path, columns):
+        yield from rows
+
+
+def rows_of_files(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Iterator[Row]]]:
+    """Read a file, all files of a folder, or `hf:NAME` (or `hf:NAME:SPLIT`), each row by row.
+
     Args:
         path: what the user named.
         columns: the columns of tables that are wanted; all of a table that has none of them.
@@ -36,10 +45,10 @@ def conversation_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
     """
     name = str(path)
     if name.startswith(HUB):
-        yield from _hub_rows(name)
+        yield name, _hub_rows(name)
         return
     for file in conversation_files(path):
-        yield from _file_rows(file, columns)
+        yield str(file), _file_rows(file, columns)
 
 
 def conversation_files(path: Path) -> list[Path]:

@@ -36,6 +36,8 @@ class RowReport:
         """Rows so far, bad ones included."""
         self.skipped = 0
         """Bad ones among them."""
+        self.files_set_aside = 0
+        """Files of folders in which no row fits; their rows are not among those read."""
         self.changes = Counter[str]()
         """What was read in another way than it was written: words for it -> how often."""
         self._shown: list[str] = []
@@ -54,6 +56,13 @@ class RowReport:
         if self.skipped <= SHOWN:
             self._tell(f"Skipped: {error}")
 
+    def set_aside(self, file: str, first: DataError, rows: int) -> None:
+        """Leave out a file of a folder that is no data, as another of its files is."""
+        self.files_set_aside += 1
+        if self.files_set_aside <= SHOWN:
+            count = "its one row does not fit" if rows == 1 else f"none of its {rows:,} rows fits"
+            self._tell(f"Set aside: {file}, as {count}: {first}")
+
     def check(self) -> None:
         """Refuse rows of which too many are bad; to be called once all are read.
 
@@ -63,19 +72,22 @@ class RowReport:
         if self.skipped > self.max_bad_share * self.read:
             raise DataError(
                 f"{self._first} {self.skipped:,} of {self.read:,} rows cannot be used, more than "
-                f"max_bad_share = {self.max_bad_share:g} allows. Mend them, or allow more."
+                f"--max-bad-share {self.max_bad_share:g} allows. Mend them, or allow more."
             ) from self._first
         if self.skipped > SHOWN:
             self._tell(f"Skipped: {self.skipped - SHOWN:,} more rows.")
+        if self.files_set_aside > SHOWN:
+            self._tell(f"Set aside: {self.files_set_aside - SHOWN:,} more files.")
 
     def document(self) -> dict[str, Any]:
         """Write down what became of the rows, for a start that does not read them again."""
         counts = {"read": self.read, "skipped": self.skipped, "changes": dict(self.changes)}
-        return {**counts, "shown": self._shown}
+        return {**counts, "files_set_aside": self.files_set_aside, "shown": self._shown}
 
     def recall(self, document: Mapping[str, Any]) -> None:
         """Take over what was written down, and say it again."""
         self.read, self.skipped = document["read"], document["skipped"]
+        self.files_set_aside = document["files_set_aside"]
         self.changes = Counter(document["changes"])
         for line in document["shown"]:
             self._tell(line)

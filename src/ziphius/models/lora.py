@@ -10,7 +10,7 @@ merged weight; the layer's own product takes the cheap way around.
 Routed experts stay as they are: each sees few tokens, and their stacked tensors are no projections.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +57,15 @@ def add_adapters(model: Model, config: LoraConfig, *, seed: int) -> list[str]:
 
     Returns:
         The names of the projections.
+
+    Raises:
+        ConfigError: the model has adapters already or none of the projections wanted, or the rank
+            is above the smallest side of one of them.
     """
     assert config.rank, "rank 0 means no adapters"
     refuse_adapters(model)
     layers = dict(_targets(model, config.targets))
+    _refuse_rank(layers, config.rank)
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for layer in layers.values():
@@ -125,6 +130,19 @@ def _targets(model: Model, wanted: Sequence[str]) -> Iterator[tuple[str, Linear]
     for name, layer in layers.items():
         if not endings or f".{name}".endswith(tuple(endings)):
             yield name, layer
+
+
+def _refuse_rank(layers: Mapping[str, Linear], rank: int) -> None:
+    """Refuse a rank that a product B A of a weight's shape cannot have."""
+    sides = {name: min(layer.in_features, layer.out_features) for name, layer in layers.items()}
+    smallest = min(sides, key=sides.__getitem__)
+    if rank > sides[smallest]:
+        layer = layers[smallest]
+        raise ConfigError(
+            f"--lora.rank {rank} is too high: the largest useful rank is {sides[smallest]}, the "
+            f"smaller side of {smallest} [{layer.out_features}, {layer.in_features}]. Lower it, "
+            "or name wider projections with --lora.targets."
+        )
 
 
 def adapt(layer: Linear, rank: int, scaling: float) -> None:

@@ -268,6 +268,8 @@ def _description(
         parts.append(f"{unanswered:,} left out, as no answer is in them or it was cut off")
     if report.skipped:
         parts.append(f"{report.skipped:,} of {report.read:,} rows skipped, as they cannot be used")
+    if report.files_set_aside:
+        parts.append(f"{report.files_set_aside:,} files set aside, as no row of theirs fits")
     parts.append(f"{learned.loss_tokens / learned.sources:,.0f} tokens a conversation learned")
     changes = report.changes + Counter(learned.changes) + Counter(held_out.changes)
     parts += [f"{count:,} {words}" for words, count in changes.items()]

@@ -204,7 +204,7 @@ class SftSettings(RunSettings):
         if self.validation is not None and self.hold_out != held_out:
             raise ConfigError("hold_out has no effect with validation, a file to measure on.")
         if self.strict and self.max_bad_share != MAX_BAD_SHARE:
-            raise ConfigError("max_bad_share has no effect with strict, which skips no row.")
+            raise ConfigError("--max-bad-share has no effect with --strict, which skips no row.")
         return self
 
     @property

@@ -278,14 +278,14 @@ def test_a_bad_row_is_skipped_and_said_up_to_a_share(
     for more, problem in (
         (
             ("--max-bad-share", "0.05"),
-            "2 of 21 rows cannot be used, more than max_bad_share = 0.05",
+            "2 of 21 rows cannot be used, more than --max-bad-share 0.05",
         ),
         (("--strict",), "line 20: must be"),
     ):
         code, seen = prepare(monkeypatch, base, path, tmp_path / "run", *more)
         assert (code, seen) == (2, {})
         assert problem in capsys.readouterr().err
-    with pytest.raises(ValidationError, match="max_bad_share has no effect with strict"):
+    with pytest.raises(ValidationError, match="--max-bad-share has no effect with --strict"):
         SftSettings(strict=True, max_bad_share=0.5)
 
 

@@ -211,6 +211,8 @@ def test_assistants_that_follow_each_other_are_one_turn(tmp_path: Path) -> None:
         ("{", "no JSON"),
         ("[1]", "must be"),
         ({"message": []}, "must be"),
+        ({"messages": None}, "`messages` is null"),
+        ({"messages": None, "id": 3}, "`messages` is null"),
         ({"messages": [ASK]}, "no assistant message"),
         ({"messages": ["hello"]}, "must be a JSON object, not str"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "Unknown role 'bot'"),
@@ -254,6 +256,64 @@ def test_a_bad_line_is_named(tmp_path: Path, line: Any, problem: str) -> None:
     report = RowReport(strict=False, max_bad_share=0.5)
     assert len(read(tmp_path, {"messages": [SAY]}, line, report=report)) == 1
     assert (report.read, report.skipped) == (2, 1)
+
+
+def lenient(said: list[str]) -> RowReport:
+    return RowReport(strict=False, max_bad_share=0.0, say=said.append)
+
+
+def folder(path: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (path / name.replace("_", ".")).write_text(text)
+    return path
+
+
+GOOD = json.dumps({"messages": [ASK, SAY]}) + "\n"
+PACKAGE = json.dumps({"name": "x", "version": "1"}, indent=2)
+
+
+def test_a_file_of_a_folder_that_is_no_data_is_set_aside(tmp_path: Path) -> None:
+    data = folder(tmp_path, a_json=PACKAGE, talk_jsonl=GOOD * 2, z_jsonl='{"x": 1}\n' * 30)
+    said: list[str] = []
+    report = lenient(said)
+    assert len(list(read_conversations(data, report))) == 2
+    assert (report.read, report.skipped, report.files_set_aside) == (2, 0, 2)
+    report.check()
+    one, many = sorted(said)
+    assert one.startswith(f"Set aside: {data}/a.json, as its one row does not fit: ")
+    assert "it has name, version" in one
+    assert many.startswith(f"Set aside: {data}/z.jsonl, as none of its 30 rows fits: ")
+    again: list[str] = []
+    repeated = lenient(again)
+    repeated.recall(report.document())
+    assert (repeated.files_set_aside, again) == (2, said)
+
+
+def test_a_file_with_one_row_that_fits_is_data(tmp_path: Path) -> None:
+    data = folder(tmp_path, a_jsonl='{"x": 1}\n' * 25 + GOOD + '{"x": 1}\n', b_jsonl=GOOD)
+    said: list[str] = []
+    report = lenient(said)
+    assert len(list(read_conversations(data, report))) == 2
+    assert (report.read, report.skipped, report.files_set_aside) == (28, 26, 0)
+    assert said[0].startswith(f"Skipped: {data}/a.jsonl, line 1: ")
+    with pytest.raises(DataError, match=r"26 of 28 rows .* --max-bad-share 0 allows"):
+        report.check()
+
+
+def test_no_file_is_set_aside_where_none_has_rows_that_fit(tmp_path: Path) -> None:
+    data = folder(tmp_path, a_json=PACKAGE, b_jsonl='{"x": 1}\n' * 25)
+    for path, rows in ((data, 26), (data / "a.json", 1)):
+        report = lenient([])
+        assert list(read_conversations(path, report)) == []
+        assert (report.read, report.skipped, report.files_set_aside) == (rows, rows, 0)
+        with pytest.raises(DataError, match=r"(a\.json|b\.jsonl), line 1: "):
+            report.check()
+
+
+def test_strict_sets_no_file_aside(tmp_path: Path) -> None:
+    data = folder(tmp_path, a_json=PACKAGE, talk_jsonl=GOOD)
+    with pytest.raises(DataError, match=r"a\.json, line 1: "):
+        list(read_conversations(data))
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models import weights
 from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
-from ziphius.models.lora import LoraLinear, adapter_tensors, add_adapters, merge_adapters
+from ziphius.models.lora import (
+    LoraLinear,
+    adapter_tensors,
+    add_adapters,
+    merge_adapters,
+    projections,
+)
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
@@ -289,3 +295,23 @@ def test_adapters_whose_base_is_not_there_are_refused(
         (folder / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=message):
         weights.load(folder)
+
+
+def test_a_rank_above_the_smallest_side_is_refused(config: ModelConfig) -> None:
+    model = build(config)
+    before = set(model.state_dict())
+    largest = min(min(layer.weight.shape) for _, layer in projections(model))
+    with pytest.raises(
+        ConfigError, match=rf"--lora\.rank {largest + 1} .* largest useful rank is {largest},"
+    ):
+        add_adapters(model, LoraConfig(rank=largest + 1), seed=0)
+    assert model.state_dict().keys() == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    add_adapters(model, LoraConfig(rank=largest), seed=0)
+
+
+def test_only_projections_with_adapters_bound_the_rank() -> None:
+    config = CONFIGS["latent"]
+    smallest = min(min(layer.weight.shape) for _, layer in projections(build(config)))
+    assert smallest < config.hidden_size
+    add_adapters(build(config), LoraConfig(rank=smallest + 1, targets=("o_proj",)), seed=0)
