@@ -248,7 +248,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_any_size(case: Callable[[Sizes], Case], mode: str, called: set[str]) -> None:
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
-    bound = BOUNDS[torch.float32 if mode == "float32" else torch.bfloat16]
+    # Of tensors of one or two numbers roundings do not average out.
+    bound = 3 * BOUNDS[torch.float32 if mode == "float32" else torch.bfloat16]
 
     @examples(EXAMPLES)
     @given(st.data())
