@@ -6,7 +6,7 @@ Shapes: B sequences, N heads, T queries, S keys, H width of a query or key, V wi
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address, optional_address
+from ziphius.ops.native.binding import Kernel, address, optional_address, own_address
 
 _SIZES = (
     "int64_t heads_per_mask, int64_t heads, int64_t queries, int64_t keys, int64_t width, "
@@ -49,8 +49,8 @@ def attention_forward(
     inputs = _inputs(query_BNTH, key_BNSH, value_BNSV, mask_BTS, is_causal=is_causal)
     _ATTENTION_FORWARD.of(query_BNTH.dtype)(
         *inputs,
-        address("result of attention", out_BNTV, query_BNTH.dtype, (*lead, width)),
-        address("log sums of attention", lse_BNT, torch.float32, lead),
+        own_address(out_BNTV),
+        own_address(lse_BNT),
         *_sizes(query_BNTH, keys, width),
         *(is_causal, scale),
     )
@@ -85,7 +85,7 @@ def attention_backward(
         address("gradient of attention", grad_BNTV, dtype, shape),
         address("log sums of attention", lse_BNT, torch.float32, lead),
         mask,
-        *(address("gradients", grad, dtype, grad.shape) for grad in grads),
+        *(own_address(grad) for grad in grads),
         *_sizes(query_BNTH, keys, width),
         *(is_causal, scale),
     )

@@ -81,6 +81,18 @@ def address(name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> i
     raise _refusal(name, x, dtype, shape, "contiguous")
 
 
+def own_address(x: Tensor) -> int:
+    """Return where a tensor lies that was made for the result, contiguous and of the right shape.
+
+    Raises:
+        ValueError: it has no memory: something else than a plain tensor was made.
+    """
+    place = x.data_ptr()
+    if place or not x.numel():
+        return place
+    raise ValueError(f"a kernel cannot write into a {type(x).__name__} that has no memory.")
+
+
 def optional_address(
     name: str, x: Tensor | None, dtype: torch.dtype, shape: Sequence[int]
 ) -> int | None:

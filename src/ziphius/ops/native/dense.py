@@ -6,7 +6,7 @@ Shapes: M rows, I numbers of a row that goes in, O of one that comes out.
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address
+from ziphius.ops.native.binding import Kernel, address, own_address
 
 _DENSE = Kernel(
     "dense",
@@ -37,7 +37,7 @@ def dense(x_MI: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
     _DENSE.of(dtype, weight.dtype)(
         address("rows of a product", x_MI, dtype, (rows, in_width)),
         address("weight of a product", weight, weight.dtype, shape),
-        address("product", out_MO, dtype, (rows, out_width)),
+        own_address(out_MO),
         *(rows, in_width, out_width, *strides),
     )
     return out_MO
@@ -55,7 +55,7 @@ def dense_gradient(grad_MO: Tensor, x_MI: Tensor) -> Tensor:
     _DENSE_GRADIENT.of(dtype)(
         address("gradient of a product", grad_MO, dtype, (rows, out_width)),
         address("rows of a product", x_MI, dtype, (rows, in_width)),
-        address("gradient of a weight", out_OI, torch.float32, (out_width, in_width)),
+        own_address(out_OI),
         *(rows, in_width, out_width),
     )
     return out_OI

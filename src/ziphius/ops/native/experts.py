@@ -6,7 +6,7 @@ Shapes: M tokens, K experts per token, E experts, D hidden, F expert width, Z pa
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address, optional_address
+from ziphius.ops.native.binding import Kernel, address, own_address
 from ziphius.ops.native.routing import SortedPairs
 
 _EXPERTS_FORWARD = Kernel(
@@ -51,8 +51,8 @@ def experts_forward(
         *_addresses(order, experts),
         address("gate and up of experts", gate_up_E2FD, weights, (experts, 2 * width, hidden)),
         address("down of experts", down_EDF, weights, (experts, hidden, width)),
-        optional_address("gate and up of pairs", gate_up_Z2F, kind, (kept, 2 * width)),
-        address("outputs of pairs", out_ZD, kind, (kept, hidden)),
+        None if gate_up_Z2F is None else own_address(gate_up_Z2F),
+        own_address(out_ZD),
         *(tokens, per_token, kept, experts, hidden, width),
     )
     if failed:
@@ -96,10 +96,10 @@ def experts_backward(
         address("gate and up of pairs", gate_up_Z2F, kind, (kept, 2 * width)),
         address("gate and up of experts", gate_up_E2FD, weights, gate_up),
         address("down of experts", down_EDF, weights, down),
-        address("gradient of pairs", grad_rows_ZD, kind, (kept, hidden)),
-        address("gradient of weights", grad_weights_MK, torch.float32, (tokens, per_token)),
-        address("gradient of gate and up", grad_gate_up_E2FD, torch.float32, gate_up),
-        address("gradient of down", grad_down_EDF, torch.float32, down),
+        own_address(grad_rows_ZD),
+        own_address(grad_weights_MK),
+        own_address(grad_gate_up_E2FD),
+        own_address(grad_down_EDF),
         *(tokens, per_token, kept, experts, hidden, width),
     )
     if failed:

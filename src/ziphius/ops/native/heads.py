@@ -7,7 +7,7 @@ X = P + V; M tokens of all sequences in one row.
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address, row_address
+from ziphius.ops.native.binding import Kernel, address, own_address, row_address
 
 _LATENT_QUERIES = Kernel(
     "latent_queries",
@@ -48,7 +48,7 @@ def latent_queries(from_: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, backward:
         raise ValueError(f"queries of width {width} have no {2 * pairs} numbers to rotate.")
     _LATENT_QUERIES.of(dtype)(
         address("queries", from_, dtype, from_.shape),
-        address("heads of queries", to, dtype, to.shape),
+        own_address(to),
         address("cosines", cos_BTr, torch.float32, angles),
         address("sines", sin_BTr, torch.float32, angles),
         *(batch, tokens, heads, width - 2 * pairs, 2 * pairs, backward),
@@ -79,7 +79,7 @@ def rotate(
     place, stride = row_address("rows of rotate", rows_MX, dtype, (batch * tokens, heads * width))
     _ROTATE.of(dtype)(
         place,
-        address("result of rotate", out_BTNR, dtype, x_BTNR.shape),
+        own_address(out_BTNR),
         address("cosines", cos_BTr, torch.float32, angles),
         address("sines", sin_BTr, torch.float32, angles),
         *(batch * tokens, heads, width // 2, stride, halves, backward),
@@ -104,8 +104,8 @@ def latent_keys(expanded_BTNX: Tensor, shared_BTR: Tensor, nope: int) -> tuple[T
     _LATENT_KEYS.of(dtype)(
         address("expanded latents", expanded_BTNX, dtype, expanded_BTNX.shape),
         address("shared keys", shared_BTR, dtype, (batch, tokens, rope)),
-        address("keys", key_BNTH, dtype, key_BNTH.shape),
-        address("values", value_BNTV, dtype, value_BNTV.shape),
+        own_address(key_BNTH),
+        own_address(value_BNTV),
         *(batch, tokens, heads, nope, rope, value),
     )
     return key_BNTH, value_BNTV
@@ -124,8 +124,8 @@ def latent_keys_backward(
     _LATENT_KEYS_BACKWARD.of(dtype)(
         address("keys' gradient", grad_key_BNTH, dtype, grad_key_BNTH.shape),
         address("values' gradient", grad_value_BNTV, dtype, (batch, heads, tokens, value)),
-        address("latents' gradient", grad_expanded_BTNX, dtype, grad_expanded_BTNX.shape),
-        address("shared keys' gradient", grad_shared_BTR, dtype, grad_shared_BTR.shape),
+        own_address(grad_expanded_BTNX),
+        own_address(grad_shared_BTR),
         *(batch, tokens, heads, nope, rope, value),
     )
     return grad_expanded_BTNX, grad_shared_BTR

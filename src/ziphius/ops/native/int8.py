@@ -6,7 +6,7 @@ Shapes: J rows of activations, N outputs, K inputs, G groups of rows with a weig
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address, optional_address
+from ziphius.ops.native.binding import Kernel, address, optional_address, own_address
 
 _INT8_LINEAR = Kernel(
     "int8_linear",
@@ -50,7 +50,7 @@ def int8_linear(
         address("weight of int8_linear", weight_GNK, torch.int8, weight_GNK.shape),
         address("scales of int8_linear", scale_GN1, torch.float32, (*lead, outputs, 1)),
         optional_address("bias of int8_linear", bias_N, torch.float32, (outputs,)),
-        address("result of int8_linear", out_JN, torch.float32, out_JN.shape),
+        own_address(out_JN),
         *(outputs, inputs, tiles),
     )
     if failed:

@@ -7,7 +7,7 @@ to choose from.
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address, optional_address, row_address
+from ziphius.ops.native.binding import Kernel, address, optional_address, own_address, row_address
 
 _RMS_NORM = Kernel(
     "rms_norm",
@@ -69,9 +69,9 @@ def rms_norm(
         address("x of rms_norm", x_XD, kind, shape),
         optional_address("update of rms_norm", update_XD, dtype, shape),
         address("weight of rms_norm", weight_D, torch.float32, shape[-1:]),
-        None if update_XD is None else address("sum of rms_norm", sum_XD, kind, shape),
-        address("result of rms_norm", out_XD, dtype, shape),
-        address("scales of rms_norm", inverse_X, torch.float32, (rows,)),
+        None if update_XD is None else own_address(sum_XD),
+        own_address(out_XD),
+        own_address(inverse_X),
         *(rows, shape[-1], eps),
     )
     return sum_XD, out_XD, inverse_X
@@ -107,9 +107,9 @@ def rms_norm_backward(
         address("x of rms_norm", x_XD, kind, shape),
         address("weight of rms_norm", weight_D, torch.float32, shape[-1:]),
         address("scales of rms_norm", inverse_X, torch.float32, (rows,)),
-        address("x's gradient", grad_x_XD, kind, shape),
-        optional_address("update's gradient", grad_update_XD, dtype, shape),
-        address("weight's gradient", grad_weight_D, torch.float32, shape[-1:]),
+        own_address(grad_x_XD),
+        None if grad_update_XD is None else own_address(grad_update_XD),
+        own_address(grad_weight_D),
         *(rows, shape[-1]),
     )
     return grad_x_XD, grad_x_XD if grad_update_XD is None else grad_update_XD, grad_weight_D
@@ -122,8 +122,7 @@ def swiglu(gate_XF: Tensor, up_XF: Tensor) -> Tensor:
     up, up_stride = row_address("up of swiglu", up_XF, dtype, shape)
     _same_strides(stride, up_stride)
     out_XF = gate_XF.new_empty(shape)
-    out = address("result of swiglu", out_XF, dtype, shape)
-    _SWIGLU.of(dtype)(gate, up, out, shape[:-1].numel(), shape[-1], stride)
+    _SWIGLU.of(dtype)(gate, up, own_address(out_XF), shape[:-1].numel(), shape[-1], stride)
     return out_XF
 
 
@@ -164,7 +163,7 @@ def combine(
         address("slots of combine", slot_MK, torch.int64, (tokens, per_token)),
         optional_address("weights of combine", weights_MK, torch.float32, slot_MK.shape),
         optional_address("base of combine", base_MD, dtype, (tokens, width)),
-        address("result of combine", out_MD, dtype, (tokens, width)),
+        own_address(out_MD),
         *(tokens, per_token, width),
     )
     if failed:
@@ -187,8 +186,8 @@ def cross_entropy(logits_XW: Tensor, targets_X: Tensor) -> tuple[Tensor, Tensor]
     failed = _CROSS_ENTROPY.of(dtype)(
         address("logits of cross_entropy", logits_XW, dtype, (rows, width)),
         address("targets of cross_entropy", targets_X, torch.int64, (rows,)),
-        address("losses of cross_entropy", losses_X, torch.float32, (rows,)),
-        address("normalizers of cross_entropy", normalizers_X, torch.float32, (rows,)),
+        own_address(losses_X),
+        own_address(normalizers_X),
         *(rows, width),
     )
     if failed:

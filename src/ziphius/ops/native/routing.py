@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ziphius.ops.native.binding import Kernel, address
+from ziphius.ops.native.binding import Kernel, address, own_address
 
 _TOP_EXPERTS = Kernel(
     "top_experts",
@@ -62,7 +62,7 @@ def top_experts(
     chosen_MK = scores_ME.new_empty(tokens, top_k, dtype=torch.int64)
     _TOP_EXPERTS.of()(
         address("scores of experts", scores_ME, torch.float32, (tokens, experts)),
-        address("chosen experts", chosen_MK, torch.int64, (tokens, top_k)),
+        own_address(chosen_MK),
         *(tokens, experts, groups, top_groups, judges, top_k),
     )
     return chosen_MK
@@ -81,9 +81,9 @@ def sort_pairs(experts_MK: Tensor, num_experts: int) -> SortedPairs:
     offsets = experts_MK.new_empty(num_experts + 1)
     kept = _SORT_PAIRS.of()(
         address("chosen experts", experts_MK, torch.int64, shape),
-        address("sorted pairs", pairs_Z, torch.int64, (count,)),
-        address("slots of pairs", slot_MK, torch.int64, shape),
-        address("offsets of experts", offsets, torch.int64, (num_experts + 1,)),
+        own_address(pairs_Z),
+        own_address(slot_MK),
+        own_address(offsets),
         *(count, num_experts),
     )
     if kept < 0:

@@ -17,7 +17,7 @@ from tests.twins import draw
 from tests.unit.ops.native.test_sizes import KERNELS
 from ziphius.ops import native
 from ziphius.ops.native import attention, build, dense, experts, heads, int8, pointwise, routing
-from ziphius.ops.native.binding import Kernel, address, row_address
+from ziphius.ops.native.binding import Kernel, address, own_address, row_address
 
 FOLDER = Path(build.__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cpp"))
@@ -105,6 +105,9 @@ def test_a_tensor_without_memory_is_refused() -> None:
     elsewhere = Tensor._make_wrapper_subclass(Elsewhere, (2, 3), dtype=torch.float32)
     with pytest.raises(ValueError, match="got a Elsewhere of float32"):
         address("rows", elsewhere, torch.float32, (2, 3))
+    with pytest.raises(ValueError, match="a Elsewhere that has no memory"):
+        own_address(elsewhere)
+    assert own_address(torch.zeros(0, 3)) == 0
 
 
 def test_columns_of_wider_rows_have_a_stride() -> None:

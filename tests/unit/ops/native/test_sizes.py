@@ -178,7 +178,7 @@ def choice_of_experts(sizes: Sizes) -> Case:
     [top_k] = sizes(st.integers(0, top_groups * size))
     scores_ME = sizes.tensor(tokens, groups * size, dtype=torch.float32)
     options = {"groups": groups, "top_groups": top_groups, "judges": judges}
-    # A tensor without a gradient, and one with: both ways are compared by `assert_equal_within`.
+    # The choice has no gradient; the factor, which has one, lets it through.
     return (
         lambda weight: weight * top_experts(scores_ME, top_k, **options),
         [sizes.tensor(tokens, top_k, dtype=torch.float32)],
@@ -190,7 +190,8 @@ def product_in_int8(sizes: Sizes) -> Case:
     weight, scale = quantize_rows(sizes.tensor(outputs, inputs))
     bias = sizes.one_of(None, sizes.tensor(outputs))
     x = sizes.tensor(rows, inputs)
-    return lambda one: one * int8_linear(x, weight, scale, bias), [torch.ones(())]
+    factor = sizes.tensor(rows, outputs, dtype=torch.float32)  # has a gradient; INT8 has none
+    return lambda factor: factor * int8_linear(x, weight, scale, bias), [factor]
 
 
 def products_in_int8(sizes: Sizes) -> Case:
@@ -199,7 +200,8 @@ def products_in_int8(sizes: Sizes) -> Case:
     weight, scale = quantize_rows(sizes.tensor(len(counts), outputs, inputs))
     starts = torch.tensor([0, *counts]).cumsum(0)
     x = sizes.tensor(sum(counts), inputs)
-    return lambda one: one * grouped_int8_linear(x, starts, weight, scale), [torch.ones(())]
+    factor = sizes.tensor(sum(counts), outputs, dtype=torch.float32)
+    return lambda factor: factor * grouped_int8_linear(x, starts, weight, scale), [factor]
 
 
 ROUTING = {"sort_pairs", "combine"}
@@ -246,7 +248,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_any_size(case: Callable[[Sizes], Case], mode: str, called: set[str]) -> None:
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
-    bound = BOUNDS[torch.float32 if mode == "float32" else torch.bfloat16]
+    # Of tensors of one or two numbers roundings do not average out.
+    bound = 3 * BOUNDS[torch.float32 if mode == "float32" else torch.bfloat16]
 
     @examples(EXAMPLES)
     @given(st.data())
