@@ -279,7 +279,8 @@ def test_the_peak_of_memory_is_the_model(tmp_path, weight_format, dtype):
     grown, model_bytes = map(int, result.stdout.split())
     assert model_bytes > 150 * MIB
     largest_tensor = 1024 * 4096 * 4
-    slack = 12 * MIB
+    slack = 15 * MIB  # less than one tensor
+    assert slack < largest_tensor
     # A tensor is there twice while FP8 is multiplied out; no other is, nor is a part of a file.
     in_hand = 2 * largest_tensor if weight_format == "fp8" else 0
     assert grown <= model_bytes + in_hand + slack

@@ -93,7 +93,7 @@ def test_padding_counts_for_no_expert() -> None:
         assert len(routing.probs_ME) == len(routing.weights_MK) == len(routing.preferred_MK)
 
 
-@pytest.mark.parametrize(("rank", "rest"), [(0, 0.02), (16, 0.25)])
+@pytest.mark.parametrize(("rank", "rest"), [(0, 0.02), (12, 0.25)])
 def test_eight_conversations_are_learned_by_heart(tmp_path: Path, rank: int, rest: float) -> None:
     """Adapters beside a frozen random head and embedding learn most of it, not all."""
     config = train_config(
