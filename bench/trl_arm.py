@@ -28,6 +28,15 @@ from transformers import (
 
 trl: Any = importlib.import_module("trl")  # in an environment of its own
 END = 1
+QUIET: dict[str, Any] = {
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "report_to": [],
+}
+"""Settings of every arm: on the CPU, and nothing written but what the arm says."""
 
 
 class Trl:
@@ -59,12 +68,7 @@ class Trl:
                 beta=0.0,
                 temperature=1.0,
                 bf16=dtype == "bfloat16",
-                use_cpu=True,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                report_to=[],
+                **QUIET,
             ),
             train_dataset=Dataset.from_dict({"prompt": texts * 100}),
             processing_class=numbers(config.vocab_size),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
-from trl_arm import numbers
+from trl_arm import QUIET, numbers
 from trl_toy import Toy, mean_chance, reward
 
 trl: Any = importlib.import_module("trl")  # in an environment of its own
@@ -81,12 +81,7 @@ def run(folder: Path, model_folder: Path) -> dict[str, Any]:
             weight_decay=0.0,
             max_grad_norm=settings["clip"],
             bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            report_to=[],
+            **QUIET,
         ),
         train_dataset=Dataset.from_dict({"prompt": [" ".join(map(str, q.prompt)) for q in asked]}),
         processing_class=numbers(toy.vocab_size),

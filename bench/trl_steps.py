@@ -18,7 +18,7 @@ import torch
 import transformers
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
-from trl_arm import END, numbers
+from trl_arm import END, QUIET, numbers
 
 trl: Any = importlib.import_module("trl")  # in an environment of its own
 
@@ -169,12 +169,7 @@ def make_trainer(folder: str, case: dict[str, Any], answers: list[list[int]], **
             weight_decay=0.0,
             max_grad_norm=0.0,
             bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            report_to=[],
+            **QUIET,
             **settings,
         ),
         **more,
