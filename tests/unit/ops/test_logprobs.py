@@ -106,3 +106,17 @@ def test_scores_of_a_head_follow_autocast():
     assert actual_X.dtype == torch.float32
     torch.testing.assert_close(actual_X, expected_X)
     assert not torch.equal(actual_X, head_logprobs(hidden_XD, weight_WD, ids_X))
+
+
+def test_no_tokens_have_gradients_of_zeros() -> None:
+    hidden_XD, weight_WD = (
+        torch.zeros(0, 4, requires_grad=True),
+        torch.ones(7, 4, requires_grad=True),
+    )
+    loss, squares = cross_entropy_and_squares(
+        hidden_XD, weight_WD, torch.zeros(0, dtype=torch.long)
+    )
+    for part in (loss, squares):
+        assert part == 0
+        _, grad_WD = torch.autograd.grad(part, (hidden_XD, weight_WD), retain_graph=True)
+        assert not grad_WD.any()
