@@ -6,7 +6,11 @@ all heads, grouped attention its keys and its values. The slot of a token is its
 Shapes: B sequences, T new tokens, S slots read, width of a part.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import send
@@ -90,3 +94,60 @@ class Cache:
     def size_bytes(self) -> int:
         """Memory held, all layers and sequences."""
         return sum(part.nbytes for parts in self._parts for part in parts)
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What one layer keeps of a token: the attention class says it."""
+
+    widths: tuple[int, ...]
+    """Numbers of each part: (C + R,) for latent attention, keys and values for grouped."""
+
+
+class PagedCache:
+    """Rows of numbers in blocks of `block_size` slots; who owns which block is not decided here.
+
+    Every part of every layer is one tensor [num_blocks * block_size, width]. A slot holds the same
+    token in all layers.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[CacheSpec],
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.parts = [
+            tuple(
+                torch.zeros(num_blocks * block_size, width, dtype=dtype, device=device)
+                for width in spec.widths
+            )
+            for spec in specs
+        ]
+        """By layer."""
+
+    def write(self, layer_idx: int, slots_M: Tensor, *rows: Tensor) -> None:
+        """Store the rows [M, width] of each part."""
+        for part, rows_MX in zip(self.parts[layer_idx], rows, strict=True):
+            part[slots_M] = rows_MX.to(part.dtype)
+
+    def read(self, layer_idx: int, slots_ZS: Tensor) -> tuple[Tensor, ...]:
+        """Copy out the rows at these slots, [Z, S, width] of each part."""
+        return tuple(F.embedding(slots_ZS, part) for part in self.parts[layer_idx])
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole blocks, all layers: a sequence is about to write where others read."""
+        for parts in self.parts:
+            for part in parts:
+                blocks = part.view(self.num_blocks, self.block_size, -1)
+                blocks[list(targets)] = blocks[list(sources)]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory held, all layers."""
+        return sum(part.nbytes for parts in self.parts for part in parts)
