@@ -62,11 +62,9 @@ def seen_slots(metadata: AttentionMetadata, batch: ForwardBatch) -> list[list[in
 
     def form(query_ZNTH, rows, group):
         [row_ZSX] = rows
-        all_keys = row_ZSX.shape[1]
         mask_ZTS = group.mask_ZTS
         if mask_ZTS is None:
-            mask_ZTS = torch.ones(*query_ZNTH.shape[::2], all_keys, dtype=torch.bool)
-            mask_ZTS = torch.ones(len(query_ZNTH), query_ZNTH.shape[2], all_keys).bool()
+            mask_ZTS = torch.ones(len(row_ZSX), query_ZNTH.shape[2], row_ZSX.shape[1]).bool()
             mask_ZTS = mask_ZTS.tril() if group.is_causal else mask_ZTS
         for z, queries in enumerate(query_ZNTH[:, 0, :, 0].long().tolist()):
             for t, query in enumerate(queries):

@@ -73,7 +73,7 @@ def empty_cache(model: Model, blocks: int, size: int) -> PagedCache:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@examples(15)
+@examples(8)
 @given(data=st.data())
 @torch.inference_mode()
 def test_any_chunks_in_any_blocks_equal_whole_rows(name, data):
@@ -113,8 +113,8 @@ def test_any_chunks_in_any_blocks_equal_whole_rows(name, data):
                 sequences[row].done += new
     for sequence, parts_TD in zip(sequences, pieces, strict=True):
         whole_TD = model(sequence.ids_T[None]).hidden_BTD[0, shared * size :]
-        difference = (torch.cat(parts_TD) - whole_TD).abs().max()
-        assert seen("flat batch = whole rows", difference, 1e-5)
+        difference = (torch.cat(parts_TD) - whole_TD).abs().max() / whole_TD.abs().max()
+        assert seen("flat batch = whole rows, of the largest", difference, 1e-5)
 
 
 @pytest.mark.parametrize("config", [CONFIGS["v3"], CONFIGS["llama"]], ids=["v3", "llama"])
