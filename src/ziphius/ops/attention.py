@@ -93,7 +93,8 @@ def _folded(
         is_causal=False,
         scale=scale,
     )
-    return out_BGXV.unflatten(2, (shared_by, queries)).flatten(1, 2)
+    out_BNTV: Tensor = out_BGXV.unflatten(2, (shared_by, queries)).flatten(1, 2)
+    return out_BNTV
 
 
 def _repeated(x_BGSH: Tensor, times: int) -> Tensor:
