@@ -41,8 +41,9 @@ def attend(
     queries, width = query_BNTH.shape[2:]
     if shared_by > 1 and (queries == 1 or (not trains and not is_causal and queries <= width)):
         return _folded(query_BNTH, key_BGSH, value_BGSV, mask_BTS, scale)
-    # The CPU's kernel reads shared heads where they are.
-    shares = not trains and query_BNTH.device.type == "cpu"
+    # The CPU's kernel reads shared heads where they are. Whole rows copy them, at no cost in time,
+    # which the memory of `models/cost.py` counts.
+    shares = not trains and not is_causal and query_BNTH.device.type == "cpu"
     if not shares:
         key_BGSH, value_BGSV = _repeated(key_BGSH, shared_by), _repeated(value_BGSV, shared_by)
     value_width = value_BGSV.shape[-1]
