@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 from ziphius.engine.cache_pool import block_key, root_key
 from ziphius.ops.sampling_config import SamplingConfig
 
@@ -54,8 +56,9 @@ class StepOutput(NamedTuple):
     """Set with the last output of the sequence."""
     error: str | None = None
     """Why, where the reason is `error`."""
-    top_logprobs: tuple[tuple[int, float], ...] | None = None
-    """The most likely tokens, where they were asked for."""
+    routes_TYK: Tensor | None = None
+    """With the last output, where routes are recorded: the experts of every token that the model
+    saw, int16, expert layers in their order."""
 
 
 class Status(enum.Enum):
@@ -72,10 +75,12 @@ class SequenceState:
     """One sample of a request on its way through the engine."""
 
     __slots__ = (
+        "arrival_time",
         "blocks",
         "finish_reason",
         "first_token_time",
         "followers",
+        "is_seated",
         "keys",
         "last_key",
         "last_token_time",
@@ -97,7 +102,9 @@ class SequenceState:
         "was_preempted",
     )
 
-    def __init__(self, request: Request, request_id: int, sample: int) -> None:
+    def __init__(
+        self, request: Request, request_id: int, sample: int, arrival_time: float = 0.0
+    ) -> None:
         self.request = request
         self.request_id = request_id
         self.sample = sample
@@ -124,9 +131,12 @@ class SequenceState:
         """Number among the running sequences that stays the same while it runs."""
         self.row = -1
         """Place in the arrays of the decoding ones, which changes."""
+        self.is_seated = False
+        """The sampler knows its seat."""
         self.num_cached = 0
         """Tokens of the prompt that were found in the index."""
         self.was_preempted = False
+        self.arrival_time = arrival_time
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
 
     @property
