@@ -39,7 +39,7 @@ def mock_logits(tokens: Sequence[int]) -> Tensor:
         state = (state * 1_000_003 + token + 7) % 2**31
     mixed = (state * np.arange(1, VOCAB + 1, dtype=np.int64) * 2_654_435_761) % 2**32
     logits = torch.from_numpy((mixed % 4001).astype(np.float32) / 1000)
-    logits[BOMB:] = -30.0
+    logits[BOMB:] -= 2
     return logits
 
 
@@ -69,7 +69,7 @@ class MockRunner:
             row = int(torch.searchsorted(paged.cu_seqlens_Z1, place, right=True)) - 1
             end = int(paged.seq_lens_Z[row]) - (bounds[row + 1] - 1 - place)
             rows.append(mock_logits(texts[row][:end]))
-        return RunnerOutput(torch.stack(rows), paged.cache.parts[0][0][paged.slot_mapping_M, None].to(torch.int16))
+        return RunnerOutput(torch.stack(rows), ids_M.to(torch.int16)[:, None, None])
 
     def _text(self, batch: ForwardBatch, row: int) -> list[int]:
         paged = batch.paged
@@ -171,6 +171,7 @@ class Log:
         self.engine = engine
         self.told: dict[tuple[int, int], Told] = {}
         self.errors: dict[tuple[int, int], str] = {}
+        self.finished: list[tuple[int, int]] = []
         self.routes: dict[tuple[int, int], Tensor | None] = {}
 
     def step(self) -> None:
@@ -185,6 +186,8 @@ class Log:
             if output.error is not None:
                 self.errors[key] = output.error
             self.routes[key] = output.routes_TYK
+            if output.finish_reason is not None:
+                self.finished.append(key)
             self.told[key] = told._replace(finish_reason=output.finish_reason)
         self.engine.check()
 

@@ -270,7 +270,7 @@ class Engine:
             self._copy(copies)
         for sequence in started:
             self._take_seat(sequence)
-        if len(picks) == len(logits_ZW):
+        if picks == list(range(len(logits_ZW))):
             return logits_ZW, started
         return logits_ZW[torch.tensor(picks, dtype=torch.int64, device=logits_ZW.device)], started
 
