@@ -1,12 +1,12 @@
 """Generation: a batch of ragged prompts, decoded one token per sequence and step with the cache.
 
-Prompts are right-padded and prefilled in one pass, equal ones once: their sequences begin with
-copies of one row of the cache. Then each step feeds the last token of every sequence that still
-runs, and finished ones leave the batch. A sequence's tokens do not depend on its company: its
-random draws are its own (`ops/sampling.py`), and padding is never seen.
+Prompts are prefilled in one pass, equal ones once: their sequences begin with copies of one block
+of the cache. Then each step feeds the last token of every sequence that still runs, and finished
+ones leave the batch. A sequence's tokens do not depend on its company: its random draws are its own
+(`ops/sampling.py`), and padding is never seen.
 
-Shapes: B running sequences, T new tokens, D hidden, W vocabulary, L expert layers, K experts per
-token, R requests, X stop ids.
+Shapes: B running sequences, T new tokens, M new tokens of all in a row, D hidden, W vocabulary,
+L expert layers, K experts per token, R requests, X stop ids.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ziphius.core.closing import Closing
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.models.cache import Cache
 from ziphius.models.model import Model, Output
+from ziphius.models.sequences import Sequences
 from ziphius.ops.logprobs import token_logprobs
 from ziphius.ops.sampling import Sampler
 from ziphius.ops.sampling_config import SamplingConfig
@@ -135,17 +135,12 @@ class Generation(Closing):
         self._vocab_limit = vocab_limit
         self._record_routes = record_routes
         self._exits = ExitStack()
-        embedding = model.model.embed_tokens.weight
-        self._device = embedding.device
-        distinct = dict.fromkeys(tuple(request.prompt_ids) for request in requests)
-        self._prompts = {prompt: place for place, prompt in enumerate(distinct)}
-        self._places = [self._prompts[tuple(request.prompt_ids)] for request in requests]
-        self._cache = Cache(
-            model.config,
-            len(self._prompts),
+        self._device = model.model.embed_tokens.weight.device
+        self._prompts = [tuple(request.prompt_ids) for request in requests]
+        self._sequences = Sequences(
+            model,
+            len(requests),
             max(len(request.prompt_ids) + request.max_new_tokens for request in requests),
-            dtype=embedding.dtype,
-            device=self._device,
         )
         self._sampler = Sampler(
             [request.sampling for request in requests],
@@ -158,7 +153,7 @@ class Generation(Closing):
         self._lengths_B: npt.NDArray[np.int64] = np.array(prompt_lengths, dtype=np.int64)
         self._full_B = self._lengths_B + [request.max_new_tokens for request in requests]
         self._stop_BX = _padded([request.stop_ids for request in requests])
-        self._last_B1: Tensor | None = None
+        self._last_B: Tensor | None = None
 
     def __enter__(self) -> Self:
         self._exits.enter_context(evaluation_mode(self._model))
@@ -201,7 +196,7 @@ class Generation(Closing):
             ids_B = self._sampler(logits_BW[:, : self._vocab_limit], self._lengths_B)
             divisor = 1.0 if self._sampler.is_unscaled else self._sampler.temperatures_B
             logprobs_B = token_logprobs(logits_BW, ids_B, temperature=divisor)
-            self._last_B1 = ids_B.unsqueeze(-1)
+            self._last_B = ids_B
             ids_B, logprobs_B = ids_B.cpu(), logprobs_B.cpu()
             self._refuse_nan(logprobs_B)
         self._lengths_B = self._lengths_B + 1
@@ -219,44 +214,50 @@ class Generation(Closing):
         self._running = [self._running[index] for index in kept]
         if not kept:
             return
-        if self._last_B1 is None:
-            self._places = [self._places[index] for index in kept]
-        else:
-            self._last_B1 = self._last_B1[kept]
-            self._cache.keep(kept)
+        if self._last_B is not None:
+            self._last_B = self._last_B[kept]
         self._sampler = self._sampler.select(kept)
         self._lengths_B, self._full_B = self._lengths_B[kept], self._full_B[kept]
         self._stop_BX = self._stop_BX[kept]
 
     def _next_logits(self) -> tuple[Tensor, Tensor | None]:
         """Run the prompts, or the last token of each sequence; return the logits after them."""
-        if self._last_B1 is None:
+        if self._last_B is None:
             return self._prefill()
-        output = self._model(self._last_B1, cache=self._cache)
-        return self._model.logits(output.hidden_BTD[:, 0]), self._routes(output)
+        new = [1] * len(self._running)
+        output = self._model(self._sequences.extend(self._running, new, self._last_B))
+        routes_BLK = self._routes(output)
+        return (
+            self._model.logits(output.wanted_LD),
+            None if routes_BLK is None else routes_BLK.unsqueeze(1),
+        )
 
     def _prefill(self) -> tuple[Tensor, Tensor | None]:
         """Run each distinct prompt once, and give every sequence a copy of what it left."""
-        prompts = [torch.tensor(prompt) for prompt in self._prompts]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self._device)
-        output = self._model(ids, cache=self._cache)
-        self._cache.truncate(lengths)
-        if self._places != list(range(len(prompts))):
-            self._cache.keep(self._places)
-        rows = torch.arange(len(prompts), device=self._device)
-        last = output.hidden_BTD[rows, (lengths - 1).to(self._device)]
-        routes = self._routes(output)
-        every = torch.tensor(self._places, device=self._device)
-        return self._model.logits(last)[every], None if routes is None else routes[self._places]
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row in self._running:
+            rows_of.setdefault(self._prompts[row], []).append(row)
+        firsts = [rows[0] for rows in rows_of.values()]
+        lengths = [len(prompt) for prompt in rows_of]
+        ids_M = torch.tensor([token for prompt in rows_of for token in prompt])
+        output = self._model(self._sequences.extend(firsts, lengths, ids_M.to(self._device)))
+        for first, *others in rows_of.values():
+            self._sequences.copy(first, others)
+        place_of = {prompt: place for place, prompt in enumerate(rows_of)}
+        places = [place_of[self._prompts[row]] for row in self._running]
+        logits_BW = self._model.logits(output.wanted_LD)[torch.tensor(places, device=self._device)]
+        routes_MLK = self._routes(output)
+        if routes_MLK is None:
+            return logits_BW, None
+        routes_BTLK = nn.utils.rnn.pad_sequence(routes_MLK.split(lengths), batch_first=True)
+        return logits_BW, routes_BTLK[places]
 
     def _routes(self, output: Output) -> Tensor | None:
-        """Gather the experts of the tokens just fed, int16 [B, T, L, K]."""
+        """Gather the experts of the tokens just fed, int16 [M, L, K]."""
         if not (self._record_routes and output.routings):
             return None
         experts = [output.routings[layer].experts_MK for layer in sorted(output.routings)]
-        experts_MLK = torch.stack(experts, dim=1).to("cpu", torch.int16)
-        return experts_MLK.view(*output.hidden_BTD.shape[:2], len(experts), -1)
+        return torch.stack(experts, dim=1).to("cpu", torch.int16)
 
     def _refuse_nan(self, logprobs_B: Tensor) -> None:
         if bool(logprobs_B.isnan().any()):
