@@ -50,10 +50,7 @@ class TorchRunner:
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step."""
         output = self._model(batch)
-        hidden_MD = output.hidden_BTD[0]
-        if batch.logits_rows_L is not None and len(batch.logits_rows_L) < len(hidden_MD):
-            hidden_MD = hidden_MD[batch.logits_rows_L]
-        logits_LW = self._model.logits(hidden_MD).float()
+        logits_LW = self._model.logits(output.wanted_LD).float()
         if not (self._record_routes and output.routings):
             return RunnerOutput(logits_LW, None)
         experts = [output.routings[layer].experts_MK for layer in sorted(output.routings)]
