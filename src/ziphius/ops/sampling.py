@@ -157,7 +157,7 @@ def sample_rows(
     """Draw the token of each row that will stand at its position.
 
     A row's result depends on nothing but the row, its settings and its position, to the last bit
-    on a CPU. NaN logits give a valid id, and NaN as its log-probability.
+    on a CPU. Logits that are not finite give a valid id and a log-probability that is not either.
 
     Args:
         logits_LW: float32.
