@@ -235,6 +235,6 @@ def test_a_row_that_cannot_go_on_fails_alone(way: str) -> None:
 
 def test_a_bias_of_an_unknown_token_is_refused() -> None:
     sampler = BatchSampler(limit=100)
-    with pytest.raises(ConfigError, match="logit_bias names token 100, .* 0 to 99"):
+    with pytest.raises(ConfigError, match=r"logit_bias names token 100, .* 0 to 99"):
         sampler.add(0, SamplingConfig(logit_bias={100: 1.0}), 0)
     sampler.add(0, SamplingConfig(logit_bias={99: 1.0}), 0)
