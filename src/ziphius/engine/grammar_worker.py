@@ -8,14 +8,12 @@ import json
 import resource
 import sys
 
-if __name__ == "__main__":
-    sys.path.append(sys.argv[1])  # it starts without site packages
-
-from llguidance import LLMatcher, LLTokenizer
-
 
 def main() -> None:
     """Say whether llguidance takes the grammar, and whether any token can begin it."""
+    sys.path.append(sys.argv[1])  # it starts without site packages
+    from llguidance import LLMatcher, LLTokenizer
+
     tokenizer = LLTokenizer("byte")
     line = sys.stdin.readline()
     if not line:
