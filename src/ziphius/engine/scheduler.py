@@ -120,7 +120,7 @@ class Scheduler:
         return owner is not None and owner.order < sequence.order
 
     def _start(self, sequence: SequenceState, found: list[int]) -> None:
-        self.waiting.remove(sequence)
+        self._leave_queue(sequence)
         self.pool.share(found)
         new = self.pool.allocate(self.pool.blocks_for(len(sequence.tokens)) - len(found))
         sequence.blocks = [*found, *new]
@@ -174,27 +174,31 @@ class Scheduler:
                 del self._coming[key]
         sequence.num_published = full
 
-    def fork(self, sequence: SequenceState) -> list[BlockCopy]:
+    def fork(self, sequence: SequenceState) -> tuple[list[SequenceState], list[BlockCopy]]:
         """Give the followers of a sequence, whose prompt is computed, blocks of their own.
 
-        Those for which there is no seat or block wait like any other. Returns what to copy.
+        Those for which there is no seat or block wait like any other. Returns the others, and what
+        to copy.
         """
+        forked: list[SequenceState] = []
         copies: list[BlockCopy] = []
-        for follower in sequence.followers:
+        followers, sequence.followers = sequence.followers, []
+        for follower in followers:
             if not self._seats or self.pool.num_free == 0:
                 self.enqueue(follower)
                 continue
             follower.blocks, copy = self.pool.fork(sequence.blocks, sequence.num_prompt)
             follower.num_computed = sequence.num_prompt
             follower.num_cached = sequence.num_cached
-            follower.keys = sequence.keys[: sequence.num_prompt // self.pool.block_size]
+            follower.keys = list(sequence.keys)
             follower.last_key = sequence.last_key
             follower.num_published = len(follower.keys)
             follower.scheduled_time = sequence.scheduled_time
             copies += copy
             self._sit(follower, Status.PREFILLING)
             self.prefilling.append(follower)
-        return copies
+            forked.append(follower)
+        return forked, copies
 
     def start_decoding(self, sequence: SequenceState) -> None:
         """Move a sequence over whose tokens are all computed but the one just drawn."""
@@ -212,11 +216,14 @@ class Scheduler:
     def finish(self, sequence: SequenceState) -> None:
         """Let a sequence go, wherever it is."""
         if sequence.status is Status.WAITING:
-            place = bisect_left(self.waiting, sequence.order, key=_order)
-            assert self.waiting.pop(place) is sequence
+            self._leave_queue(sequence)
         elif sequence.status in (Status.PREFILLING, Status.DECODING):
             self._stand_up(sequence)
         sequence.status = Status.FINISHED
+
+    def _leave_queue(self, sequence: SequenceState) -> None:
+        place = bisect_left(self.waiting, sequence.order, key=_order)
+        assert self.waiting.pop(place) is sequence
 
     def _stand_up(self, sequence: SequenceState) -> None:
         """Give seat and blocks back; the index keeps what was published."""

@@ -6,11 +6,15 @@ nothing outside of `engine/` writes to it.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 from ziphius.engine.cache_pool import block_key, root_key
+from ziphius.engine.processors import LogitsProcessor
+from ziphius.engine.sampler import TopLogprobs
 from ziphius.ops.sampling_config import SamplingConfig
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -38,6 +42,11 @@ class Request:
     cache_salt: str = ""
     """Only requests with the same salt share what was computed of their prompts: one for each
     tenant keeps them from learning by the clock what others have asked."""
+    logprobs: int = 0
+    """Most likely tokens to return at each position."""
+    processors: Callable[[], Sequence[LogitsProcessor]] | None = None
+    """Makes what may change the logits of one sample, such as a grammar, or end it; called anew for
+    every sample, and when one goes on after a preemption."""
 
 
 class StepOutput(NamedTuple):
@@ -54,8 +63,13 @@ class StepOutput(NamedTuple):
     """Set with the last output of the sequence."""
     error: str | None = None
     """Why, where the reason is `error`."""
-    top_logprobs: tuple[tuple[int, float], ...] | None = None
-    """The most likely tokens, where they were asked for."""
+    top: TopLogprobs | None = None
+    """The most likely tokens, where the request wants them."""
+    stop_reason: str | None = None
+    """Which processor ended it, where one did."""
+    routes_TYK: Tensor | None = None
+    """With the last output, where routes are recorded: the experts of every token that the model
+    saw, int16, expert layers in their order."""
 
 
 class Status(enum.Enum):
@@ -72,10 +86,12 @@ class SequenceState:
     """One sample of a request on its way through the engine."""
 
     __slots__ = (
+        "arrival_time",
         "blocks",
         "finish_reason",
         "first_token_time",
         "followers",
+        "is_seated",
         "keys",
         "last_key",
         "last_token_time",
@@ -97,7 +113,9 @@ class SequenceState:
         "was_preempted",
     )
 
-    def __init__(self, request: Request, request_id: int, sample: int) -> None:
+    def __init__(
+        self, request: Request, request_id: int, sample: int, arrival_time: float = 0.0
+    ) -> None:
         self.request = request
         self.request_id = request_id
         self.sample = sample
@@ -124,9 +142,12 @@ class SequenceState:
         """Number among the running sequences that stays the same while it runs."""
         self.row = -1
         """Place in the arrays of the decoding ones, which changes."""
+        self.is_seated = False
+        """The sampler knows its seat."""
         self.num_cached = 0
         """Tokens of the prompt that were found in the index."""
         self.was_preempted = False
+        self.arrival_time = arrival_time
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
 
     @property

@@ -49,20 +49,22 @@ class StepArrays:
         self._positions: Ints = np.zeros(max_num_seqs, np.int64)
         self._slots: Ints = np.zeros(max_num_seqs, np.int64)
         self._lengths: Ints = np.zeros(max_num_seqs, np.int64)
-        self._seats: Ints = np.zeros(max_num_seqs, np.int64)
         self.last_times: npt.NDArray[np.float64] = np.zeros(max_num_seqs)
         """When each row got its last token."""
         self._tables: Ints = np.zeros((max_num_seqs, 8), np.int64)
         self._ones: Ints = np.arange(max_num_seqs + 1)
+        self._seats: list[int] | None = None
         self._steady: ForwardBatch | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     @property
-    def seats(self) -> Ints:
-        """Seats of the rows, in their order."""
-        return self._seats[: len(self.sequences)]
+    def seats(self) -> list[int]:
+        """Seats of the rows, in their order; the same list while they stay the same."""
+        if self._seats is None:
+            self._seats = [sequence.seat for sequence in self.sequences]
+        return self._seats
 
     @property
     def lengths(self) -> Ints:
@@ -78,13 +80,12 @@ class StepArrays:
         self._ids[row] = sequence.tokens[-1]
         self._positions[row] = position = length - 1
         self._lengths[row] = length
-        self._seats[row] = sequence.seat
         self.last_times[row] = sequence.last_token_time
         self._set_table(row, sequence.blocks)
         if position // self._block_size < len(sequence.blocks):
             block = sequence.blocks[position // self._block_size]
             self._slots[row] = block * self._block_size + position % self._block_size
-        self._steady = None
+        self._seats = self._steady = None
 
     def remove(self, sequence: SequenceState) -> None:
         """Take a sequence out; the last row moves into its place."""
@@ -97,14 +98,13 @@ class StepArrays:
                 self._positions,
                 self._lengths,
                 self._slots,
-                self._seats,
                 self.last_times,
                 self._tables,
             ):
                 column[row] = column[last]
         self.sequences.pop()
         sequence.row = -1
-        self._steady = None
+        self._seats = self._steady = None
 
     def rows_at_edge(self) -> Ints:
         """Return the rows whose next token begins a block."""

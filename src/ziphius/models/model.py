@@ -3,7 +3,8 @@
 One class for all of the family; `ModelConfig` decides every part. Parameter names are those of the
 published checkpoints, save that the routed experts of a layer are stacked.
 
-Shapes: B sequences, T new tokens, D hidden_size, W vocabulary.
+Shapes: B sequences, T new tokens, M tokens of a batch, L tokens whose logits are wanted,
+D hidden_size, W vocabulary.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from ziphius.core.device import send
 from ziphius.models.attention.backend import build_metadata
+from ziphius.models.attention_spec import CacheSpec, cache_specs
 from ziphius.models.block import Block
+from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.forward_batch import ForwardBatch
@@ -36,6 +39,15 @@ class Output:
 
     hidden_BTD: Tensor
     context: ForwardContext
+    logits_rows_L: Tensor | None = None
+
+    @property
+    def wanted_LD(self) -> Tensor:
+        """Return the hidden states whose logits are wanted, of all tokens in a row."""
+        hidden_MD = self.hidden_BTD.flatten(0, 1)
+        if self.logits_rows_L is None:
+            return hidden_MD
+        return hidden_MD[send(self.logits_rows_L, hidden_MD.device)]
 
     @property
     def routings(self) -> dict[int, Routing]:
@@ -126,17 +138,35 @@ class Model(nn.Module):
             text_M=None if documents_BT is None else _text(documents_BT),
             first_row=batch.first_row,
         )
-        return Output(self.model(batch.input_ids_BT, context), context)
+        hidden_BTD = self.model(batch.input_ids_BT, context)
+        return Output(hidden_BTD, context, batch.logits_rows_L)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Apply the head to hidden states [..., D]; for the language model logits [..., W]."""
         logits_BTW: Tensor = self.head(hidden_BTD)
         return logits_BTW
 
+    def cache_specs(self) -> list[CacheSpec]:
+        """Say what each layer caches, the MTP layers last."""
+        return cache_specs(self.config)
+
+    def new_cache(self, num_blocks: int, block_size: int) -> PagedCache:
+        """Make an empty cache of `num_blocks * block_size` slots, in the model's numbers."""
+        weight_WD = self.model.embed_tokens.weight
+        return PagedCache(
+            self.cache_specs(),
+            num_blocks,
+            block_size,
+            dtype=weight_WD.dtype,
+            device=weight_WD.device,
+        )
+
     def predict_mtp(
         self, output: Output, input_ids_BT: Tensor, detach_trunk: bool = False
     ) -> list[Tensor]:
         """Return the hidden states [B, T, D] of each MTP depth, for a pass without a cache.
+
+        Behind a cache `draft` does one depth, given the tokens that come next.
 
         Depth k at position i sees the tokens up to i + k and predicts token i + k + 1. The last k
         positions of a row or document have no such token: `ops.targets.targets_ahead` leaves them
@@ -152,6 +182,18 @@ class Model(nn.Module):
             hidden_BTD = layer.predict(hidden_BTD, embedded_BTD, output.context)
             states.append(hidden_BTD)
         return states
+
+    def draft(self, depth: int, hidden_BTD: Tensor, next_ids_BT: Tensor, output: Output) -> Tensor:
+        """Run MTP depth `depth`, from 1, over the tokens of a pass; returns hidden [B, T, D].
+
+        Args:
+            depth: which MTP layer; its part of the pass's cache, if any, receives the tokens.
+            hidden_BTD: hidden states of the depth before; for the first those of `output`.
+            next_ids_BT: for each token the one `depth` places ahead, drawn or known.
+            output: of the pass.
+        """
+        layer = self.model.mtp_layers[depth - 1]
+        return layer.predict(hidden_BTD, self.model.embed_tokens(next_ids_BT), output.context)
 
     @property
     def head(self) -> nn.Module:

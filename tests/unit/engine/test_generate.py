@@ -222,13 +222,13 @@ def test_equal_prompts_are_prefilled_once_and_their_sequences_part(model, monkey
     alone = [generate(model, [request])[0] for request in shared]
     fed = []
 
-    def counted(ids_BT, **options):
-        fed.append(tuple(ids_BT.shape))
-        return Model.forward(model, ids_BT, **options)
+    def counted(batch):
+        fed.append(batch.paged.cu_seqlens_Z1.diff().tolist())
+        return Model.forward(model, batch)
 
     monkeypatch.setattr(model, "forward", counted)
     together = generate(model, shared)
-    assert fed[:2] == [(2, 7), (5, 1)]
+    assert fed[:2] == [[len(prompt) for prompt in PROMPTS[:2]], [1] * 5]
     for completion, expected in zip(together, alone, strict=True):
         assert completion.token_ids == expected.token_ids
         assert completion.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
