@@ -12,6 +12,7 @@ Y expert layers, K experts per token.
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError, QueueFullError
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
 from ziphius.engine.metrics import Metrics
 from ziphius.engine.runner import Runner, RunnerOutput
 from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
@@ -87,6 +89,7 @@ class Engine:
         self._next_id = 0
         self._routes: Tensor | None = None
         self._metrics = Metrics()
+        self._tier: DiskTier | None = None
 
     @property
     def has_work(self) -> bool:
@@ -162,10 +165,38 @@ class Engine:
                     self._metrics.cancelled[_PLACES.get(sequence.status, "queue")] += 1
                 self._finish(sequence, reason)
 
+    def keep_on_disk(self, folder: Path, max_bytes: int, *, model: str, runner: str) -> None:
+        """Put a folder under the prefix cache, before the first request (`disk_tier.py`).
+
+        Args:
+            folder: for blocks.
+            max_bytes: of them.
+            model: its fingerprint.
+            runner: what kind of runner computes it.
+        """
+        assert self._tier is None
+        assert not self.has_work
+        fingerprint = cache_fingerprint(model, runner, self._cache)
+        self._tier = DiskTier(folder, self._cache, fingerprint, max_bytes)
+        self._scheduler.tier = self._tier
+        self._pool.on_evict = self._tier.store
+
+    def close(self) -> None:
+        """Cancel what runs, and write to the disk tier, if there is one, what is not there yet."""
+        for request_id in list(self._requests):
+            self.cancel(request_id)
+        if self._tier is not None:
+            for block, key in self._pool.known():
+                self._tier.store(block, key, wait=True)
+            self._tier.close()
+            self._scheduler.tier = self._tier = self._pool.on_evict = None
+
     def reset_prefix_cache(self) -> None:
         """Forget what was computed of earlier texts, after a change of weights; nothing may run."""
         assert not self.has_work, "the cache rows of running sequences are of the old weights"
         self._pool.forget_all()
+        if self._tier is not None:
+            self._tier.renew()
 
     def step(self) -> list[StepOutput]:
         """Compute one step, and return what it did to each sequence that got a token or ended."""
@@ -184,9 +215,7 @@ class Engine:
         self._metrics.num_steps += 1
         return outputs
 
-    def _logits(
-        self, chunks: list[Chunk], outputs: list[StepOutput]
-    ) -> tuple[Tensor, list[Chunk]]:
+    def _logits(self, chunks: list[Chunk], outputs: list[StepOutput]) -> tuple[Tensor, list[Chunk]]:
         """Run the model; if it raises, run every sequence alone to find out which it fails on."""
         now = self._clock()
         for chunk in chunks:
@@ -396,6 +425,7 @@ class Engine:
     def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
         """Put the routes of a step down by slot: shared like the rows of the cache."""
         assert output.routes_MYK is not None and batch.paged is not None
+        assert self._tier is None, "blocks on disk have no routes"
         if self._routes is None:
             slots = self._cache.num_blocks * self._cache.block_size
             self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])
@@ -416,6 +446,7 @@ class Engine:
             "prefix_cache_queries": self._pool.queries,
             "prefix_cache_hits": self._pool.hits,
             "num_preemptions": self._scheduler.num_preemptions,
+            **({} if self._tier is None else self._tier.metrics()),
             **self._metrics.snapshot(),
         }
 

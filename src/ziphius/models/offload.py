@@ -47,6 +47,9 @@ class ReadsExperts(Protocol):
     def read(self, layer: str, expert: int, gate_up_2FD: Tensor, down_DF: Tensor) -> None:
         """Fill both tensors with the weights of one expert of a layer."""
 
+    def identity(self) -> str:
+        """Tell these weights from others without reading them."""
+
 
 class ExpertCache:
     """A pool of experts in memory, of all layers of a model.
@@ -83,7 +86,7 @@ class ExpertCache:
             )
         self.hits = self.queries = self.read_bytes = 0
         self.lock = threading.Lock()
-        self._source, self._dtype = source, dtype
+        self.source, self._dtype = source, dtype
         self._layers = {name: number for number, name in enumerate(layers)}
         self._pool: tuple[Tensor, Tensor] | None = None
         self._places: dict[int, int] = {}
@@ -159,7 +162,7 @@ class ExpertCache:
             del self._places[owner]
         self._owners[place] = -1  # until it is whole
         gate_up_X2FD, down_XDF = self.pool
-        self._source.read(layer, expert, gate_up_X2FD[place], down_XDF[place])
+        self.source.read(layer, expert, gate_up_X2FD[place], down_XDF[place])
         self.read_bytes += self._expert_bytes
         self._owners[place] = key
         self._places[key] = place

@@ -98,6 +98,9 @@ class Counting:
         gate_up_2FD.fill_(expert)
         down_DF.fill_(expert)
 
+    def identity(self) -> str:
+        return ""
+
 
 def small_cache(held: int) -> tuple[ExpertCache, Counting]:
     source = Counting()

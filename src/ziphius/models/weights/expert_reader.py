@@ -82,3 +82,11 @@ class ExpertReader:
             self._reader.fill(name, place)
             if self._finite:
                 check_finite(name, place, self._plan.stored[name].file)
+
+    def identity(self) -> str:
+        """Name the files with their sizes and the times of their last changes."""
+        files = sorted(
+            {self._plan.stored[name].file for parts in self._parts.values() for name, _ in parts}
+        )
+        status = [(file, file.stat()) for file in files]
+        return repr([(file.name, found.st_size, found.st_mtime_ns) for file, found in status])
