@@ -168,6 +168,8 @@ class Engine:
     def keep_on_disk(self, folder: Path, max_bytes: int, *, model: str, runner: str) -> None:
         """Put a folder under the prefix cache, before the first request (`disk_tier.py`).
 
+        Blocks in it have no routes: none are returned from then on.
+
         Args:
             folder: for blocks.
             max_bytes: of them.
@@ -227,7 +229,7 @@ class Engine:
 
     def _forward(self, batch: ForwardBatch) -> Tensor:
         output = self._runner(batch)
-        if output.routes_MYK is not None:
+        if output.routes_MYK is not None and self._tier is None:
             self._keep_routes(batch, output)
         return output.logits_LW
 
@@ -425,7 +427,6 @@ class Engine:
     def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
         """Put the routes of a step down by slot: shared like the rows of the cache."""
         assert output.routes_MYK is not None and batch.paged is not None
-        assert self._tier is None, "blocks on disk have no routes"
         if self._routes is None:
             slots = self._cache.num_blocks * self._cache.block_size
             self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])

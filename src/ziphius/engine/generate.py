@@ -193,7 +193,9 @@ def _fitting(requests: Sequence[Request]) -> tuple[EngineConfig, int]:
         -(-(len(request.prompt_ids) + request.max_new_tokens) // _BLOCK_SIZE)
         for request in requests
     )
-    config = EngineConfig(max_num_seqs=at_once, max_num_batched_tokens=8192, block_size=_BLOCK_SIZE)
+    config = EngineConfig(
+        max_num_seqs=at_once, max_num_batched_tokens=8192, block_size=_BLOCK_SIZE
+    )
     return config, sum(needs[-at_once:])
 
 
