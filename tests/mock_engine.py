@@ -15,11 +15,10 @@ from torch import Tensor
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.engine import Engine, Limits
 from ziphius.engine.runner import RunnerOutput
+from ziphius.engine.sampler import BatchSampler, Sampled
 from ziphius.engine.sequence import Request
 from ziphius.models.cache import CacheSpec, PagedCache
 from ziphius.models.forward_batch import ForwardBatch
-from ziphius.ops.logprobs import token_logprobs
-from ziphius.ops.sampling import Sampler
 from ziphius.ops.sampling_config import SamplingConfig
 
 VOCAB = 32
@@ -81,48 +80,45 @@ class MockRunner:
         return [int(number) for number in rows_SX[:, 0].tolist()]
 
 
-class Drawn(NamedTuple):
-    ids_L: Tensor
-    logprobs_L: Tensor
-
-
-class MockSampler:
-    """What `engine/sampler.py` does, row by row; knows which rows are taken."""
+class MockSampler(BatchSampler):
+    """The sampler, and a check that it is told the position and the tokens that a row has."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, tuple[SamplingConfig, int]] = {}
-        self.heard: dict[int, list[int]] = {}
+        super().__init__()
+        self.sequence_ids: dict[int, int] = {}
+        self.lengths: dict[int, int] = {}
+        self.broken: set[int] = set()
 
-    def add(self, row: int, sampling: SamplingConfig, sequence_id: int, prompt_ids) -> None:
-        assert row not in self.rows
-        self.rows[row] = (sampling, sequence_id)
-        self.heard[row] = list(prompt_ids)
+    def add(self, row: int, sampling, sequence_id, prompt_ids=(), processors=(), **more) -> None:
+        super().add(row, sampling, sequence_id, prompt_ids, processors, **more)
+        self.sequence_ids[row] = sequence_id
+        self.lengths[row] = len(prompt_ids) + len(more["token_ids"])
+
+    def accept(self, row: int, token_id: int) -> str | None:
+        if row in self.lengths:
+            self.lengths[row] += 1
+        return super().accept(row, token_id)
 
     def remove(self, row: int) -> None:
-        del self.rows[row], self.heard[row]
+        super().remove(row)
+        del self.lengths[row], self.sequence_ids[row]
+        self.broken.discard(row)
 
-    def accept(self, row: int, token_id: int) -> None:
-        self.heard[row].append(token_id)
-
-    def __call__(self, logits_LW: Tensor, rows, positions) -> Drawn:
-        drawn = [
-            draw(logits_W, *self.rows[int(row)], int(position))
-            for logits_W, row, position in zip(logits_LW, rows, positions, strict=True)
-        ]
-        for row, position in zip(rows, positions, strict=True):
-            assert len(self.heard[int(row)]) == position
-        ids, logprobs = zip(*drawn, strict=True)
-        return Drawn(torch.tensor(ids), torch.tensor(logprobs))
+    def __call__(self, logits_LW: Tensor, rows, positions, drafts=None) -> Sampled:
+        assert [self.lengths[row] for row in rows] == list(positions)
+        if self.broken & set(rows):
+            raise RuntimeError("the sampler gave up")
+        return super().__call__(logits_LW, rows, positions, drafts)
 
 
 def draw(
     logits_W: Tensor, sampling: SamplingConfig, sequence_id: int, position: int
 ) -> tuple[int, float]:
     """Draw one token."""
-    sampler = Sampler([sampling], [sequence_id])
-    ids = sampler(logits_W[None], [position])
-    logprob = token_logprobs(logits_W[None], ids, temperature=sampler.temperatures_B)
-    return int(ids), float(logprob)
+    sampler = BatchSampler()
+    sampler.add(0, sampling, sequence_id)
+    sampled = sampler(logits_W[None], [0], [position])
+    return int(sampled.ids_L), float(sampled.logprobs_L)
 
 
 class Told(NamedTuple):

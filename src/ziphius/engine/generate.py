@@ -19,6 +19,8 @@ from ziphius.engine.engine import Engine, check_request
 from ziphius.engine.sequence import FinishReason, Request, StepOutput
 from ziphius.models.model import Model
 
+__all__ = ["Completion", "FinishReason", "Generation", "NewToken", "Request", "generate"]
+
 _MOST_SEQUENCES = 1024
 _BLOCK_SIZE = 16
 
@@ -150,15 +152,11 @@ def generate(
         record_routes: keep the experts that each token was sent to.
     """
     check_requests(model, requests)
-    config, num_blocks = _fitting(requests)
+    config = _fitting(requests)
     told = [_Told() for _ in requests]
     with evaluation_mode(model):
         engine = build_engine(
-            model,
-            config,
-            num_blocks=num_blocks,
-            vocab_limit=vocab_limit,
-            record_routes=record_routes,
+            model, config, vocab_limit=vocab_limit, record_routes=record_routes
         )
         with Generation(engine, requests) as steps:
             for step in steps:
@@ -186,17 +184,19 @@ def check_requests(model: Model, requests: Sequence[Request]) -> None:
             raise ConfigError(f"n of {name} is {request.n}: ask for each sample by its own number")
 
 
-def _fitting(requests: Sequence[Request]) -> tuple[EngineConfig, int]:
-    """Return limits and blocks under which none of these requests waits for memory."""
+def _fitting(requests: Sequence[Request]) -> EngineConfig:
+    """Return limits under which none of these requests waits for memory."""
     at_once = min(len(requests), _MOST_SEQUENCES)
     needs = sorted(
         -(-(len(request.prompt_ids) + request.max_new_tokens) // _BLOCK_SIZE)
         for request in requests
     )
-    config = EngineConfig(
-        max_num_seqs=at_once, max_num_batched_tokens=8192, block_size=_BLOCK_SIZE
+    return EngineConfig(
+        max_num_seqs=at_once,
+        max_num_batched_tokens=8192,
+        block_size=_BLOCK_SIZE,
+        num_blocks=sum(needs[-at_once:]),
     )
-    return config, sum(needs[-at_once:])
 
 
 def _joined(requests: Sequence[Request]) -> Iterator[tuple[int, Request]]:
