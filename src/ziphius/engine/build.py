@@ -5,14 +5,17 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
+from ziphius.engine.adapters import AdapterRunner, AdapterStore
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.engine import Engine, Limits
-from ziphius.engine.runner import TorchRunner
+from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
+from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
 
 
@@ -39,6 +42,7 @@ def build_engine(
     *,
     vocab_limit: int | None = None,
     record_routes: bool = False,
+    adapters: AdapterStore | None = None,
 ) -> Engine:
     """Give a model an engine.
 
@@ -50,7 +54,10 @@ def build_engine(
             129,280 rows for 128,815 tokens); such ids are never drawn, and log-probabilities still
             count them.
         record_routes: return with a sequence's last token the experts of all.
+        adapters: of this model, that requests may name; more can be added later.
     """
+    if record_routes and config.disk_cache is not None:
+        raise ConfigError("routes are not kept on disk: record them without disk_cache.")
     embedding = model.model.embed_tokens.weight
     # No step runs the MTP layers, so nothing is kept for them.
     specs = cache_specs(model.config)[: model.config.num_hidden_layers]
@@ -58,14 +65,23 @@ def build_engine(
     cache = PagedCache(
         specs, num_blocks, config.block_size, dtype=embedding.dtype, device=embedding.device
     )
-    return Engine(
-        TorchRunner(model, record_routes=record_routes),
+    runner: Runner = TorchRunner(model, record_routes=record_routes)
+    kind = type(runner).__name__
+    if adapters is not None:
+        runner = AdapterRunner(runner, model, adapters, record_routes=record_routes)
+    engine = Engine(
+        runner,
         cache,
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
         device=embedding.device,
+        adapters=adapters,
     )
+    if config.disk_cache is not None:
+        folder, size = config.disk_cache, config.disk_cache_bytes
+        engine.keep_on_disk(folder, size, model=model_fingerprint(model), runner=kind)
+    return engine
 
 
 def _default_blocks(model: ModelConfig, config: EngineConfig, embedding: Tensor) -> int:

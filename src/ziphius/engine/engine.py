@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ziphius.core.errors import ConfigError, QueueFullError
+from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
@@ -61,6 +62,7 @@ class Engine:
         config: limits; `num_blocks` is the cache's.
         limits: of the model.
         device: where the runner wants ids and slots.
+        adapters: that requests may name, where the runner knows them.
         clock: seconds, rising.
     """
 
@@ -73,6 +75,7 @@ class Engine:
         limits: Limits,
         *,
         device: torch.device | None = None,
+        adapters: AdapterStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
@@ -89,6 +92,7 @@ class Engine:
         self._next_id = 0
         self._routes: Tensor | None = None
         self._metrics = Metrics()
+        self._adapters = adapters
         self._tier: DiskTier | None = None
 
     @property
@@ -116,6 +120,7 @@ class Engine:
         try:
             check_request(request, self._limits)
             self._check_room(request)
+            adapter_id = self._adapter_id(request.adapter)
         except ConfigError:
             self._metrics.admission_rejections["invalid"] += 1
             raise
@@ -127,7 +132,9 @@ class Engine:
             )
         request_id, self._next_id = self._next_id, self._next_id + 1
         now = self._clock()
-        sequences = [SequenceState(request, request_id, n, now) for n in range(request.n)]
+        sequences = [
+            SequenceState(request, request_id, n, now, adapter_id) for n in range(request.n)
+        ]
         self._requests[request_id] = sequences
         self._lead(sequences)
         return request_id
@@ -140,6 +147,11 @@ class Engine:
                 f"{self._pool.num_blocks * self._pool.block_size}: ask for less, or give the "
                 "engine more blocks (num_blocks)"
             )
+
+    def _adapter_id(self, name: str) -> str:
+        if name and self._adapters is None:
+            raise ConfigError(f"adapter = {name!r}: this engine was built without adapters.")
+        return self._adapters.id_of(name) if self._adapters is not None else ""
 
     def _lead(self, sequences: list[SequenceState]) -> None:
         """Let the first of these compute the prompt for all."""
@@ -448,6 +460,7 @@ class Engine:
             "prefix_cache_hits": self._pool.hits,
             "num_preemptions": self._scheduler.num_preemptions,
             **({} if self._tier is None else self._tier.metrics()),
+            **({} if self._adapters is None else self._adapters.metrics()),
             **self._metrics.snapshot(),
         }
 
