@@ -77,7 +77,7 @@ class AdapterRows:
         self.current = self._by_rows
 
     def select(self, adapter_id: str | None) -> None:
-        """Let all rows have this adapter (or none, where no adapter has that id); None: as begun."""
+        """Let all rows have this adapter, or none if nothing has that id; None: as begun."""
         if adapter_id is None:
             self.current = self._by_rows
         else:

@@ -1,4 +1,4 @@
-"""Adapters of several requests in one batch: each is answered as by a model with its adapter alone."""
+"""Adapters of several requests in one batch: each answered as by a model with its adapter alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
