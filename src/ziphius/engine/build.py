@@ -18,6 +18,7 @@ from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
+from ziphius.models.offload import expert_cache
 
 
 @contextmanager
@@ -79,6 +80,10 @@ def build_engine(
         device=embedding.device,
         adapters=adapters,
     )
+    if adapters is not None:
+        engine.figures.append(adapters.metrics)
+    if (experts := expert_cache(model)) is not None:
+        engine.figures.append(experts.metrics)
     if config.disk_cache is not None:
         folder, size = config.disk_cache, config.disk_cache_bytes
         engine.keep_on_disk(folder, size, model=model_fingerprint(model), runner=kind)

@@ -11,7 +11,7 @@ Y expert layers, K experts per token.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ class Engine:
         self._metrics = Metrics()
         self._adapters = adapters
         self._tier: DiskTier | None = None
+        self.figures: list[Callable[[], Mapping[str, int]]] = []
+        """Of other parts of the model and the engine, for `metrics`."""
 
     @property
     def has_work(self) -> bool:
@@ -187,6 +189,7 @@ class Engine:
         self._tier = DiskTier(folder, self._cache, fingerprint, max_bytes)
         self._scheduler.tier = self._tier
         self._pool.on_evict = self._tier.store
+        self.figures.append(self._tier.metrics)
 
     def close(self) -> None:
         """Cancel what runs, and write to the disk tier, if there is one, what is not there yet."""
@@ -470,8 +473,7 @@ class Engine:
             "prefix_cache_queries": self._pool.queries,
             "prefix_cache_hits": self._pool.hits,
             "num_preemptions": self._scheduler.num_preemptions,
-            **({} if self._tier is None else self._tier.metrics()),
-            **({} if self._adapters is None else self._adapters.metrics()),
+            **{name: figure for part in self.figures for name, figure in part().items()},
             **self._metrics.snapshot(),
         }
 

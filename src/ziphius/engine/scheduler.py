@@ -140,7 +140,7 @@ class Scheduler:
 
     def _load(self, sequence: SequenceState, found: int) -> int:
         """Fill blocks of a sequence behind those that were found; return how many."""
-        if self.tier is None:
+        if self.tier is None or sequence.wants_scores:
             return 0
         limit = (len(sequence.tokens) - 1) // self.pool.block_size
         keys, blocks = sequence.keys[found:limit], sequence.blocks[found:limit]

@@ -1,14 +1,18 @@
 """Blocks in a folder: found again after an eviction and a restart, and never wrong."""
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.mock_engine import Log, mock_engine, oracle
+from tests.tiny import V3_EXPERTS, build, latent_config
 from ziphius.core.errors import ConfigError, OutputError
 from ziphius.engine import disk_tier
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
 from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
 from ziphius.engine.engine import Engine
 from ziphius.engine.sequence import Request
@@ -252,3 +256,46 @@ def test_the_fingerprint_knows_the_numbers_of_the_cache():
     found |= {cache_fingerprint(*names, caches[0]) for names in (("n", "torch"), ("m", "native"))}
     assert len(found) == len(caches) + 2
     assert cache_fingerprint("m", "torch", PagedCache([CacheSpec((3,))], 9, 4)) in found
+
+
+def model_told(folder: Path | None, requests: list[Request], num_blocks: int = 12):
+    """Run a small model; return ids and log-probabilities, and the engine's figures."""
+    settings = {"num_blocks": num_blocks, "block_size": 4, "max_num_seqs": 2}
+    disk = {} if folder is None else {"disk_cache": folder}
+    model = build(latent_config(**V3_EXPERTS)).eval()
+    engine = build_engine(model, EngineConfig(**settings, **disk))
+    ids, logprobs = [], []
+    for request in requests:
+        engine.add(request)
+        while engine.has_work:
+            for output in engine.step():
+                assert output.error is None
+                ids.append(output.token_id)
+                logprobs.append(output.logprob)
+            engine.check()
+    figures = engine.metrics()
+    engine.close()
+    return ids, torch.tensor(logprobs), figures
+
+
+def test_a_model_draws_the_same_with_it_without_it_and_after_a_restart(tmp_path):
+    asked = requests() + requests()
+    ids, logprobs, _ = model_told(None, asked, num_blocks=200)
+    for _ in range(2):  # the second one finds what the first one left
+        found_ids, found_logprobs, figures = model_told(tmp_path, asked)
+        assert found_ids == ids
+        torch.testing.assert_close(found_logprobs, logprobs, rtol=1e-5, atol=1e-5)
+        assert figures["disk_cache_loaded_blocks"] > 30
+    assert figures["disk_cache_stored_blocks"] <= 1
+    other = model_told(tmp_path, [replace(asked[0], cache_salt="other")])
+    assert other[2]["disk_cache_loaded_blocks"] == 0
+
+
+def test_settings_without_effect_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="prefix_caching"):
+        EngineConfig(disk_cache=tmp_path, prefix_caching=False)
+    with pytest.raises(ConfigError, match="without disk_cache"):
+        EngineConfig(disk_cache_bytes=10**9)
+    model = build(latent_config())
+    with pytest.raises(ConfigError, match="routes"):
+        build_engine(model, EngineConfig(disk_cache=tmp_path), record_routes=True)
