@@ -34,6 +34,8 @@ def build_folder(folder: Path) -> None:
     config = derive(
         get_preset("v2-lite"),
         vocab_size=4096,
+        bos_token_id=0,
+        eos_token_id=1,
         hidden_size=512,
         num_hidden_layers=9,
         intermediate_size=1024,
@@ -78,22 +80,24 @@ def measure(folder: Path, share: float, cold: bool, half_life: int) -> dict[str,
     model = load(folder, expert_cache=limit)
     engine = build_engine(model, EngineConfig(num_blocks=64, max_num_seqs=1))
     generator = torch.Generator().manual_seed(0)
-    tokens, seconds = 0, 0.0
+    tokens, seconds, cpu_seconds = 0, 0.0, 0.0
     for number in range(6):
         if cold:
             drop_files(folder)
         prompt = torch.randint(0, 64, (32,), generator=generator).tolist()
         engine.add(Request(prompt, 64, number, SamplingConfig(temperature=0.7)))
         engine.step()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         while engine.has_work:
             tokens += len(engine.step())
         seconds += time.perf_counter() - start
+        cpu_seconds += time.process_time() - cpu_start
     figures = engine.metrics()
     queries = figures.get("expert_cache_queries", 0)
     return {
         "share": share,
         "decode tokens/s": round(tokens / seconds, 1),
+        "per CPU second": round(tokens / cpu_seconds, 1),
         "peak MB above imports": round((peak_bytes() - before) / 1e6),
         "weights MB": round(whole / 1e6),
         "hit rate": round(figures.get("expert_cache_hits", 0) / max(1, queries), 3),

@@ -50,8 +50,8 @@ class AnswerOptions(SamplingConfig):
     drop_mtp: bool = False
     """Load a checkpoint whose config and weights disagree on MTP layers, without them."""
     expert_cache: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
-    """Memory for routed experts, such as 8GiB: those in use are kept there, the others are read from
-    the model folder when they are needed; by default all are in memory."""
+    """Memory for routed experts, such as 8GiB: those in use are kept there, the others are read
+    from the model folder when they are needed; by default all are in memory."""
 
     @property
     def sampling(self) -> SamplingConfig:

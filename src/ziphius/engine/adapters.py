@@ -9,7 +9,7 @@ Shapes: Z sequences, M tokens, L rows whose logits are wanted, X of any of them 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 

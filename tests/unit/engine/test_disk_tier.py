@@ -292,9 +292,9 @@ def test_a_model_draws_the_same_with_it_without_it_and_after_a_restart(tmp_path)
 
 
 def test_settings_without_effect_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="prefix_caching"):
+    with pytest.raises(ValueError, match="prefix_caching"):
         EngineConfig(disk_cache=tmp_path, prefix_caching=False)
-    with pytest.raises(ConfigError, match="without disk_cache"):
+    with pytest.raises(ValueError, match="without disk_cache"):
         EngineConfig(disk_cache_bytes=10**9)
     model = build(latent_config())
     with pytest.raises(ConfigError, match="routes"):
