@@ -6,6 +6,7 @@ copy or a block that two sequences write to changes tokens, and `oracle` says wh
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class MockRunner:
         paged.cache.write(0, paged.slot_mapping_M, ids_M.float()[:, None])
         texts = [self._text(batch, row) for row in range(len(paged.seq_lens_Z))]
         bounds = paged.cu_seqlens_Z1.tolist()
-        self.calls.append([end - start for start, end in zip(bounds, bounds[1:], strict=False)])
+        self.calls.append([end - start for start, end in pairwise(bounds)])
         if any(BOMB in text for text in texts):
             raise RuntimeError("the kernel gave up")
         rows = []

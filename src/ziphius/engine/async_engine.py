@@ -1,8 +1,8 @@
 """An engine for many askers at once: streams of outputs, fed by a thread that steps.
 
 The thread alone touches the engine. Askers hand it what to do through a queue, and hear of every
-step through the event loop they ask from. A stream that is left, by `break` or a cancelled task, cancels its
-request. The heart beats while the thread is alive and goes on: `heartbeat_age`
+step through the event loop they ask from. A stream that is left, by `break` or a cancelled task,
+cancels its request. The heart beats while the thread is alive and goes on: `heartbeat_age`
 grows without end when a step hangs.
 """
 
@@ -23,7 +23,7 @@ _IDLE_BEAT = 0.2
 
 
 class EngineDeadError(RuntimeError):
-    """The thread that steps has ended by an error of the engine itself: nothing can run any more."""
+    """The thread that steps has ended by an error of the engine itself: nothing runs any more."""
 
 
 class OutputStream:

@@ -28,7 +28,7 @@ from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
 from ziphius.engine.prompt_scores import score_prompt
 from ziphius.engine.runner import Runner, RunnerOutput
-from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
+from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled, TopLogprobs
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
 from ziphius.engine.step import Chunk, Ints, StepArrays
@@ -331,7 +331,8 @@ class Engine:
         except Exception:
             ids = torch.zeros(len(seats), dtype=torch.int64)
             together = Sampled(ids, torch.full((len(seats),), math.nan), {}, {})
-        top, failures = {}, {}
+        top: dict[int, TopLogprobs] = {}
+        failures: dict[int, str] = {}
         for place, (seat, position) in enumerate(zip(seats, positions.tolist(), strict=True)):
             try:
                 alone = self._sampler(logits_LW[place : place + 1], [seat], [position])
@@ -340,8 +341,10 @@ class Engine:
             else:
                 together.ids_L[place] = alone.ids_L[0]
                 together.logprobs_L[place] = alone.logprobs_L[0]
-                top |= {place: found for found in alone.top.values()}
-                failures |= {place: why for why in alone.failures.values()}
+                if 0 in alone.top:
+                    top[place] = alone.top[0]
+                if 0 in alone.failures:
+                    failures[place] = alone.failures[0]
         return Sampled(together.ids_L, together.logprobs_L, top, failures)
 
     def _accept(
@@ -452,7 +455,8 @@ class Engine:
 
     def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
         """Put the routes of a step down by slot: shared like the rows of the cache."""
-        assert output.routes_MYK is not None and batch.paged is not None
+        assert output.routes_MYK is not None
+        assert batch.paged is not None
         if self._routes is None:
             slots = self._cache.num_blocks * self._cache.block_size
             self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])

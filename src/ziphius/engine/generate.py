@@ -126,7 +126,8 @@ class _Told:
     last: NewToken | None = None
 
     def completion(self, expert_layers: Sequence[int]) -> Completion:
-        assert self.last is not None and self.last.finish_reason is not None
+        assert self.last is not None
+        assert self.last.finish_reason is not None
         routes, output = None, self.last.output
         if output is not None and (routes_TYK := output.routes_TYK) is not None:
             routes = {layer: routes_TYK[:, place] for place, layer in enumerate(expert_layers)}
@@ -154,9 +155,7 @@ def generate(
     config = _fitting(requests)
     told = [_Told() for _ in requests]
     with evaluation_mode(model):
-        engine = build_engine(
-            model, config, vocab_limit=vocab_limit, record_routes=record_routes
-        )
+        engine = build_engine(model, config, vocab_limit=vocab_limit, record_routes=record_routes)
         with Generation(engine, requests) as steps:
             for step in steps:
                 for token in step:

@@ -49,6 +49,7 @@ class TorchRunner:
     @torch.inference_mode()
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step."""
+        assert not self._model.training, "a model that is being trained is not asked"
         output = self._model(batch)
         logits_LW = self._model.logits(output.wanted_LD).float()
         if not (self._record_routes and output.routings):

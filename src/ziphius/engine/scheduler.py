@@ -107,7 +107,7 @@ class Scheduler:
         )
 
     def _find(self, sequence: SequenceState) -> list[int]:
-        """Look up the beginning of a sequence; the last token is always computed, for its logits."""
+        """Look up the beginning of a sequence, but for its last token, whose logits are wanted."""
         if not self._config.prefix_caching or sequence.wants_scores:
             return []
         limit = (len(sequence.tokens) - 1) // self.pool.block_size

@@ -39,7 +39,7 @@ class StopStrings:
     def __init__(self, strings: Sequence[str], min_pushes: int = 0) -> None:
         if "" in strings:
             raise ConfigError("a stop string is empty: it would end every text before it starts")
-        self._strings = tuple(strings)
+        self.strings = tuple(strings)
         self._passing = min_pushes
         self._held = ""
         self.found = False
@@ -55,7 +55,7 @@ class StopStrings:
         self._held += text
         hits = [
             (start + len(string), start)
-            for string in self._strings
+            for string in self.strings
             if (start := self._held.find(string)) >= 0
         ]
         if hits:
@@ -63,7 +63,7 @@ class StopStrings:
             _, start = min(hits)
             shown, self._held = self._held[:start], ""
             return shown
-        keep = max((_overlap(self._held, string) for string in self._strings), default=0)
+        keep = max((_overlap(self._held, string) for string in self.strings), default=0)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
