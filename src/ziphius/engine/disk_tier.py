@@ -137,23 +137,23 @@ class DiskTier:
                 return
         if _touch(path):
             return
-        content = self._content(path, block)
+        payload = self._read(block)
         with self._lock:
-            self._pending[path] = content
+            self._pending[path] = payload
         self._queue.put(path)
 
     def _has_room(self) -> bool:
         return len(self._pending) * self._file_bytes < BACKLOG_BYTES
 
-    def _content(self, path: Path, block: int) -> bytes:
+    def _read(self, block: int) -> bytes:
+        """Copy the rows of a block, layer by layer."""
         start, size = block * self._cache.block_size, self._cache.block_size
         rows = [
-            part[start : start + size].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            part[start : start + size].cpu().contiguous().view(torch.uint8).numpy().data
             for parts in self._cache.parts
             for part in parts
         ]
-        payload = b"".join(rows)
-        return b"".join((_MAGIC, _name_digest(path), sha256(payload).digest(), payload))
+        return b"".join(rows)
 
     def load(self, keys: Sequence[bytes], blocks: Sequence[int]) -> int:
         """Fill blocks with what was kept under these keys, up to the first that is not there.
@@ -170,21 +170,22 @@ class DiskTier:
             self.loaded += 1
         return len(keys)
 
-    def _payload(self, path: Path) -> memoryview | None:
+    def _payload(self, path: Path) -> bytes | memoryview | None:
+        """Return the rows of a block, None if it is not there or damaged."""
         with self._lock:
-            content = self._pending.get(path)
-        if content is None:
-            try:
-                with path.open("rb") as file:
-                    content = file.read(self._file_bytes + 1)
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                self._fail(f"Cannot read {path}: {error.strerror}")
-                return None
+            pending = self._pending.get(path)
+        if pending is not None:
+            return pending
+        try:
+            with path.open("rb") as file:
+                content = file.read(self._file_bytes + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._fail(f"Cannot read {path}: {error.strerror}")
+            return None
         payload = memoryview(content)[_HEADER:]
-        expected = b"".join((_MAGIC, _name_digest(path), sha256(payload).digest()))
-        if len(content) != self._file_bytes or content[:_HEADER] != expected:
+        if len(content) != self._file_bytes or content[:_HEADER] != _header(path, payload):
             self.damaged += 1
             _log.warning("%s: a block of the cache is damaged; it is computed anew.", path)
             with suppress(OSError):
@@ -193,7 +194,7 @@ class DiskTier:
         _touch(path)
         return payload
 
-    def _fill(self, block: int, payload: memoryview) -> None:
+    def _fill(self, block: int, payload: bytes | memoryview) -> None:
         numbers = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         start, size = block * self._cache.block_size, self._cache.block_size
         position = 0
@@ -224,13 +225,13 @@ class DiskTier:
 
     def _write_all(self) -> None:
         while (path := self._queue.get()) is not None:
-            content = self._pending[path]
+            payload = self._pending[path]
             try:
-                self._make_room(len(content))
-                write_file(path, content, durable=False)
+                self._make_room(self._file_bytes)
+                write_file(path, _header(path, payload) + payload, durable=False)
                 self.stored += 1
-                self._total_bytes += len(content)
-                self._since_scan += len(content)
+                self._total_bytes += self._file_bytes
+                self._since_scan += self._file_bytes
             except (OSError, OutputError) as error:
                 self._fail(str(error))
             finally:
@@ -287,8 +288,10 @@ class DiskTier:
         }
 
 
-def _name_digest(path: Path) -> bytes:
-    return bytes.fromhex(path.parent.name + path.name.removesuffix(_SUFFIX))
+def _header(path: Path, payload: bytes | memoryview) -> bytes:
+    """Say what stands before a block in the file of this name."""
+    name = bytes.fromhex(path.parent.name + path.name.removesuffix(_SUFFIX))
+    return _MAGIC + name + sha256(payload).digest()
 
 
 def _touch(path: Path) -> bool:

@@ -103,8 +103,7 @@ class MixedLoraLinear(Linear):
                 out_O = out_O + own.scaling * F.linear(F.linear(x_I, down), up)
             else:
                 update_XO = F.linear(F.linear(x_I.flatten(0, -2)[rows_X], down), up)
-                flat_MO = out_O.flatten(0, -2)
-                flat_MO[rows_X] += own.scaling * update_XO
+                out_O.view(-1, len(up))[rows_X] += own.scaling * update_XO
         return out_O
 
     @property
