@@ -81,7 +81,7 @@ def measure(folder: Path, share: float, cold: bool, half_life: int) -> dict[str,
     engine = build_engine(model, EngineConfig(num_blocks=64, max_num_seqs=1))
     generator = torch.Generator().manual_seed(0)
     tokens, seconds, cpu_seconds = 0, 0.0, 0.0
-    for number in range(6):
+    for number in range(3):
         if cold:
             drop_files(folder)
         prompt = torch.randint(0, 64, (32,), generator=generator).tolist()

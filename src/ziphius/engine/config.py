@@ -1,7 +1,7 @@
 """How much an engine takes on at once."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,9 @@ class EngineConfig(Config):
     num_blocks: Annotated[int, Field(ge=1)] | None = None
     """Blocks of the cache; by default enough for `max_num_seqs` sequences, or for the context once,
     within a quarter of the free memory."""
+    cache_dtype: Literal["auto", "bfloat16"] = "auto"
+    """Numbers that the cache keeps; auto are those of the weights. bfloat16 under float32 weights
+    halves it, and rounds what is remembered of a text to 8 bits."""
     prefix_caching: bool = True
     """Keep what was computed of a text, for texts that begin alike."""
     max_adapter_bytes: Annotated[int, Field(ge=1)] = 2**30

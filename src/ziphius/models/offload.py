@@ -27,7 +27,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.models.config import ModelConfig
 from ziphius.ops.experts import expert_rows, sum_rows
 
-HALF_LIFE = 64
+HALF_LIFE = 8
 """Forward passes; see `bench/offload.py` for others."""
 _LARGE = 1e200
 _NOWHERE = 2**62
