@@ -37,6 +37,7 @@ class AdapterStore:
         self._model, self.max_bytes = model, max_bytes
         self._ids: dict[str, str] = {}
         self._folders: dict[str, Path] = {}
+        self._sizes: dict[str, int] = {}
         self._resident: OrderedDict[str, Adapter] = OrderedDict()
 
     @property
@@ -57,7 +58,7 @@ class AdapterStore:
             raise ConfigError("an adapter needs a name: the empty one stands for the model alone.")
         adapter_id = adapter_digest(folder)
         adapter = self._read(folder)
-        self._folders[adapter_id] = folder
+        self._folders[adapter_id], self._sizes[adapter_id] = folder, _size_bytes(adapter)
         self._ids[name] = adapter_id
         self._keep(adapter_id, adapter)
 
@@ -84,8 +85,8 @@ class AdapterStore:
         return self._ids[name]
 
     def size(self, adapter_id: str) -> int:
-        """Return the bytes of an adapter in memory, which it then is."""
-        return _size_bytes(self.get(adapter_id))
+        """Return the bytes that an adapter takes in memory."""
+        return self._sizes[adapter_id]
 
     def get(self, adapter_id: str) -> Adapter:
         """Return an adapter, from its files if it is not in memory; others may have to go.
