@@ -11,6 +11,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.text import Text
 
+from ziphius.core.sizes import size_in_bytes
 from ziphius.ops.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class AnswerOptions(SamplingConfig):
     in bfloat16 and the CPU has units for it."""
     drop_mtp: bool = False
     """Load a checkpoint whose config and weights disagree on MTP layers, without them."""
+    expert_cache: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """Memory for routed experts, such as 8GiB: those in use are kept there, the others are read
+    from the model folder when they are needed; by default all are in memory."""
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -148,8 +152,13 @@ def load_model(name: str, options: AnswerOptions) -> "Loaded":
     """Load what the user names; say on stderr if its weights are random."""
     from ziphius.engine.load import load_for_inference
 
+    size = options.expert_cache
     loaded = load_for_inference(
-        name, device=options.device, dtype=options.dtype, drop_mtp=options.drop_mtp
+        name,
+        device=options.device,
+        dtype=options.dtype,
+        drop_mtp=options.drop_mtp,
+        expert_cache=None if size is None else size_in_bytes(size, "expert_cache"),
     )
     if loaded.is_random:
         print(f"{name}: random weights: a preset, not a trained model", file=sys.stderr)

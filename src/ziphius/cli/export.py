@@ -1,7 +1,6 @@
 """`ziphius export`: any model that can be loaded, as a Hugging Face folder or a GGUF file."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
@@ -16,6 +15,7 @@ from ziphius.core.config import Config
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.core.files import refuse_existing, refuse_occupied
 from ziphius.core.gguf_header import is_gguf_name
+from ziphius.core.sizes import size_in_bytes
 
 if TYPE_CHECKING:
     from ziphius.models.model import Model
@@ -23,21 +23,10 @@ if TYPE_CHECKING:
 FOLDER_FORMATS = ("bfloat16", "float32", "fp8", "fp8-ue8m0")
 GGUF_FORMATS = ("bfloat16", "float32", "float16", "q8_0", "q4_0")
 _SHARD_SIZE = "5GB"
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def size_in_bytes(text: str) -> int:
-    """Read a size such as 5GB, 200 MB or 1000000 (bytes); units are powers of 1000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.strip(), re.IGNORECASE)
-    unit = match[2].upper() if match else None
-    size = 0 if match is None or unit not in _UNITS else int(float(match[1]) * _UNITS[unit])
-    if size < 1:
-        raise ConfigError(f"max_shard_size = {text!r}: give a size such as 5GB or 200MB.")
-    return size
 
 
 def _checked_size(text: str) -> str:
-    size_in_bytes(text)
+    size_in_bytes(text, "max_shard_size")
     return text
 
 
@@ -145,7 +134,7 @@ def _write_folder(config: ExportConfig, model: "Model", tokenizer: Any) -> dict[
         config.out,
         tokenizer,
         weight_format=cast(WeightFormat, config.weight_format),
-        max_shard_bytes=size_in_bytes(config.max_shard_size),
+        max_shard_bytes=size_in_bytes(config.max_shard_size, "max_shard_size"),
     )
     files = sorted(config.out.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)

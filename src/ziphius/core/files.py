@@ -45,22 +45,32 @@ def existing_path(text: str) -> Path | None:
     return path
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Put `content` (text as UTF-8) at `path` in one step, replacing a file that is there."""
+def write_file(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Put `content` (text as UTF-8) at `path` in one step, replacing a file that is there.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        durable: it survives a power cut. Without, the file may then be damaged or missing, and
+            whoever reads it must notice; it is written many times faster, and nothing is swept.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = beside(path)
     with _explained(path):
-        sweep(path.parent)
+        if durable:
+            sweep(path.parent)
         try:
             # "x" with the default mode: the umask decides the rights, as with any file of the user.
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 @contextmanager

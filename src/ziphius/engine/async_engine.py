@@ -198,8 +198,7 @@ class AsyncEngine:
                 if self._engine.has_work and not self._stop:
                     self._hand_out(self._engine.step())
                 self._beat = self._clock()
-            for request_id in self._streams:
-                self._engine.cancel(request_id)
+            self._engine.close()
         except Exception as error:
             reason = EngineDeadError(f"the engine has stopped: {error}")
             reason.__cause__ = error

@@ -3,18 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
+from ziphius.engine.adapters import AdapterRunner, AdapterStore
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.runner import TorchRunner
+from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
+from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
+from ziphius.models.offload import expert_cache
 
 
 @contextmanager
@@ -40,6 +45,7 @@ def build_engine(
     *,
     vocab_limit: int | None = None,
     record_routes: bool = False,
+    adapters: AdapterStore | None = None,
 ) -> Engine:
     """Give a model an engine.
 
@@ -51,36 +57,67 @@ def build_engine(
             129,280 rows for 128,815 tokens); such ids are never drawn, and log-probabilities still
             count them.
         record_routes: return with a sequence's last token the experts of all.
+        adapters: of this model, that requests may name; more can be added later.
     """
-    embedding = model.model.embed_tokens.weight
-    # No step runs the MTP layers, so nothing is kept for them.
-    specs = cache_specs(model.config)[: model.config.num_hidden_layers]
-    num_blocks = config.num_blocks or _default_blocks(model.config, config, embedding)
-    cache = PagedCache(
-        specs, num_blocks, config.block_size, dtype=embedding.dtype, device=embedding.device
-    )
-    return Engine(
-        TorchRunner(model, record_routes=record_routes),
-        cache,
+    if record_routes and config.disk_cache is not None:
+        raise ConfigError("routes are not kept on disk: record them without disk_cache.")
+    device = model.model.embed_tokens.weight.device
+    runner: Runner = TorchRunner(model, record_routes=record_routes)
+    kind = type(runner).__name__
+    if adapters is not None:
+        runner = AdapterRunner(runner, model, adapters, record_routes=record_routes)
+    engine = Engine(
+        runner,
+        new_cache(model, config),
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
+        device=device,
+        adapters=adapters,
+    )
+    if adapters is not None:
+        engine.figures.append(adapters.metrics)
+    if (experts := expert_cache(model)) is not None:
+        engine.figures.append(experts.metrics)
+    if config.disk_cache is not None:
+        folder, size = config.disk_cache, config.disk_cache_bytes
+        engine.keep_on_disk(folder, size, model=model_fingerprint(model), runner=kind)
+    return engine
+
+
+def new_cache(model: Model, config: EngineConfig) -> PagedCache:
+    """Make the cache of an engine, in the numbers of the weights or those of `cache_dtype`.
+
+    Raises:
+        DeviceError: not even one sequence fits.
+    """
+    embedding = model.model.embed_tokens.weight
+    dtype = torch.bfloat16 if config.cache_dtype == "bfloat16" else embedding.dtype
+    # No step runs the MTP layers, so nothing is kept for them.
+    specs = cache_specs(model.config)[: model.config.num_hidden_layers]
+    block_bytes = sum(spec.numbers for spec in specs) * config.block_size * dtype.itemsize
+    return PagedCache(
+        specs,
+        config.num_blocks or _default_blocks(model.config, config, block_bytes, embedding.device),
+        config.block_size,
+        dtype=dtype,
         device=embedding.device,
+        read_dtype=embedding.dtype,
     )
 
 
-def _default_blocks(model: ModelConfig, config: EngineConfig, embedding: Tensor) -> int:
+def _default_blocks(
+    model: ModelConfig, config: EngineConfig, block_bytes: int, device: torch.device
+) -> int:
     """Return how many blocks all sequences can fill, or what a quarter of the memory has room for.
 
     Raises:
         DeviceError: not even one sequence fits.
     """
     blocks_each = -(-model.max_position_embeddings // config.block_size)
-    row = sum(spec.numbers for spec in cache_specs(model)[: model.num_hidden_layers])
-    block_bytes = row * config.block_size * embedding.dtype.itemsize
     most = blocks_each * config.max_num_seqs
-    free = free_bytes(embedding.device)
+    free = free_bytes(device)
     if free is None:
         return most
-    refuse_too_large("One block of the cache", block_bytes, embedding.device)
+    refuse_too_large("One block of the cache", block_bytes, device)
     return max(1, min(most, free // 4 // block_bytes))

@@ -10,7 +10,7 @@ the same key. Numbers only: the memory itself is `models/cache.py`.
 import hashlib
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 BlockCopy = tuple[int, int]
 """Source and target of a block whose rows have to be copied before the next step."""
@@ -43,6 +43,8 @@ class CachePool:
         """Tokens of them that were found."""
         self.evictions = 0
         """Blocks whose content was given up for another."""
+        self.on_evict: Callable[[int, bytes], None] | None = None
+        """Told of a block and its key before its content is given up."""
         self._references = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._index: dict[bytes, int] = {}
@@ -99,7 +101,9 @@ class CachePool:
             block = self._empty.pop()
         else:
             block, _ = self._idle.popitem(last=False)
-            self._forget(block)
+            key = self._forget(block)
+            if self.on_evict is not None:
+                self.on_evict(block, key)
             self.evictions += 1
         self._references[block] = 1
         return block
@@ -169,12 +173,17 @@ class CachePool:
         self._empty.extend(self._idle)
         self._idle.clear()
 
-    def _forget(self, block: int) -> None:
+    def _forget(self, block: int) -> bytes:
         key = self._keys[block]
         assert key is not None
         assert self._index[key] == block
         del self._index[key]
         self._keys[block] = None
+        return key
+
+    def known(self) -> list[tuple[int, bytes]]:
+        """Return every block that can be found, and its key."""
+        return [(block, key) for key, block in self._index.items()]
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Assert that no block is leaked or owned twice, given the blocks of all live sequences."""

@@ -1,6 +1,7 @@
 """How much an engine takes on at once."""
 
-from typing import Annotated, Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,10 +24,28 @@ class EngineConfig(Config):
     num_blocks: Annotated[int, Field(ge=1)] | None = None
     """Blocks of the cache; by default enough for `max_num_seqs` sequences, or for the context once,
     within a quarter of the free memory."""
+    cache_dtype: Literal["auto", "bfloat16"] = "auto"
+    """Numbers that the cache keeps; auto are those of the weights. bfloat16 under float32 weights
+    halves it, and rounds what is remembered of a text to 8 bits."""
     prefix_caching: bool = True
     """Keep what was computed of a text, for texts that begin alike."""
+    max_adapter_bytes: Annotated[int, Field(ge=1)] = 2**30
+    """Memory for adapters, in bytes; of more of them, those used last are kept."""
+    disk_cache: Path | None = None
+    """Folder for what memory has no room for of the prefix cache; it is found there again, also
+    after a restart. Whoever can read it can read prompts out of it."""
+    disk_cache_bytes: Annotated[int, Field(ge=1)] = 10 * 2**30
+    """Size of that folder at most."""
     max_queue: Annotated[int, Field(ge=1)] = 4096
     """Requests that may wait; one more is refused."""
+
+    @model_validator(mode="after")
+    def _disk_has_an_effect(self) -> Self:
+        if self.disk_cache is not None and not self.prefix_caching:
+            raise ConfigError("disk_cache has no effect without prefix_caching")
+        if self.disk_cache is None and "disk_cache_bytes" in self.model_fields_set:
+            raise ConfigError("disk_cache_bytes has no effect without disk_cache")
+        return self
 
     @model_validator(mode="after")
     def _every_sequence_gets_a_token(self) -> Self:

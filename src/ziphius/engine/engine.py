@@ -11,7 +11,8 @@ Y expert layers, K experts per token.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from ziphius.core.errors import ConfigError, QueueFullError
+from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
 from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
 from ziphius.engine.prompt_scores import score_prompt
@@ -52,6 +55,7 @@ class Engine:
         config: limits; `num_blocks` is the cache's.
         limits: of the model.
         device: where the runner wants ids and slots.
+        adapters: that requests may name, where the runner knows them.
         clock: seconds, rising.
     """
 
@@ -64,6 +68,7 @@ class Engine:
         limits: Limits,
         *,
         device: torch.device | None = None,
+        adapters: AdapterStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
@@ -80,6 +85,10 @@ class Engine:
         self._next_id = 0
         self._routes: Tensor | None = None
         self._metrics = Metrics()
+        self._adapters = adapters
+        self._tier: DiskTier | None = None
+        self.figures: list[Callable[[], Mapping[str, int]]] = []
+        """Of other parts of the model and the engine, for `metrics`."""
 
     @property
     def has_work(self) -> bool:
@@ -106,6 +115,7 @@ class Engine:
         try:
             check_request(request, self._limits)
             self._check_room(request)
+            adapter_id = self._adapter_id(request.adapter)
         except ConfigError:
             self._metrics.admission_rejections["invalid"] += 1
             raise
@@ -117,7 +127,9 @@ class Engine:
             )
         request_id, self._next_id = self._next_id, self._next_id + 1
         now = self._clock()
-        sequences = [SequenceState(request, request_id, n, now) for n in range(request.n)]
+        sequences = [
+            SequenceState(request, request_id, n, now, adapter_id) for n in range(request.n)
+        ]
         self._requests[request_id] = sequences
         self._lead(sequences)
         return request_id
@@ -130,6 +142,11 @@ class Engine:
                 f"{self._pool.num_blocks * self._pool.block_size}: ask for less, or give the "
                 "engine more blocks (num_blocks)"
             )
+
+    def _adapter_id(self, name: str) -> str:
+        if name and self._adapters is None:
+            raise ConfigError(f"adapter = {name!r}: this engine was built without adapters.")
+        return self._adapters.id_of(name) if self._adapters is not None else ""
 
     def _lead(self, sequences: list[SequenceState]) -> None:
         """Let the first of these compute the prompt for all."""
@@ -155,10 +172,41 @@ class Engine:
                     self._metrics.cancelled[_PLACES.get(sequence.status, "queue")] += 1
                 self._finish(sequence, reason)
 
+    def keep_on_disk(self, folder: Path, max_bytes: int, *, model: str, runner: str) -> None:
+        """Put a folder under the prefix cache, before the first request (`disk_tier.py`).
+
+        Blocks in it have no routes: none are returned from then on.
+
+        Args:
+            folder: for blocks.
+            max_bytes: of them.
+            model: its fingerprint.
+            runner: what kind of runner computes it.
+        """
+        assert self._tier is None
+        assert not self.has_work
+        fingerprint = cache_fingerprint(model, runner, self._cache)
+        self._tier = DiskTier(folder, self._cache, fingerprint, max_bytes)
+        self._scheduler.tier = self._tier
+        self._pool.on_evict = self._tier.store
+        self.figures.append(self._tier.metrics)
+
+    def close(self) -> None:
+        """Cancel what runs, and write to the disk tier, if there is one, what is not there yet."""
+        for request_id in list(self._requests):
+            self.cancel(request_id)
+        if self._tier is not None:
+            for block, key in self._pool.known():
+                self._tier.store(block, key, wait=True)
+            self._tier.close()
+            self._scheduler.tier = self._tier = self._pool.on_evict = None
+
     def reset_prefix_cache(self) -> None:
         """Forget what was computed of earlier texts, after a change of weights; nothing may run."""
         assert not self.has_work, "the cache rows of running sequences are of the old weights"
         self._pool.forget_all()
+        if self._tier is not None:
+            self._tier.renew()
 
     def step(self) -> list[StepOutput]:
         """Compute one step, and return what it did to each sequence that got a token or ended."""
@@ -191,7 +239,7 @@ class Engine:
         """Compute rows and chunks; return the logits of each sequence's last token [Z, W]."""
         batch = arrays.batch(chunks)
         output = self._runner(batch)
-        if output.routes_MYK is not None:
+        if output.routes_MYK is not None and self._tier is None:
             self._keep_routes(batch, output)
         if any(chunk.sequence.wants_scores for chunk in chunks):
             return _score_prompts(output.logits_LW, len(arrays), chunks)
@@ -429,6 +477,7 @@ class Engine:
             "prefix_cache_queries": self._pool.queries,
             "prefix_cache_hits": self._pool.hits,
             "num_preemptions": self._scheduler.num_preemptions,
+            **{name: figure for part in self.figures for name, figure in part().items()},
             **self._metrics.snapshot(),
         }
 

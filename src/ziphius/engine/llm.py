@@ -6,12 +6,14 @@ Example:
         print([completion.text for completion in output.outputs])
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
@@ -70,6 +72,7 @@ class LLM:
         config: limits of the engine.
         device: a word that `resolve_device` knows; not with a loaded model.
         dtype: a word that `resolve_dtype` knows; not with a loaded model.
+        adapters: folders of adapters by the name that `generate` is given.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class LLM:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        adapters: Mapping[str, Path | str] | None = None,
     ) -> None:
         if isinstance(model, str):
             model = load_for_inference(model, device=device, dtype=dtype)
@@ -86,32 +90,47 @@ class LLM:
             raise ConfigError("device and dtype have no effect on a model that is loaded already")
         self.loaded = model
         self.tokenizer = model.tokenizer
+        config = config or EngineConfig()
+        self.adapters: AdapterStore | None = None
+        if adapters is not None:
+            self.adapters = AdapterStore(model.model, config.max_adapter_bytes)
+            for name, folder in adapters.items():
+                self.adapters.add(name, Path(folder))
         self.engine = build_engine(
-            model.model, config or EngineConfig(), vocab_limit=self.tokenizer.vocab_size
+            model.model, config, vocab_limit=self.tokenizer.vocab_size, adapters=self.adapters
         )
+
+    def close(self) -> None:
+        """Write what the engine keeps on disk, if `disk_cache` is set."""
+        self.engine.close()
 
     def generate(
         self,
         prompts: PromptLike | Sequence[PromptLike],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapter: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """Complete prompts; return the completions of each, in order.
 
         Args:
             prompts: one, or a list of them.
             params: for all prompts, or for each its own; by default `SamplingParams()`.
+            adapter: name of an adapter for all prompts, or for each its own; empty is none.
         """
         asked = [self._prompt(prompt) for prompt in _listed(prompts)]
         each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
         if len(each) != len(asked):
             raise ConfigError(f"{len(asked)} prompts and {len(each)} params: give one for each")
+        names = [adapter] * len(asked) if isinstance(adapter, str) else adapter
+        if len(names) != len(asked):
+            raise ConfigError(f"{len(asked)} prompts and {len(names)} adapters: give one for each")
         for one in each:
             _refuse_unsupported(one)
         answered = [
             RequestOutput(list(prompt.ids), [CompletionOutput(i) for i in range(one.completions)])
             for prompt, one in zip(asked, each, strict=True)
         ]
-        self._run(asked, each, answered)
+        self._run(asked, each, names, answered)
         for output, one in zip(answered, each, strict=True):
             output.keep_best(one.n)
         return answered
@@ -120,13 +139,14 @@ class LLM:
         self,
         prompts: Sequence[Prompt],
         each: Sequence[SamplingParams],
+        adapters: Sequence[str],
         answered: Sequence[RequestOutput],
     ) -> None:
         requests: list[Request] = []
         stops: list[StopStrings] = []
         rows: list[tuple[RequestOutput, CompletionOutput]] = []
-        for prompt, params, output in zip(prompts, each, answered, strict=True):
-            requests += self._requests(prompt, params)
+        for prompt, params, name, output in zip(prompts, each, adapters, answered, strict=True):
+            requests += self._requests(prompt, params, name)
             stops += [StopStrings(params.stop, params.min_tokens) for _ in output.outputs]
             rows += [(output, completion) for completion in output.outputs]
         with closing(stream_text(self.engine, self.tokenizer, requests, stops)) as steps:
@@ -174,7 +194,7 @@ class LLM:
             )
         return chat_prompt(messages, self.tokenizer, get_chat_format(self.tokenizer.chat_format))
 
-    def _requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
+    def _requests(self, prompt: Prompt, params: SamplingParams, adapter: str) -> list[Request]:
         """Make the requests of one prompt's completions."""
         ends = () if params.ignore_eos else prompt.stop_ids
         stop_ids = (*ends, *params.stop_token_ids)
@@ -188,6 +208,7 @@ class LLM:
                 number,
                 params,
                 stop_ids,
+                adapter=adapter,
                 logprobs=params.logprobs,
                 prompt_logprobs=params.prompt_logprobs if number == 0 else None,
                 processors=processors,

@@ -35,7 +35,12 @@ class Loaded(NamedTuple):
 
 
 def load_for_inference(
-    name_or_path: str, *, device: str = "auto", dtype: str = "auto", drop_mtp: bool = False
+    name_or_path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    drop_mtp: bool = False,
+    expert_cache: int | None = None,
 ) -> Loaded:
     """Load a folder or .gguf file, or build a preset with random weights.
 
@@ -46,17 +51,25 @@ def load_for_inference(
         device: a word that `resolve_device` knows.
         dtype: a word that `resolve_dtype` knows.
         drop_mtp: see `weights.load`; an error with a preset, where it would do nothing.
+        expert_cache: likewise.
     """
     place = resolve_device(device)
     path = existing_path(name_or_path)
     if path is not None:
         numbers = resolve_dtype(dtype, place, stored_dtype(path))
-        model = load(path, dtype=numbers, device=place, drop_mtp=drop_mtp)
+        model = load(
+            path, dtype=numbers, device=place, drop_mtp=drop_mtp, expert_cache=expert_cache
+        )
         return Loaded(model, load_tokenizer(tokenizer_path(path)), is_random=False)
     if name_or_path not in PRESETS:
         raise ConfigError(
             f"{name_or_path!r}: there is no such folder or file, and no preset of that name. "
             f"Presets: {', '.join(PRESETS)}."
+        )
+    if expert_cache is not None:
+        raise ConfigError(
+            f"expert_cache has no effect: {name_or_path} is a preset, and no folder that experts "
+            "could be read from."
         )
     if drop_mtp:
         raise ConfigError(f"drop_mtp has no effect: {name_or_path} is a preset, not a checkpoint.")

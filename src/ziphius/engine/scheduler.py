@@ -14,6 +14,7 @@ from operator import attrgetter
 
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.disk_tier import DiskTier
 from ziphius.engine.sequence import SequenceState, Status
 from ziphius.engine.step import Chunk, StepArrays
 
@@ -52,6 +53,8 @@ class Scheduler:
         self._seats = list(reversed(range(config.max_num_seqs)))
         self._coming: dict[bytes, SequenceState] = {}
         """Key of a block -> the prefilling sequence that is about to publish it."""
+        self.tier: DiskTier | None = None
+        """Where blocks are looked for that the pool does not know."""
 
     @property
     def has_work(self) -> bool:
@@ -124,15 +127,27 @@ class Scheduler:
         self.pool.share(found)
         new = self.pool.allocate(self.pool.blocks_for(len(sequence.tokens)) - len(found))
         sequence.blocks = [*found, *new]
-        sequence.num_published = len(found)
-        sequence.num_computed = len(found) * self.pool.block_size
+        known = len(found) + self._load(sequence, len(found))
+        sequence.num_published = known
+        sequence.num_computed = known * self.pool.block_size
         if not sequence.was_preempted:
             sequence.num_cached = sequence.num_computed
             self.pool.count_lookup(sequence.num_prompt, sequence.num_computed)
         self._sit(sequence, Status.PREFILLING)
         self.prefilling.append(sequence)
-        for key in sequence.keys[len(found) :]:
+        for key in sequence.keys[known:]:
             self._coming.setdefault(key, sequence)
+
+    def _load(self, sequence: SequenceState, found: int) -> int:
+        """Fill blocks of a sequence behind those that were found; return how many."""
+        if self.tier is None or sequence.wants_scores:
+            return 0
+        limit = (len(sequence.tokens) - 1) // self.pool.block_size
+        keys, blocks = sequence.keys[found:limit], sequence.blocks[found:limit]
+        loaded = self.tier.load(keys, blocks)
+        for block, key in zip(blocks[:loaded], keys, strict=False):
+            self.pool.publish(block, key)
+        return loaded
 
     def _sit(self, sequence: SequenceState, status: Status) -> None:
         sequence.seat = self._seats.pop()

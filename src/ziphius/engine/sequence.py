@@ -43,6 +43,8 @@ class Request:
     cache_salt: str = ""
     """Only requests with the same salt share what was computed of their prompts: one for each
     tenant keeps them from learning by the clock what others have asked."""
+    adapter: str = ""
+    """Name of the adapter to answer with (`engine/adapters.py`); empty is the model alone."""
     logprobs: int = 0
     """Most likely tokens to return at each position."""
     prompt_logprobs: int | None = None
@@ -93,6 +95,7 @@ class SequenceState:
     """One sample of a request on its way through the engine."""
 
     __slots__ = (
+        "adapter_id",
         "arrival_time",
         "blocks",
         "finish_reason",
@@ -122,10 +125,16 @@ class SequenceState:
     )
 
     def __init__(
-        self, request: Request, request_id: int, sample: int, arrival_time: float = 0.0
+        self,
+        request: Request,
+        request_id: int,
+        sample: int,
+        arrival_time: float = 0.0,
+        adapter_id: str = "",
     ) -> None:
         self.request = request
         self.request_id = request_id
+        self.adapter_id = adapter_id
         self.sample = sample
         self.order = (request.priority, request_id, sample)
         """Who goes first; the largest is preempted first."""
@@ -145,7 +154,7 @@ class SequenceState:
         """Full blocks that went to the index, from the first on."""
         self.keys: list[bytes] = []
         """Of full blocks, as far as they were needed."""
-        self.last_key = root_key(request.cache_salt)
+        self.last_key = root_key(request.cache_salt, adapter_id)
         self.seat = -1
         """Number among the running sequences that stays the same while it runs."""
         self.row = -1

@@ -142,6 +142,7 @@ class StepArrays:
                     self._ones[: rows + 1],
                     self._lengths[:rows],
                     self._ones[:rows],
+                    self.sequences,
                 )
             return self._steady
         return self._mixed(chunks)
@@ -173,6 +174,7 @@ class StepArrays:
             bounds,
             self._lengths[: rows + len(chunks)],
             wanted,
+            [*self.sequences, *(chunk.sequence for chunk in chunks)],
         )
 
     def _assemble(
@@ -182,7 +184,9 @@ class StepArrays:
         bounds: Ints,
         lengths: Ints,
         logits_rows: Ints,
+        sequences: Sequence[SequenceState],
     ) -> ForwardBatch:
+        adapters = tuple(sequence.adapter_id for sequence in sequences)
         paged = PagedTokens(
             self._cache,
             torch.from_numpy(bounds),
@@ -194,6 +198,7 @@ class StepArrays:
             send(torch.from_numpy(ids)[None], self._device),
             paged=paged,
             logits_rows_L=send(torch.from_numpy(logits_rows), self._device),
+            adapters_Z=adapters if any(adapters) else None,
         )
 
     def _set_table(self, row: int, blocks: Sequence[int]) -> None:

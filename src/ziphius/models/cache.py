@@ -31,6 +31,14 @@ class PagedCache:
 
     Every part of every layer is one tensor [num_blocks * block_size, width]. A slot holds the same
     token in all layers.
+
+    Args:
+        specs: what each layer keeps of a token.
+        num_blocks: in all.
+        block_size: slots of a block.
+        dtype: that rows are kept in.
+        device: where.
+        read_dtype: that they are read in, by default the same: what is computed with.
     """
 
     def __init__(
@@ -41,8 +49,10 @@ class PagedCache:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        read_dtype: torch.dtype | None = None,
     ) -> None:
         self.block_size = block_size
+        self._read_dtype = read_dtype or dtype
         self.num_blocks = num_blocks
         self.parts = [
             tuple(
@@ -61,8 +71,10 @@ class PagedCache:
     def read(self, layer_idx: int, slots: Tensor | Span) -> tuple[Tensor, ...]:
         """Return the rows at these slots, [Z, S, width] of each part: copies, of a span views."""
         if isinstance(slots, Span):
-            return tuple(_view(part, slots) for part in self.parts[layer_idx])
-        return tuple(F.embedding(slots, part) for part in self.parts[layer_idx])
+            rows = [_view(part, slots) for part in self.parts[layer_idx]]
+        else:
+            rows = [F.embedding(slots, part) for part in self.parts[layer_idx]]
+        return tuple(part.to(self._read_dtype) for part in rows)
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole blocks, all layers: a sequence is about to write where others read."""

@@ -10,6 +10,7 @@ longest sequence, L rows whose logits are wanted, K experts per token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ class PagedTokens:
         return torch.arange(len(self.slot_mapping_M)) - before_Z.repeat_interleave(new_Z)
 
 
+class SelectsAdapter(Protocol):
+    """What projections look up which adapter they have in."""
+
+    def select(self, adapter_id: str | None) -> None:
+        """Let all that is projected next have this adapter; None: every row its own."""
+
+
 @dataclass(frozen=True)
 class ForwardBatch:
     """The tokens of one forward pass."""
@@ -71,6 +79,11 @@ class ForwardBatch:
     pass chose them; the other layers choose."""
     first_row: int = 0
     """Number of the first row in its step, for `ModelConfig.capacity_factor`."""
+    adapters_Z: tuple[str, ...] | None = None
+    """Id of the adapter of each sequence of a flat batch, empty for none. None: no sequence has
+    one."""
+    adapter_rows: SelectsAdapter | None = None
+    """Of a model that knows the adapters (`models/lora_mixed.py`)."""
 
     def __post_init__(self) -> None:
         if self.branches_BT is not None and self.documents_BT is None:

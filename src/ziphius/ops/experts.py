@@ -4,6 +4,7 @@ Shapes: M tokens of a batch in one row, K experts per token, E experts, D hidden
 Z = M * K token-expert pairs, J rows of the buffer sorted by expert.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,65 @@ def routed_experts(
     return routed_MD if base_MD is None else routed_MD + base_MD
 
 
+def expert_rows(
+    x_MD: Tensor, experts_MK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what experts make of tokens, a row for each pair, and the row of each pair, [M, K].
+
+    With `sum_rows` this is `routed_experts` cut in two, bit for bit, for experts that are not all
+    there at a time. No gradient passes.
+
+    Args:
+        x_MD: tokens.
+        experts_MK: chosen experts; the value E marks a pair without a row, whose place means
+            nothing.
+        gate_up_E2FD: gate rows first, then up rows, of every expert.
+        down_EDF: output projections.
+    """
+    dtype = compute_dtype(x_MD)
+    if native.serves(x_MD, gate_up_E2FD, down_EDF):
+        order = sort_pairs(experts_MK.contiguous(), len(down_EDF))
+        x_MD = x_MD.to(dtype).contiguous()
+        rows_JD, _ = experts_forward(x_MD, order, gate_up_E2FD, down_EDF, keep=False)
+        return rows_JD, order.slot_MK
+    width = x_MD.shape[1]
+    x_MD, gate_up_E2FD, down_EDF = _padded(x_MD, gate_up_E2FD, down_EDF)
+    plan = _plan(experts_MK, len(down_EDF), 1)
+    # Not one row more than the last expert has: how a product is summed may hang on its rows.
+    plan.ends_E[-1:].copy_((experts_MK < len(down_EDF)).sum())
+    rows_JD, _ = _grouped(x_MD.to(dtype), gate_up_E2FD, down_EDF, plan)
+    return rows_JD[:, :width], plan.slot_MK
+
+
+def sum_rows(
+    rows: Sequence[Tensor],
+    row_MK: Tensor,
+    weights_MK: Tensor,
+    base_MD: Tensor | None,
+    like_MD: Tensor,
+) -> Tensor:
+    """Return base + sum over a token's rows of weight * row, [M, D].
+
+    Args:
+        rows: what `expert_rows` returned, once or more, each [J, D].
+        row_MK: the row of each pair, counted through all of them; one past the end adds nothing.
+        weights_MK: of the pairs.
+        base_MD: see `routed_experts`.
+        like_MD: the tokens, for the shape where there is no row.
+    """
+    rows_JD = torch.cat(list(rows)) if rows else like_MD[:0].to(compute_dtype(like_MD))
+    base_MD = None if base_MD is None else base_MD.to(rows_JD.dtype)
+    if native.serves(rows_JD, weights_MK):
+        base_MD = None if base_MD is None else base_MD.contiguous()
+        return combine(rows_JD.contiguous(), row_MK, weights_MK.float().contiguous(), base_MD)
+    routed_MD = torch.zeros_like(like_MD, dtype=rows_JD.dtype)
+    if len(rows_JD):
+        weights_MK = torch.where(row_MK < len(rows_JD), weights_MK, 0.0)
+        picked_MKD = rows_JD[row_MK.clamp(max=len(rows_JD) - 1)]
+        routed_MD = (picked_MKD * weights_MK[..., None]).sum(dim=1).to(rows_JD.dtype)
+    return routed_MD if base_MD is None else routed_MD + base_MD
+
+
 def _padded(x_MD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Widen what `ALIGNMENT` does not divide with zeros, which change no result."""
     _, hidden, width = down_EDF.shape
@@ -113,6 +173,17 @@ def _plan(experts_MK: Tensor, num_experts: int, alignment: int) -> _Plan:
     return _Plan(source_J, slot_Z.view(tokens, per_token), ends_E)
 
 
+def _grouped(
+    x_MD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, plan: _Plan
+) -> tuple[Tensor, Tensor]:
+    """Return what experts make of the rows of a plan, and gate and up before it."""
+    dtype = x_MD.dtype
+    gate_up, down = gate_up_E2FD.to(dtype).contiguous(), down_EDF.to(dtype).contiguous()
+    gate_up_J2F = F.grouped_mm(x_MD[plan.source_J], gate_up.mT, offs=plan.ends_E)
+    inner_JF = swiglu(*gate_up_J2F.chunk(2, dim=-1))
+    return F.grouped_mm(inner_JF, down.mT, offs=plan.ends_E), gate_up_J2F
+
+
 class _GroupedExperts(torch.autograd.Function):
     """PyTorch's grouped products, one for each projection of all experts.
 
@@ -134,10 +205,7 @@ class _GroupedExperts(torch.autograd.Function):
         plan = _plan(experts_MK, len(down_EDF), ALIGNMENT if any(ctx.needs_input_grad) else 1)
         ctx.input_dtype = x_MD.dtype
         x_MD = x_MD.to(dtype)
-        gate_up, down = gate_up_E2FD.to(dtype).contiguous(), down_EDF.to(dtype).contiguous()
-        gate_up_J2F = F.grouped_mm(x_MD[plan.source_J], gate_up.mT, offs=plan.ends_E)
-        inner_JF = swiglu(*gate_up_J2F.chunk(2, dim=-1))
-        out_JD = F.grouped_mm(inner_JF, down.mT, offs=plan.ends_E)
+        out_JD, gate_up_J2F = _grouped(x_MD, gate_up_E2FD, down_EDF, plan)
         ctx.save_for_backward(
             *(plan.source_J, plan.slot_MK, plan.ends_E),
             *(weights_MK, x_MD, gate_up_E2FD, down_EDF, gate_up_J2F),

@@ -13,6 +13,7 @@ import torch
 
 import ziphius
 from ziphius.dist.world import World
+from ziphius.models.fingerprint import add_tensor
 from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.train.config import WITHOUT_EFFECT, TrainConfig
@@ -48,8 +49,7 @@ def frozen_sum(model: Model) -> str:
     digest = sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            add_tensor(digest, name, parameter)
     return digest.hexdigest()
 
 

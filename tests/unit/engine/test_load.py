@@ -8,6 +8,7 @@ from ziphius.core.errors import ConfigError, DeviceError
 from ziphius.core.memory import free_bytes
 from ziphius.engine import load as load_module
 from ziphius.engine.load import load_for_inference, load_preset
+from ziphius.models.offload import expert_cache
 from ziphius.models.weights import save
 from ziphius.text.chat import CHAT_FORMATS
 
@@ -114,3 +115,12 @@ def test_the_table_of_chat_formats_names_formats_and_presets():
     for beginning, name in load_module.CHAT_FORMAT_OF_PRESETS.items():
         assert name in CHAT_FORMATS
         assert any(preset.startswith(beginning) for preset in load_module.PRESETS)
+
+
+def test_experts_can_stay_in_a_folder_but_a_preset_has_none(tmp_path):
+    loaded = load_preset("v3-tiny", device=CPU)
+    save(loaded.model, tmp_path / "model", loaded.tokenizer, weight_format="float32")
+    model = load_for_inference(str(tmp_path / "model"), device="cpu", expert_cache=10**6).model
+    assert expert_cache(model) is not None
+    with pytest.raises(ConfigError, match="expert_cache has no effect"):
+        load_for_inference("v3-tiny", expert_cache=10**6)

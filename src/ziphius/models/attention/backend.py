@@ -9,7 +9,7 @@ H width of a query, X any width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ziphius.core.device import send
 from ziphius.models.cache import PagedCache, Span
-from ziphius.models.forward_batch import ForwardBatch, PagedTokens
+from ziphius.models.forward_batch import ForwardBatch, PagedTokens, SelectsAdapter
 from ziphius.models.patterns import Causal, Pattern, Tokens, visibility_mask
 from ziphius.models.segments import split_branches
 
@@ -46,6 +46,9 @@ class AttentionGroup:
     slots: Tensor | Span | None = None
     """Where the keys lie in the cache, [Z, S]. Padding repeats the first of its row, so that what
     the mask hides are numbers of that sequence."""
+
+    adapter_id: str = ""
+    """Of all rows, where a batch has adapters."""
 
     @property
     def is_cached(self) -> bool:
@@ -82,6 +85,8 @@ class AttentionMetadata:
     cache: PagedCache | None = None
     slot_mapping_M: Tensor | None = None
     """Where the cache gets the new rows."""
+    adapter_rows: SelectsAdapter | None = None
+    """Told of the adapter of every group."""
 
     def attend(
         self,
@@ -109,7 +114,11 @@ class AttentionMetadata:
             else:
                 assert group.slots is not None
                 keys = self.cache.read(layer_idx, group.slots)
+            if self.adapter_rows is not None:
+                self.adapter_rows.select(group.adapter_id)
             outs.append(form(group.queries(query_BNTH), keys, group))
+        if self.adapter_rows is not None:
+            self.adapter_rows.select(None)
         return self._join(outs, query_BNTH.shape[0])
 
     def _join(self, outs: list[Tensor], rows: int) -> Tensor:
@@ -133,7 +142,8 @@ def build_metadata(
             every document. Not read for a flat batch, whose lengths say it.
     """
     if batch.paged is not None:
-        return _paged(pattern, batch.paged, positions_BT.device)
+        metadata = _paged(pattern, batch.paged, batch.adapters_Z, positions_BT.device)
+        return replace(metadata, adapter_rows=batch.adapter_rows)
     if batch.branches_BT is not None:
         assert batch.documents_BT is not None
         segments = split_branches(pattern.sees, positions_BT, batch.documents_BT, batch.branches_BT)
@@ -151,11 +161,24 @@ def build_metadata(
     return AttentionMetadata((AttentionGroup(mask_BTS, is_causal=False),))
 
 
-def _paged(pattern: Pattern, paged: PagedTokens, device: torch.device) -> AttentionMetadata:
-    """Group the sequences of a flat batch."""
+def _paged(
+    pattern: Pattern, paged: PagedTokens, adapters_Z: Sequence[str] | None, device: torch.device
+) -> AttentionMetadata:
+    """Group the sequences of a flat batch, those of each adapter apart."""
     new_Z = paged.cu_seqlens_Z1.diff()
-    members = alike(new_Z.tolist(), paged.seq_lens_Z.tolist())
-    groups = [_sequences(pattern, paged, torch.tensor(rows), device) for rows in members]
+    members = []
+    for same in _by_adapter(adapters_Z, len(new_Z)):
+        members += [
+            [same[place] for place in group]
+            for group in alike(new_Z[same].tolist(), paged.seq_lens_Z[same].tolist())
+        ]
+    groups = [
+        _sequences(
+            *(pattern, paged, torch.tensor(rows), device),
+            adapter_id="" if adapters_Z is None else adapters_Z[rows[0]],
+        )
+        for rows in members
+    ]
     slot_mapping_M = send(paged.slot_mapping_M, device)
     if len(groups) == 1 and groups[0].queries_ZT is None:
         return AttentionMetadata(tuple(groups), None, paged.cache, slot_mapping_M)
@@ -169,6 +192,15 @@ def _paged(pattern: Pattern, paged: PagedTokens, device: torch.device) -> Attent
             places_M[start:end] = torch.arange(first, first + end - start)
         before += len(rows) * width
     return AttentionMetadata(tuple(groups), send(places_M, device), paged.cache, slot_mapping_M)
+
+
+def _by_adapter(adapters_Z: Sequence[str] | None, sequences: int) -> list[list[int]]:
+    if adapters_Z is None:
+        return [list(range(sequences))]
+    same: dict[str, list[int]] = {}
+    for row, adapter_id in enumerate(adapters_Z):
+        same.setdefault(adapter_id, []).append(row)
+    return list(same.values())
 
 
 def alike(new: Sequence[int], total: Sequence[int]) -> list[list[int]]:
@@ -196,7 +228,12 @@ def alike(new: Sequence[int], total: Sequence[int]) -> list[list[int]]:
 
 
 def _sequences(
-    pattern: Pattern, paged: PagedTokens, rows_Z: Tensor, device: torch.device
+    pattern: Pattern,
+    paged: PagedTokens,
+    rows_Z: Tensor,
+    device: torch.device,
+    *,
+    adapter_id: str = "",
 ) -> AttentionGroup:
     """Lay out some sequences of a flat batch; all but the results on the CPU."""
     starts_Z = paged.cu_seqlens_Z1[rows_Z]
@@ -221,6 +258,7 @@ def _sequences(
         rows=len(rows_Z),
         queries_ZT=queries_ZT,
         slots=slots if isinstance(slots, Span) else send(slots, device),
+        adapter_id=adapter_id,
     )
 
 

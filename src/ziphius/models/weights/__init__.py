@@ -41,6 +41,7 @@ def load(
     device: torch.device | str = "cpu",
     drop_mtp: bool = False,
     check_finite: bool = False,
+    expert_cache: int | None = None,
 ) -> Model:
     """Read a model, in evaluation mode, straight into its final dtype.
 
@@ -59,6 +60,9 @@ def load(
             that does not is an error, as is one that lacks a part of them; one without any, as
             transformers saves V3, is loaded without, and the log warns.
         check_finite: also look through every weight for NaN and infinity.
+        expert_cache: bytes of memory for routed experts; those in use are kept there, the others
+            stay in the folder until they are needed (`models/offload.py`). For inference, on a CPU,
+            of a folder that is not quantized to INT8. None keeps all in memory.
     """
     path = Path(path)
     if dtype is not None and dtype not in LOADABLE_DTYPES:
@@ -66,21 +70,32 @@ def load(
         raise ConfigError(f"dtype = {dtype}: weights can be loaded as {known}.")
     device = torch.device(device)
     path, adapters = split_adapters(path)
-    model = _load(path, dtype, device, drop_mtp=drop_mtp, finite=check_finite)
+    if is_gguf_path(path):
+        _refuse_for_gguf(path, drop_mtp=drop_mtp, expert_cache=expert_cache)
+        numbers = dtype or torch.float32
+        model = load_gguf(path, dtype=numbers, device=device, finite=check_finite)
+    else:
+        model = load_folder(
+            path,
+            dtype=dtype,
+            device=device,
+            drop_mtp=drop_mtp,
+            finite=check_finite,
+            expert_cache=expert_cache,
+        )
     for folder in adapters:
         load_adapters(model, folder)
         merge_adapters(model)
+    if expert_cache is not None:
+        model.requires_grad_(False)
     return model
 
 
-def _load(
-    path: Path, dtype: torch.dtype | None, device: torch.device, *, drop_mtp: bool, finite: bool
-) -> Model:
-    if not is_gguf_path(path):
-        return load_folder(path, dtype=dtype, device=device, drop_mtp=drop_mtp, finite=finite)
+def _refuse_for_gguf(path: Path, *, drop_mtp: bool, expert_cache: int | None) -> None:
     if drop_mtp:
         raise ConfigError(f"drop_mtp has no effect: {path} is a GGUF file without such layers.")
-    return load_gguf(path, dtype=dtype or torch.float32, device=device, finite=finite)
+    if expert_cache is not None:
+        raise ConfigError(f"expert_cache is for model folders; {path} is a GGUF file.")
 
 
 def read_model_config(path: Path | str) -> ModelConfig:

@@ -7,16 +7,18 @@ has it. Its base may be one again.
 import json
 import shutil
 from collections.abc import Mapping
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ziphius.core.errors import CheckpointError, OutputError
 from ziphius.core.files import existing_path, new_folder, refuse_full_disk, write_file
-from ziphius.core.reading import read_object
+from ziphius.core.reading import open_file, read_object
 from ziphius.models.lora import (
     LoraLinear,
     adapt,
@@ -25,10 +27,12 @@ from ziphius.models.lora import (
     projections,
     refuse_adapters,
 )
+from ziphius.models.lora_mixed import LowRank
 from ziphius.models.model import Model
 from ziphius.models.weights.adapter_config import (
     CONFIG_FILE,
     MAX_FILE_BYTES,
+    AdapterConfig,
     read_adapter_config,
 )
 from ziphius.models.weights.names import layer_of
@@ -182,6 +186,25 @@ def write_adapters(
 def load_adapters(model: Model, folder: Path) -> None:
     """Add adapters in PEFT's format to the model they were made for, in place.
 
+    Raises:
+        CheckpointError: see `read_adapters`.
+        ConfigError: the model has adapters already.
+    """
+    found = read_adapters(model, folder)
+    refuse_adapters(model)
+    model.requires_grad_(False)
+    layers = dict(projections(model))
+    for name, (down_rI, up_Or, scaling) in found.items():
+        layer = layers[name]
+        adapt(layer, len(down_rI), scaling)
+        assert isinstance(layer, LoraLinear)
+        layer.lora_A.weight.data.copy_(down_rI)
+        layer.lora_B.weight.data.copy_(up_Or)
+
+
+def read_adapters(model: Model, folder: Path) -> dict[str, LowRank]:
+    """Read adapters in PEFT's format for a model, which stays as it is; float32, by projection.
+
     They may be PEFT's own; what of its settings is applied stands in `adapter_config.py`. MTP
     layers, which transformers lacks, stay as they are if the file has no adapter for any of them.
 
@@ -195,31 +218,52 @@ def load_adapters(model: Model, folder: Path) -> None:
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no adapters that can be read: {error}.") from error
     layers = dict(projections(model))
-    found = {name for name in layers if any(part in tensors for part in _file_names(name))}
-    chosen = settings.select(list(layers))
-    if chosen is None:
-        chosen = [name for name in layers if name in found]
-    mtp_layers = {name for name in layers if _is_mtp(model, name)}
-    if found.isdisjoint(mtp_layers):
-        chosen = [name for name in chosen if name not in mtp_layers]
+    chosen = _chosen(model, settings, list(layers), tensors)
     expected = [part for name in chosen for part in _file_names(name)]
     for part in (*expected, *tensors):
         if (part in tensors) != (part in expected):
             where = "is left over" if part in tensors else "is missing"
             raise CheckpointError(f"{file}: {part} {where}.")
-    refuse_adapters(model)
-    model.requires_grad_(False)
+    adapters = {}
     for name in chosen:
         layer, rank = layers[name], settings.rank(name)
-        adapt(layer, rank, settings.scaling(name))
-        assert isinstance(layer, LoraLinear)
-        for part, own in zip(_file_names(name), (layer.lora_A, layer.lora_B), strict=True):
-            if own.weight.shape != tensors[part].shape:
+        shapes = (rank, layer.in_features), (layer.out_features, rank)
+        for part, shape in zip(_file_names(name), shapes, strict=True):
+            if tensors[part].shape != shape:
                 raise CheckpointError(
-                    f"{file}: {part} has the shape {list(tensors[part].shape)}, "
-                    f"not {list(own.weight.shape)}."
+                    f"{file}: {part} has the shape {list(tensors[part].shape)}, not {list(shape)}."
                 )
-            own.weight.data.copy_(tensors[part])
+        device = next(layer.parameters()).device
+        down, up = (tensors[part].to(device, torch.float32) for part in _file_names(name))
+        adapters[name] = LowRank(down, up, settings.scaling(name))
+    return adapters
+
+
+def _chosen(
+    model: Model, settings: AdapterConfig, names: list[str], tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """Choose the projections that settings and file give an adapter."""
+    found = {name for name in names if any(part in tensors for part in _file_names(name))}
+    chosen = settings.select(names)
+    if chosen is None:
+        chosen = [name for name in names if name in found]
+    mtp_layers = {name for name in names if _is_mtp(model, name)}
+    if found.isdisjoint(mtp_layers):
+        chosen = [name for name in chosen if name not in mtp_layers]
+    return chosen
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the SHA-256 of what decides what adapters compute: settings and weights.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    digest = sha256()
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        with open_file(folder / name, CheckpointError) as file:
+            digest.update(file_digest(file, sha256).digest())
+    return digest.hexdigest()
 
 
 def _file_names(name: str) -> tuple[str, str]:

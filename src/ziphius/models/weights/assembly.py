@@ -17,6 +17,7 @@ from ziphius.models.int8 import has_int8
 from ziphius.models.layers import Linear
 from ziphius.models.model import Model
 from ziphius.models.moe import RoutedExperts
+from ziphius.models.offload import expert_cache
 from ziphius.models.weights.names import Slot, file_slots, model_tensors
 
 
@@ -25,7 +26,7 @@ class Assembly:
 
     Parameters take the one dtype that is asked for; buffers (the router bias, INT8 numbers and
     their scales) keep their own. The finished model is in evaluation mode, and frozen if it has
-    INT8 layers.
+    INT8 layers or offloaded experts.
 
     Args:
         config: of the model.
@@ -69,7 +70,8 @@ class Assembly:
             self._filled[name] = torch.empty(empty.shape, dtype=own, device=device)
 
     def _size_bytes(self, dtype: torch.dtype) -> int:
-        return sum(
+        cache = expert_cache(self.model)
+        return (0 if cache is None else cache.size_bytes) + sum(
             tensor.numel() * (dtype if isinstance(tensor, nn.Parameter) else tensor.dtype).itemsize
             for tensor in model_tensors(self.model).values()
         )
@@ -97,7 +99,7 @@ class Assembly:
             setattr(module, attribute, nn.Parameter(tensor) if is_parameter else tensor)
         self._filled.clear()
         self.model.tie_weights()
-        if has_int8(self.model):
+        if has_int8(self.model) or expert_cache(self.model) is not None:
             self.model.requires_grad_(False)
         assert not any(tensor.is_meta for tensor in model_tensors(self.model).values())
         return self.model.eval()

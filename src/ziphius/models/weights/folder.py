@@ -21,6 +21,7 @@ from ziphius.models.model import Model
 from ziphius.models.published import read_config
 from ziphius.models.weights import int8_config, names
 from ziphius.models.weights.assembly import Assembly, check_finite
+from ziphius.models.weights.expert_reader import offload_experts
 from ziphius.models.weights.fp8 import BLOCK
 from ziphius.models.weights.matching import INT8, Plan, check_size, match, narrowest_dtype
 from ziphius.models.weights.names import Slot
@@ -64,6 +65,7 @@ def load_folder(
     device: torch.device,
     drop_mtp: bool,
     finite: bool,
+    expert_cache: int | None = None,
 ) -> Model:
     """Check a model folder from end to end, then read it; see `weights.load`."""
     config, method = _read(folder)
@@ -81,7 +83,12 @@ def load_folder(
     assembly = Assembly(config, _int8_layers(folder, method, stored, device))
     check_size(folder, assembly.count_numbers(), stored)
     plan = match(folder, config, assembly.slots(), stored)
-    assembly.allocate(folder, dtype or plan.common_dtype(device), device)
+    numbers = dtype or plan.common_dtype(device)
+    if expert_cache is not None:
+        if device.type != "cpu":
+            raise ConfigError(f"device = {device}: expert_cache is for models on the CPU.")
+        plan = offload_experts(assembly.model, folder, plan, numbers, expert_cache, finite=finite)
+    assembly.allocate(folder, numbers, device)
     with ExitStack() as files:
         _fill(assembly, plan, TensorReader(plan.stored, files), finite)
     return assembly.finish()

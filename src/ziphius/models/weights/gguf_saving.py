@@ -18,6 +18,7 @@ from ziphius.core.errors import ConfigError, OutputError
 from ziphius.core.files import new_file, refuse_full_disk
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
+from ziphius.models.offload import OFFLOADED, expert_cache
 from ziphius.models.weights.gguf_config import FREQUENCY_FACTORS
 from ziphius.models.weights.gguf_metadata import frequency_factors, gguf_metadata
 from ziphius.models.weights.gguf_names import EMBEDDING, HEAD, ROUTER, gguf_tensors
@@ -63,6 +64,8 @@ def save_gguf(
         CheckpointError: a weight is not finite, or too large for the format.
         OutputError: the disk has no room for the model, or the file cannot be written.
     """
+    if expert_cache(model) is not None:
+        raise ConfigError(OFFLOADED)
     if has_int8(model):
         raise ConfigError("The model is quantized to INT8: write the one it was made from.")
     metadata = gguf_metadata(model.config)

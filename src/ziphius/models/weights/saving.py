@@ -22,6 +22,7 @@ from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.core.files import new_folder, refuse_full_disk, write_file
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
+from ziphius.models.offload import OFFLOADED, expert_cache
 from ziphius.models.published import OWN_TYPE, refused_elsewhere, to_published
 from ziphius.models.weights.fp8 import (
     BLOCK,
@@ -96,6 +97,8 @@ def save(
     """
     if max_shard_bytes < 1:
         raise ConfigError(f"max_shard_bytes = {max_shard_bytes}: must be 1 or more.")
+    if expert_cache(model) is not None:
+        raise ConfigError(OFFLOADED)
     if weight_format in SCALE_FORMATS and has_int8(model):
         raise ConfigError(
             f"weight_format = {weight_format!r}: the model is quantized to INT8; save the rest of "

@@ -40,6 +40,10 @@ class TensorReader:
 
     def fill(self, name: str, place: Tensor) -> None:
         """Copy a tensor of a file to its place, in the dtype and on the device of that."""
+        entry = self._stored[name]
+        if place.is_cpu and place.is_contiguous() and place.dtype == DTYPES[entry.dtype]:
+            _read(self._stream(entry.file), entry.file, entry.offset, place)
+            return
         for part, numbers in self._parts(name, place):
             part.copy_(numbers)
 
