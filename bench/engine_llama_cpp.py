@@ -6,6 +6,7 @@ PYTHON is an interpreter with xllamacpp. Every request is a call on a thread of 
 inside the server; the server makes the steps.
 """
 
+import importlib
 import os
 import queue
 import sys
@@ -22,8 +23,7 @@ class LlamaCpp:
     """One model behind the server."""
 
     def __init__(self, file: str, context: int) -> None:
-        import xllamacpp
-
+        xllamacpp: Any = importlib.import_module("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = file
         params.n_ctx, params.n_parallel, params.kv_unified = context, SLOTS, True
@@ -35,7 +35,7 @@ class LlamaCpp:
             "system": xllamacpp.get_system_info().strip(),
             "threads": params.cpuparams.n_threads,
         }
-        self.news: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[tuple[int, list[int]]] = queue.SimpleQueue()
         self.running: dict[int, threading.Thread] = {}
         self.cancelled: set[int] = set()
 
@@ -51,7 +51,7 @@ class LlamaCpp:
             nonlocal known
             done = piece["timings"]["predicted_n"]
             if done > known:
-                self.news.put((number, done - known))
+                self.news.put((number, [-1] * (done - known)))
             known = done
             return number in self.cancelled
 
@@ -66,7 +66,7 @@ class LlamaCpp:
         }
         self.server.handle_completions(asked, hear)
 
-    def step(self) -> list[tuple[int, int]]:
+    def step(self) -> list[tuple[int, list[int]]]:
         found = [self.news.get()]
         while not self.news.empty():
             found.append(self.news.get())

@@ -56,6 +56,8 @@ class Job:
 class Answer:
     """What became of a job; all times are seconds after its start."""
 
+    token_ids: Sequence[Sequence[int]]
+    """By request; -1 for those that an engine does not tell."""
     token_s: Sequence[Sequence[float]]
     """By request: when each of its tokens was there."""
     arrival_s: Sequence[float]
@@ -77,8 +79,8 @@ class Engine(Protocol):
         """Take one more request; others may be running."""
         ...
 
-    def step(self) -> Iterable[tuple[int, int]]:
-        """Work on; return which requests got how many new tokens."""
+    def step(self) -> Iterable[tuple[int, Sequence[int]]]:
+        """Work on; return which requests got which new tokens."""
         ...
 
     def cancel(self, number: int) -> None:
@@ -95,6 +97,7 @@ def drive(engine: Engine, job: Job) -> Answer:
     before = state(engine)
     waiting = deque(enumerate(job.requests))
     running: set[int] = set()
+    token_ids: list[list[int]] = [[] for _ in job.requests]
     token_s: list[list[float]] = [[] for _ in job.requests]
     arrival_s = [0.0] * len(job.requests)
     made = 0
@@ -111,18 +114,19 @@ def drive(engine: Engine, job: Job) -> Answer:
             continue
         stepped = engine.step()
         now = time.perf_counter() - start
-        for number, count in stepped:
+        for number, ids in stepped:
             if number not in running:  # was cancelled
                 continue
-            token_s[number] += [now] * count
-            made += count
+            token_ids[number] += ids
+            token_s[number] += [now] * len(ids)
+            made += len(ids)
             request, done = job.requests[number], len(token_s[number])
             if done >= request.max_new_tokens:
                 running.discard(number)
             elif request.cancel_after is not None and done >= request.cancel_after:
                 engine.cancel(number)
                 running.discard(number)
-    return Answer(token_s, arrival_s, before, state(engine))
+    return Answer(token_ids, token_s, arrival_s, before, state(engine))
 
 
 def _comes(request: Request, now: float, made: int, running: int, clients: int | None) -> bool:

@@ -9,7 +9,7 @@ from ziphius.core.assets import fetch
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
-from ziphius.models.weights import load, read_model_config, save, save_gguf
+from ziphius.models.weights import GgufFormat, load, read_model_config, save, save_gguf
 from ziphius.text.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -44,14 +44,15 @@ def _random(preset: str, folder: Path) -> Written:
 
 def _smollm2(folder: Path) -> Written:
     place, shipped = folder / "smollm2", fetch(SMOLLM2)
-    ggufs = {name: folder / f"smollm2-{name}.gguf" for name in ("float32", "bfloat16")}
+    formats: tuple[GgufFormat, ...] = ("float32", "bfloat16")
+    ggufs = {name: folder / f"smollm2-{name}.gguf" for name in formats}
     files = (place, *ggufs.values())
     if not all(file.exists() for file in files):
         model, tokenizer = load(shipped, dtype=torch.float32), Tokenizer.from_gguf(shipped)
         if not place.exists():
             save(model, place)
         fields = tokenizer.gguf_fields(model.config.vocab_size)
-        for number_format, file in ggufs.items():
-            if not file.exists():
-                save_gguf(model, file, fields, weight_format=number_format)
-    return Written(read_model_config(place), place, ggufs | {"q4_1": shipped})
+        for name in formats:
+            if not ggufs[name].exists():
+                save_gguf(model, ggufs[name], fields, weight_format=name)
+    return Written(read_model_config(place), place, {**ggufs, "q4_1": shipped})

