@@ -44,8 +44,8 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": machine.describe()
         | {
-            "peak_gflop_per_s": machine.matrix_peaks(),
-            "memory_gb_per_s": machine.memory_bandwidth(),
+            "peak_gflop_per_s": machine.matrix_peaks(size=128 if options.quick else 2_048),
+            "memory_gb_per_s": machine.memory_bandwidth(1 << (20 if options.quick else 28)),
         },
         "quick": options.quick,
         "models": {},

@@ -45,7 +45,7 @@ def _random(preset: str, folder: Path) -> Written:
 def _smollm2(folder: Path) -> Written:
     place, shipped = folder / "smollm2", fetch(SMOLLM2)
     formats: tuple[GgufFormat, ...] = ("float32", "bfloat16")
-    ggufs = {name: folder / f"smollm2-{name}.gguf" for name in formats}
+    ggufs: dict[str, Path] = {name: folder / f"smollm2-{name}.gguf" for name in formats}
     files = (place, *ggufs.values())
     if not all(file.exists() for file in files):
         model, tokenizer = load(shipped, dtype=torch.float32), Tokenizer.from_gguf(shipped)
@@ -55,4 +55,4 @@ def _smollm2(folder: Path) -> Written:
         for name in formats:
             if not ggufs[name].exists():
                 save_gguf(model, ggufs[name], fields, weight_format=name)
-    return Written(read_model_config(place), place, {**ggufs, "q4_1": shipped})
+    return Written(read_model_config(place), place, ggufs | {"q4_1": shipped})
