@@ -4,6 +4,7 @@ A cell is one such question. Prompts are random tokens, new ones in every round,
 cache knows them; within a round they are the same for all arms.
 """
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -270,4 +271,4 @@ def tokens_between(answer: Answer, begin: float, end: float) -> int:
 
 def quantile(values: Sequence[float], share: float) -> float:
     """Return the value that this share of them does not exceed."""
-    return sorted(values)[max(0, round(share * len(values) + 0.5) - 1)]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
