@@ -10,9 +10,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
-import engine_cells  # noqa: E402
-import engine_report  # noqa: E402
-from engine_load import Answer, Job, Request, drive  # noqa: E402
+import engine_cells
+import engine_report
+from engine_load import Answer, Job, Request, drive
 
 SIZES = engine_cells.QUICK["bench-v3"]
 
@@ -20,9 +20,8 @@ SIZES = engine_cells.QUICK["bench-v3"]
 class OneTokenEach:
     """An engine whose every step gives each of its requests the number of the step."""
 
-    facts = {}
-
     def __init__(self) -> None:
+        self.facts = {}
         self.running, self.most, self.steps = {}, 0, 0
         self.added, self.cancelled = [], []
 
@@ -86,7 +85,7 @@ def test_requests_come_at_their_time():
     found = drive(engine, Job([Request([1], 1, at_s=0.02), Request([1], 1, at_s=0.05)]))
     assert list(found.arrival_s) == [0.02, 0.05]
     assert found.token_s[0][0] >= 0.02
-    assert 0.05 <= found.token_s[1][0]
+    assert found.token_s[1][0] >= 0.05
     assert engine.most == 1
 
 
@@ -179,7 +178,8 @@ def test_ratios_say_how_much_faster_we_are():
     reached = {bar["cell"]: bar["reached"] for bar in engine_report.bars("bench-v3", found)}
     assert reached == {"decode 1": True, "rollout 64x64": True}
     table = engine_report.table(rows, list(FAMILIES))
-    assert "decode 1 tok/s" in table and "80" in table
+    assert "decode 1 tok/s" in table
+    assert "80" in table
 
 
 def test_slopes_and_shares():
