@@ -11,6 +11,7 @@ longest sequence, L rows whose logits are wanted, K experts per token.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ziphius.models.cache import PagedCache
@@ -36,6 +37,13 @@ class PagedTokens:
     block_tables_ZJ: Tensor
     """int64 [Z, J]; entries behind a sequence's last block are never read. Sequences may share
     blocks that none of them writes to."""
+
+    def positions_M(self) -> Tensor:
+        """Count on from the tokens that each sequence had before, on the CPU."""
+        new_Z = self.cu_seqlens_Z1.diff()
+        # What token 0 of a sequence would have as its index in the row.
+        before_Z = self.cu_seqlens_Z1[1:] - self.seq_lens_Z
+        return torch.arange(len(self.slot_mapping_M)) - before_Z.repeat_interleave(new_Z)
 
 
 @dataclass(frozen=True)
@@ -63,3 +71,18 @@ class ForwardBatch:
     pass chose them; the other layers choose."""
     first_row: int = 0
     """Number of the first row in its step, for `ModelConfig.capacity_factor`."""
+
+    def __post_init__(self) -> None:
+        if self.branches_BT is not None and self.documents_BT is None:
+            raise ValueError("branches without documents: say which document each token is of")
+        if self.paged is None:
+            return
+        if self.documents_BT is not None:
+            raise ValueError("documents beside a cache: the sequences of a flat batch are apart")
+        rows, tokens = self.input_ids_BT.shape
+        counted = int(self.paged.cu_seqlens_Z1[-1])
+        if rows != 1 or not tokens == counted == len(self.paged.slot_mapping_M):
+            raise ValueError(
+                f"a flat batch of {counted} tokens and {len(self.paged.slot_mapping_M)} slots has "
+                f"ids [{rows}, {tokens}]: they are one row, a slot for each"
+            )
