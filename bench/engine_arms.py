@@ -38,7 +38,7 @@ def specs(name: str, model: Written, vllm: str | None, llama_cpp: str | None) ->
     folder, found = str(model.folder), []
     for short, dtype in DTYPES.items():
         command = _ours("ziphius", folder, dtype)
-        found.append(Spec(f"ziphius {short}", "ziphius", command, dtype, takes_in=False))
+        found.append(Spec(f"ziphius {short}", "ziphius", command, dtype))
     for short, dtype in DTYPES.items():
         for experts in ("grouped_mm", "eager") if model.config.n_routed_experts else ("",):
             command = _ours("transformers", folder, dtype, *filter(None, [experts]))

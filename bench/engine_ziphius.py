@@ -1,66 +1,80 @@
-"""The arm of this project: a model folder behind its engine.
+"""The arm of this project: a model folder behind its engine, as `LLM` and the rollouts run it.
 
-python bench/engine_ziphius.py FOLDER DTYPE
+    python bench/engine_ziphius.py FOLDER DTYPE
+
+The engine's settings are its defaults.
 """
 
 import sys
+from itertools import groupby
+from typing import Any
 
 import torch
 from engine_load import Request, serve
 
 from ziphius.core.memory import keep_freed_memory
-from ziphius.engine.generate import Generation
-from ziphius.engine.generate import Request as Prompt
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.sequence import Request as Prompt
 from ziphius.models.weights import load
 from ziphius.ops.sampling_config import SamplingConfig
 
 
 class Ziphius:
-    """One batch at a time, which starts with the first step after requests were added."""
-
-    TAKES_IN = False
-    """Whether requests may come while others run."""
+    """Our scheduler and runner. Samples of one prompt that come together are one request."""
 
     def __init__(self, folder: str, dtype: str) -> None:
         keep_freed_memory()
-        self.model = load(folder, dtype=getattr(torch, dtype))
-        self.facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        model = load(folder, dtype=getattr(torch, dtype))
+        self.engine = build_engine(model, EngineConfig())
+        self.facts: dict[str, Any] = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "runner": type(self.engine._runner).__name__,
+        }
         self.added: list[tuple[int, Request]] = []
-        self.numbers: list[int] = []
-        self.generation: Generation | None = None
+        self.numbers: dict[tuple[int, int], int] = {}
+        """Of the request and sample that the engine knows."""
 
     def add(self, number: int, request: Request) -> None:
-        assert self.generation is None, "a static batch takes nobody in"
         self.added.append((number, request))
 
     def step(self) -> list[tuple[int, list[int]]]:
-        if self.generation is None:
-            prompts = [
-                Prompt(
-                    request.prompt_ids,
-                    request.max_new_tokens,
-                    number,
-                    SamplingConfig(temperature=request.temperature, seed=0),
-                )
-                for number, request in self.added
-            ]
-            self.numbers, self.added = [number for number, _ in self.added], []
-            self.left = prompts[0].max_new_tokens
-            self.generation = Generation(self.model, prompts).__enter__()
-        drawn = self.generation.draw()
-        assert drawn is not None
-        self.left -= 1
-        if not self.left:
-            self.generation.close()
-            self.generation = None
-        ids = drawn.ids_B.unsqueeze(-1).tolist()
-        return [(self.numbers[row], new) for row, new in zip(drawn.rows, ids, strict=True)]
+        for asked, group in groupby(self.added, _alike):
+            self._ask(asked, [number for number, _ in group])
+        self.added = []
+        stepped = []
+        for output in self.engine.step():
+            if output.error is not None or output.token_id is None:
+                raise RuntimeError(f"a request ended with an error: {output.error}")
+            number = self.numbers[output.request_id, output.sample]
+            stepped.append((number, [output.token_id]))
+        return stepped
+
+    def _ask(self, asked: tuple[tuple[int, ...], int, float], numbers: list[int]) -> None:
+        prompt_ids, new_tokens, temperature = asked
+        sampling = SamplingConfig(temperature=temperature)
+        request_id = self.engine.add(
+            Prompt(prompt_ids, new_tokens, numbers[0], sampling, n=len(numbers))
+        )
+        self.numbers |= {(request_id, sample): number for sample, number in enumerate(numbers)}
 
     def cancel(self, number: int) -> None:
-        raise NotImplementedError("a static batch lets nobody go")
+        request_id, sample = next(key for key, value in self.numbers.items() if value == number)
+        self.engine.end(request_id, sample, "cancelled")
 
     def state(self) -> dict[str, float]:
-        return {}
+        """Look for leaks; nothing runs between jobs."""
+        self.engine.check()
+        self.numbers = {}
+        metrics = self.engine.metrics()
+        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        return {name: float(metrics[name]) for name in names}
+
+
+def _alike(added: tuple[int, Request]) -> tuple[tuple[int, ...], int, float]:
+    _, request = added
+    return tuple(request.prompt_ids), request.max_new_tokens, request.temperature
 
 
 if __name__ == "__main__":
