@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ziphius.engine.config import EngineConfig
-from ziphius.engine.engine import Engine, Limits
+from ziphius.engine.engine import Engine
+from ziphius.engine.limits import Limits
 from ziphius.engine.runner import RunnerOutput
 from ziphius.engine.sampler import BatchSampler, Sampled
 from ziphius.engine.sequence import Request

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ziphius.core.memory import free_bytes, refuse_too_large
 from ziphius.engine.config import EngineConfig
-from ziphius.engine.engine import Engine, Limits
+from ziphius.engine.engine import Engine
+from ziphius.engine.limits import Limits
 from ziphius.engine.runner import TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import cache_specs

@@ -12,7 +12,7 @@ Y expert layers, K experts per token.
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError, QueueFullError
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
+from ziphius.engine.prompt_scores import score_prompt
 from ziphius.engine.runner import Runner, RunnerOutput
 from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
 from ziphius.engine.scheduler import Scheduler
@@ -31,15 +33,6 @@ from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
 
 _PLACES = {Status.PREFILLING: "prefill", Status.DECODING: "decode"}
-
-
-class Limits(NamedTuple):
-    """What a model can be asked."""
-
-    context_length: int
-    """Tokens of prompt and completion together."""
-    vocab_size: int
-    """Rows of its embedding."""
 
 
 class Engine:
@@ -131,7 +124,7 @@ class Engine:
 
     def _check_room(self, request: Request) -> None:
         length, new = len(request.prompt_ids), request.max_new_tokens
-        if self._pool.blocks_for(length + new - 1) > self._pool.num_blocks:
+        if self._pool.blocks_for(length + max(new, 1) - 1) > self._pool.num_blocks:
             raise ConfigError(
                 f"the prompt has {length} tokens and asks for {new} more, but the cache holds "
                 f"{self._pool.num_blocks * self._pool.block_size}: ask for less, or give the "
@@ -192,14 +185,18 @@ class Engine:
         for chunk in chunks:
             chunk.sequence.scheduled_time = chunk.sequence.scheduled_time or now
         try:
-            return self._forward(self._arrays.batch(chunks)), chunks
+            return self._forward(self._arrays, chunks), chunks
         except Exception:
             return self._logits_apart(chunks, outputs)
 
-    def _forward(self, batch: ForwardBatch) -> Tensor:
+    def _forward(self, arrays: StepArrays, chunks: list[Chunk]) -> Tensor:
+        """Compute rows and chunks; return the logits of each sequence's last token [Z, W]."""
+        batch = arrays.batch(chunks)
         output = self._runner(batch)
         if output.routes_MYK is not None:
             self._keep_routes(batch, output)
+        if any(chunk.sequence.wants_scores for chunk in chunks):
+            return _score_prompts(output.logits_LW, len(arrays), chunks)
         return output.logits_LW
 
     def _logits_apart(
@@ -211,7 +208,7 @@ class Engine:
         for chunk in [*rows, *chunks]:
             apart = StepArrays(self._cache, 1, self._device)
             try:
-                logits[chunk.sequence] = self._forward(apart.batch([chunk]))[0].clone()
+                logits[chunk.sequence] = self._forward(apart, [chunk])[0].clone()
             except Exception as error:
                 self._fail(chunk.sequence, _told(error), outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
@@ -234,7 +231,9 @@ class Engine:
                 self._fail(sequence, NOT_FINITE, outputs)
                 continue
             self._scheduler.computed(chunk)
-            if is_complete:
+            if is_complete and sequence.request.max_new_tokens == 0:
+                outputs.append(self._end_scoring(sequence))
+            elif is_complete:
                 followers, copies = self._scheduler.fork(sequence)
                 if copies:
                     self._copy(copies)
@@ -273,7 +272,11 @@ class Engine:
                 self._fail(sequence, failures[place], outputs)
             else:
                 output = self._accept(sequence, token_id, logprob, now)
-                outputs.append(output._replace(top=top[place]) if place in top else output)
+                if place in top:
+                    output = output._replace(top=top[place])
+                if place >= rows and sequence.prompt_scores:
+                    output = output._replace(prompt_scores=sequence.prompt_scores)
+                outputs.append(output)
 
     def _sample(self, logits_LW: Tensor, seats: list[int], positions: Ints) -> Sampled:
         """Draw; if that raises, draw for every row alone, and note on which it does."""
@@ -337,6 +340,14 @@ class Engine:
             return self._sampler.accept(sequence.seat, token_id), None
         except Exception as error:
             return None, _told(error)
+
+    def _end_scoring(self, sequence: SequenceState) -> StepOutput:
+        """End a sequence of which nothing was wanted but the scores of its prompt."""
+        self._metrics.count_first_token(sequence, self._clock())
+        self._finish(sequence, "length")
+        scores = sequence.prompt_scores
+        number, sample = sequence.request_id, sequence.sample
+        return StepOutput(number, sample, None, math.nan, "length", prompt_scores=scores)
 
     def _fail(self, sequence: SequenceState, error: str, outputs: list[StepOutput]) -> None:
         """End a sequence, and those that wait for it to compute their prompt."""
@@ -435,34 +446,19 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def check_request(request: Request, limits: Limits, name: str = "the prompt") -> None:
-    """Refuse a request that the model can never answer.
-
-    Args:
-        request: to be looked at.
-        limits: of the model.
-        name: of its prompt, for the message.
-
-    Raises:
-        ConfigError: what is wrong, and what to do.
-    """
-    length, new = len(request.prompt_ids), request.max_new_tokens
-    if length == 0:
-        raise ConfigError(f"{name} is empty: it needs at least one token to start from")
-    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
-        wrong = next(i for i in request.prompt_ids if not 0 <= i < limits.vocab_size)
-        raise ConfigError(
-            f"{name} holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: the "
-            "tokenizer does not belong to this model"
-        )
-    if new < 1:
-        raise ConfigError(f"max_new_tokens of {name} is {new}; it must be at least 1")
-    if request.n < 1:
-        raise ConfigError(f"n of {name} is {request.n}; it must be at least 1")
-    room = limits.context_length - length
-    if new > room:
-        remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
-        raise ConfigError(
-            f"{name} has {length} tokens and asks for {new} more, but the model's context "
-            f"(max_position_embeddings) is {limits.context_length} tokens: {remedy}"
-        )
+def _score_prompts(logits_LW: Tensor, rows: int, chunks: list[Chunk]) -> Tensor:
+    """Score the tokens of chunks that want it; return the logits of each sequence's last token."""
+    ends, place = list(range(rows)), rows
+    for chunk in chunks:
+        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        count = 1
+        if sequence.wants_scores:
+            count, top_k = chunk.num_tokens, sequence.request.prompt_logprobs
+            ids = sequence.tokens[start + 1 : min(start + count + 1, sequence.num_prompt)]
+            assert top_k is not None
+            scores = score_prompt(logits_LW[place : place + len(ids)], ids, top_k)
+            # After a preemption some are there already.
+            sequence.prompt_scores += scores[len(sequence.prompt_scores) - start :]
+        place += count
+        ends.append(place - 1)
+    return logits_LW[torch.tensor(ends, dtype=torch.int64, device=logits_LW.device)]

@@ -128,7 +128,11 @@ class StepArrays:
         self.last_times[:rows] = now
 
     def batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
-        """Return what the model has to compute in this step; logits of each sequence's last."""
+        """Return what the model has to compute in this step.
+
+        Logits are wanted of the last token of each sequence, and of all tokens of a chunk whose
+        prompt is to be scored.
+        """
         if not chunks:
             if self._steady is None or self._device.type != "cpu":
                 rows = len(self.sequences)
@@ -158,13 +162,20 @@ class StepArrays:
             slots.append(blocks * self._block_size + at % self._block_size)
         ends = np.cumsum([chunk.num_tokens for chunk in chunks]) + rows
         bounds = np.concatenate([self._ones[: rows + 1], ends])
+        wanted = bounds[1:] - 1
+        if any(chunk.sequence.wants_scores for chunk in chunks):
+            parts = [
+                np.arange(end - chunk.num_tokens, end) if chunk.sequence.wants_scores else [end - 1]
+                for chunk, end in zip(chunks, ends, strict=True)
+            ]
+            wanted = np.concatenate([self._ones[:rows], *parts])
         return self._assemble(
             np.concatenate(ids),
             np.concatenate(positions),
             np.concatenate(slots),
             bounds,
             self._lengths[: rows + len(chunks)],
-            bounds[1:] - 1,
+            wanted,
         )
 
     def _assemble(

@@ -5,6 +5,8 @@ import torch
 
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, room_left, stream_answers
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import NewToken, generate
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import TextPiece
@@ -20,7 +22,8 @@ def loaded() -> Loaded:
 def answers(loaded: Loaded, prompts: list[Prompt], stop: tuple[str, ...] = ()) -> list[list]:
     events: list[list] = [[] for _ in prompts]
     steps = stream_answers(
-        loaded,
+        build_engine(loaded.model, EngineConfig(num_blocks=32)),
+        loaded.tokenizer,
         prompts,
         max_new_tokens=[30] * len(prompts),
         sequence_ids=range(len(prompts)),
