@@ -36,7 +36,7 @@ PAUSE_S = 0.3
 """Between turns: threads of some OpenMP libraries spin so long before they sleep."""
 BRIEF = ("prefill 1x512", "decode 1", "decode 8")
 """Cells of arms that are too slow for the others."""
-CELL_S = 60.0
+CELL_S = 120.0
 """An arm that would need longer for all rounds of a cell gets fewer of them; where the first round
 alone takes so long, it is the one that counts."""
 

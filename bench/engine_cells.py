@@ -25,23 +25,30 @@ class Sizes:
     decode: Sequence[int] = (1, 8, 32)
     prompt_tokens: int = 32
     new_tokens: int = 128
-    rollout: tuple[int, int] = (16, 4)
+    rollout: tuple[int, int] | None = None
     """Prompts, and completions of each."""
     rollout_tokens: int = 64
     contexts: Sequence[int] = ()
     context_tokens: int = 32
     clients: int = 32
-    staggered: int = 128
+    staggered: int = 0
+    """Requests that come while others run, `clients` of them at a time."""
     rates: Sequence[float] = ()
-    rate_s: float = 8.0
+    rate_s: float = 5.0
     rate_tokens: tuple[int, int] = (128, 64)
     """Of a prompt, and new ones."""
     soak: int = 0
 
 
 FULL = {
-    "bench-v3": Sizes(contexts=(512, 2_048, 8_192, 16_384), rates=(4.0, 16.0, 32.0), soak=1_000),
-    "smollm2": Sizes(new_tokens=64, staggered=64, rates=(1.0, 2.0)),
+    "bench-v3": Sizes(
+        rollout=(16, 4),
+        contexts=(512, 2_048, 8_192, 16_384),
+        staggered=96,
+        rates=(4.0, 16.0, 32.0),
+        soak=1_000,
+    ),
+    "smollm2": Sizes(prefill=((1, 512), (1, 2_048)), new_tokens=32),
 }
 QUICK = {
     name: Sizes(
@@ -91,9 +98,11 @@ def cells(sizes: Sizes) -> list[Cell]:
     """List what is asked for at these sizes."""
     found = [prefill_cell(*shape) for shape in sizes.prefill]
     found += [decode_cell(number, sizes) for number in sizes.decode]
-    found += [rollout_cell(sizes, grouped=False), rollout_cell(sizes, grouped=True)]
+    if sizes.rollout:
+        found += [rollout_cell(sizes, grouped=False), rollout_cell(sizes, grouped=True)]
     found += [context_cell(context, sizes) for context in sizes.contexts]
-    found += [static_cell(sizes), staggered_cell(sizes)]
+    if sizes.staggered:
+        found += [static_cell(sizes), staggered_cell(sizes)]
     found += [rate_cell(rate, sizes) for rate in sizes.rates]
     if sizes.soak:
         found.append(soak_cell(sizes))
@@ -179,7 +188,8 @@ def staggered_cell(sizes: Sizes) -> Cell:
 
 def rollout_cell(sizes: Sizes, *, grouped: bool) -> Cell:
     """Sample completions as a step of GRPO does; grouped, several of them share a prompt."""
-    prompts, each = sizes.rollout if grouped else (sizes.rollout[0] * sizes.rollout[1], 1)
+    assert sizes.rollout is not None
+    prompts, each = sizes.rollout if grouped else (math.prod(sizes.rollout), 1)
 
     def job(chance: random.Random, vocab_size: int) -> Job:
         drawn = [prompt(chance, vocab_size, sizes.prompt_tokens) for _ in range(prompts)]
@@ -189,9 +199,8 @@ def rollout_cell(sizes: Sizes, *, grouped: bool) -> Cell:
     def figures(job: Job, answer: Answer) -> dict[str, float]:
         return {"seconds": last(answer)}
 
-    name = f"rollout {prompts}x{each}x{sizes.rollout_tokens}" if grouped else "rollout"
-    name = name if grouped else f"rollout {prompts}x{sizes.rollout_tokens}"
-    return Cell(name, job, figures, more_is_better=False)
+    shape = f"{prompts}x{each}" if grouped else str(prompts)
+    return Cell(f"rollout {shape}x{sizes.rollout_tokens}", job, figures, more_is_better=False)
 
 
 def context_cell(context: int, sizes: Sizes) -> Cell:

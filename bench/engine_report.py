@@ -24,7 +24,6 @@ BARS: dict[str, dict[str, dict[str, float]]] = {
     "smollm2": {
         "prefill 1x512": {"vllm": 1.0},
         "prefill 1x2048": {"vllm": 1.0},
-        "prefill 8x512": {"vllm": 1.0},
         "decode 1": {"vllm": 1.0, "llama.cpp": 1.0},
         "decode 8": {"vllm": 1.0},
         "decode 32": {"vllm": 1.0},

@@ -138,7 +138,7 @@ def test_latencies_count_from_when_a_request_came():
 
 
 def test_a_grouped_rollout_shares_prompts():
-    prompts, each = SIZES.rollout
+    prompts, each = 2, 2
     job = cell("rollout 2x2x4").job_of(1, 100)
     assert len({tuple(r.prompt_ids) for r in job.requests}) == prompts
     assert len(job.requests) == prompts * each
