@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from ziphius.models.cost import Dtype
 
 HERE = Path(__file__).parent
 DTYPES: dict[str, Dtype] = {"fp32": "float32", "bf16": "bfloat16"}
+LONGEST_S = 900.0
+"""An arm that has no answer by then is ended."""
 LLAMA_CPP_CONTEXT = 8_192
 """Tokens of all requests together."""
 
@@ -93,6 +96,8 @@ class Arm(turns.Process):
         if self.ended_in is not None:
             return None
         assert self.process.stdin is not None
+        watch = threading.Timer(LONGEST_S, self.process.kill)
+        watch.start()
         try:
             self.process.stdin.write(job.to_line() + "\n")
             self.process.stdin.flush()
@@ -101,6 +106,8 @@ class Arm(turns.Process):
             print(f"{self.name} died in '{cell}': {error}", flush=True)
             self.ended_in = cell
             return None
+        finally:
+            watch.cancel()
 
     def close(self) -> None:
         """Let the process end by itself."""
