@@ -9,7 +9,7 @@ USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 TESTS := tests/house tests/unit tests/numerics tests/e2e
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench-train bench-rl bench-gpu bench-learning fmt lint type house unit numerics e2e sanitize docs size clean
+.PHONY: help setup run test bench-engine bench-train bench-rl bench-gpu bench-learning fmt lint type house unit numerics e2e sanitize docs size clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -33,6 +33,9 @@ bench-gpu: $(STAMP) ## Measure training, decoding and GRPO on one NVIDIA GPU
 
 bench-rl: $(STAMP) ## Measure a GRPO step against TRL (ARGS="--trl PYTHON")
 	$(BIN)/python bench/rl.py $(ARGS)
+
+bench-engine: $(STAMP) ## Measure the engine against its peers (ARGS="--vllm PYTHON --llama-cpp PYTHON")
+	$(BIN)/python bench/engine.py $(ARGS)
 
 bench-train: $(STAMP) ## Measure training speed against the peers (ARGS="--nanochat FOLDER")
 	$(BIN)/python bench/train.py $(ARGS)

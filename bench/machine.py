@@ -56,3 +56,13 @@ def matrix_peaks(device: str = "cpu", size: int = 2_048) -> dict[str, float]:
 
         peaks[str(dtype).removeprefix("torch.")] = 2 * size**3 / median_seconds(product) / 1e9
     return peaks
+
+
+def memory_bandwidth(size: int = 1 << 28) -> dict[str, float]:
+    """Measure GB/s of reading, and of copying (both ways counted), numbers that fit no cache."""
+    a, b = torch.ones(size), torch.empty(size)
+    traffic: dict[str, tuple[int, Callable[[], object]]] = {
+        "read": (a.nbytes, a.sum),
+        "copy": (2 * a.nbytes, lambda: b.copy_(a)),
+    }
+    return {name: moved / median_seconds(run) / 1e9 for name, (moved, run) in traffic.items()}
