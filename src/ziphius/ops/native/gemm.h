@@ -198,7 +198,11 @@ inline void add_terms(const bf16* a, int64_t row_stride, const bf16* b, int64_t 
         float even = load(a[r * row_stride]), odd = load(a[r * row_stride + 1]);
 #pragma GCC unroll 4
         for (int64_t v = 0; v < VECTORS; v++)
-            sums[r][v] += even * (floats)(right[v] << 16) + odd * (floats)(right[v] & 0xffff0000u);
+        {
+            // Two statements: each is one multiply-add, in one order.
+            sums[r][v] += even * (floats)(right[v] << 16);
+            sums[r][v] += odd * (floats)(right[v] & 0xffff0000u);
+        }
 #endif
     }
 }
@@ -222,8 +226,8 @@ inline void columns_of(int64_t m, int64_t k, const T* a, int64_t row_stride, int
             for (int64_t v = 0; v < VECTORS; v++)
                 *reinterpret_cast<floats*>(c + r * c_stride + LANES * v) = sums[r][v];
     }
-    if constexpr (ROWS > 2)
-        if (m) columns_of<ROWS - 2, VECTORS>(m, k, a, row_stride, step, b, apart, c, c_stride, add);
+    if constexpr (ROWS > 1)
+        if (m) columns_of<ROWS == 2 ? 1 : ROWS - 2, VECTORS>(m, k, a, row_stride, step, b, apart, c, c_stride, add);
 }
 
 #if defined(__AMX_BF16__)
@@ -295,6 +299,16 @@ inline void tiled(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t a_stri
     }
 }
 #endif
+
+// Whether products of these numbers run on matrix units, whose order of sums is their own.
+template <class T>
+bool tiles_serve() {
+#if defined(__AMX_BF16__)
+    return sizeof(T) == sizeof(bf16) && tiles_lent();
+#else
+    return false;
+#endif
+}
 
 inline bool multiply_by_tiles(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*,
                               int64_t, bool) {

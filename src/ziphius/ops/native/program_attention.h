@@ -1,0 +1,121 @@
+// The attention of a program: blocks of queries that share their keys, and their splits where threads are many.
+
+#pragma once
+
+#include "paged_attention.h"
+#include "program_operands.h"
+
+namespace {
+
+// Heads of a few tokens of one sequence that share a key head.
+struct QueryBlock {
+    int64_t sequence, token, tokens, key_head, head, heads;
+    int64_t last;  // position of the last token
+};
+
+inline std::vector<QueryBlock> query_blocks(const Attend& op, const Step& step) {
+    const Batch& batch = step.batch;
+    int64_t group = op.heads / op.key_heads, heads = std::min(group, MOST_ROWS);
+    int64_t tokens = std::max<int64_t>(1, MOST_ROWS / heads);
+    std::vector<QueryBlock> blocks;
+    for (int64_t z = 0; z < batch.sequences; z++)
+        for (int64_t m = batch.starts[z]; m < batch.starts[z + 1]; m += tokens) {
+            int64_t count = std::min(tokens, batch.starts[z + 1] - m);
+            for (int64_t g = 0; g < op.key_heads; g++)
+                for (int64_t h = 0; h < group; h += heads)
+                    blocks.push_back({z, m, count, g, g * group + h, std::min(heads, group - h),
+                                      step.positions[m + count - 1]});
+        }
+    // The longest first, so that no thread is left with one when the others are done.
+    std::stable_sort(blocks.begin(), blocks.end(),
+                     [](const QueryBlock& a, const QueryBlock& b) { return a.last > b.last; });
+    return blocks;
+}
+
+inline Queries queries_of(const Attend& op, const Step& step, const QueryBlock& block) {
+    Queries queries;
+    queries.count = block.tokens * block.heads;
+    queries.key_width = op.key_width, queries.value_width = op.value_width;
+    queries.window = op.window, queries.sinks = op.sinks, queries.scale = float(op.scale);
+    for (int64_t t = 0; t < block.tokens; t++)
+        for (int64_t h = 0; h < block.heads; h++) {
+            int64_t m = block.token + t, r = t * block.heads + h;
+            queries.rows[r] = step.at(op.queries, m) + (block.head + h) * padded(op.key_width);
+            queries.positions[r] = step.positions[m];
+        }
+    return queries;
+}
+
+template <class C>
+void split_of(const Attend& op, const Step& step, const QueryBlock& block, int64_t split, State* states, float* out,
+              int64_t stride) {
+    static thread_local std::vector<float> key_memory, value_memory;
+    const int64_t* table = step.batch.tables + block.sequence * step.batch.blocks;
+    Queries queries = queries_of(op, step, block);
+    bool latent = op.value_weight != NONE;
+    Pages<C> keys{step.part<C>(op.layer, 0), step.part_width(op.layer, 0), block.key_head * op.key_width, op.key_width,
+                  step.block_size, table, key_memory};
+    if (latent) return attend_split(queries, keys, static_cast<Pages<C>*>(nullptr), split, states, out, stride);
+    Pages<C> values{step.part<C>(op.layer, 1), step.part_width(op.layer, 1), block.key_head * op.value_width,
+                    op.value_width, step.block_size, table, value_memory};
+    attend_split(queries, keys, &values, split, states, out, stride);
+}
+
+// From the last state of each row to what the output projection reads; latents become values on the way, W_v (p c).
+template <class T>
+void finish(const Attend& op, const Step& step, const QueryBlock& block, const State* states, float* out,
+            int64_t stride) {
+    static thread_local std::vector<T> memory;
+    static thread_local std::vector<float> sums_memory;
+    for (int64_t r = 0; r < block.tokens * block.heads; r++) {
+        float inverse = 1.0f / states[r].sum;
+        for (int64_t j = 0; j < stride; j++) out[r * stride + j] *= inverse;
+    }
+    int64_t depth = padded(op.value_width), columns = padded(op.out_width);
+    float* sums = scratch(sums_memory, padded(block.tokens) * columns);
+    for (int64_t h = 0; h < block.heads; h++) {
+        const float* from = out + h * stride;
+        int64_t from_stride = block.heads * stride;
+        if (op.value_weight != NONE) {
+            Operand<T> operand = prepare(step, Rows{from, from_stride, nullptr}, 0, block.tokens, op.value_width,
+                                         Norm{NONE, 0}, memory);
+            const T* weight = step.weight<T>(op.value_weight) + (block.head + h) * depth * columns;
+            product(step, block.tokens, columns, op.value_width, operand, weight, sums, columns);
+            from = sums, from_stride = columns;
+        }
+        for (int64_t t = 0; t < block.tokens; t++)
+            copy(from + t * from_stride, op.out_width, step.at(op.to, block.token + t) + (block.head + h) * op.out_width);
+    }
+}
+
+// States and sums of a block of queries, one split or all that came before.
+struct Seen {
+    State* states;
+    float* out;
+};
+
+template <class T, class C>
+void attend(const Attend& op, const Step& step, Team& team) {
+    static thread_local std::vector<float> memory;
+    int64_t stride = whole(op.value_width), size = MOST_ROWS * stride;
+    std::vector<QueryBlock> blocks = query_blocks(op, step);
+    int64_t count = int64_t(blocks.size());
+    auto join_all = [&](const QueryBlock& block, const Seen& seen, const Seen& next) {
+        for (int64_t r = 0; r < block.tokens * block.heads; r++)
+            join(seen.states[r], seen.out + r * stride, next.states[r], next.out + r * stride, float(op.scale), stride);
+    };
+    team.each(count, [&](int64_t task) {
+        const QueryBlock& block = blocks[task];
+        State states[2 * MOST_ROWS];
+        float* out = scratch(memory, 2 * size);
+        Seen seen{states, out}, next{states + MOST_ROWS, out + size};
+        split_of<C>(op, step, block, 0, seen.states, seen.out, stride);
+        for (int64_t split = 1; split <= block.last / SPLIT; split++) {
+            split_of<C>(op, step, block, split, next.states, next.out, stride);
+            join_all(block, seen, next);
+        }
+        finish<T>(op, step, block, seen.states, seen.out, stride);
+    });
+}
+
+}  // namespace
