@@ -40,3 +40,7 @@ class DeviceError(ZiphiusError):
 
 class OutputError(ZiphiusError):
     """A file or folder cannot be written: something is in the way, or no room, or no right."""
+
+
+class QueueFullError(ZiphiusError):
+    """An engine has as many requests waiting as it may: the same one may be sent again later."""

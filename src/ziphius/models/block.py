@@ -28,8 +28,9 @@ class Block(nn.Module):
 
     def forward(self, hidden_BTD: Tensor, context: ForwardContext) -> Tensor:
         """Return the residual stream after this layer."""
+        normed_BTD = self.input_layernorm(hidden_BTD)
         hidden_BTD, normed_BTD = self.post_attention_layernorm.add(
-            hidden_BTD, self.self_attn(self.input_layernorm(hidden_BTD), context)
+            hidden_BTD, self.self_attn(normed_BTD, context.rope, context.attention)
         )
         if isinstance(self.mlp, MixtureOfExperts):
             out_BTD: Tensor = self.mlp(normed_BTD, context)

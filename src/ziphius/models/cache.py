@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import send
+from ziphius.models.attention_spec import CacheSpec
 from ziphius.models.config import ModelConfig
 
 
@@ -97,11 +98,13 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class CacheSpec:
-    """What one layer keeps of a token: the attention class says it."""
+class Span:
+    """Slots [rows, length] in order: row z are those from `first + z * stride` on."""
 
-    widths: tuple[int, ...]
-    """Numbers of each part: (C + R,) for latent attention, keys and values for grouped."""
+    first: int
+    stride: int
+    rows: int
+    length: int
 
 
 class PagedCache:
@@ -136,9 +139,11 @@ class PagedCache:
         for part, rows_MX in zip(self.parts[layer_idx], rows, strict=True):
             part[slots_M] = rows_MX.to(part.dtype)
 
-    def read(self, layer_idx: int, slots_ZS: Tensor) -> tuple[Tensor, ...]:
-        """Copy out the rows at these slots, [Z, S, width] of each part."""
-        return tuple(F.embedding(slots_ZS, part) for part in self.parts[layer_idx])
+    def read(self, layer_idx: int, slots: Tensor | Span) -> tuple[Tensor, ...]:
+        """Return the rows at these slots, [Z, S, width] of each part: copies, of a span views."""
+        if isinstance(slots, Span):
+            return tuple(_view(part, slots) for part in self.parts[layer_idx])
+        return tuple(F.embedding(slots, part) for part in self.parts[layer_idx])
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole blocks, all layers: a sequence is about to write where others read."""
@@ -151,3 +156,9 @@ class PagedCache:
     def size_bytes(self) -> int:
         """Memory held, all layers."""
         return sum(part.nbytes for parts in self.parts for part in parts)
+
+
+def _view(part: Tensor, span: Span) -> Tensor:
+    width = part.shape[1]
+    shape, strides = (span.rows, span.length, width), (span.stride * width, width, 1)
+    return part.as_strided(shape, strides, span.first * width)

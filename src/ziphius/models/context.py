@@ -5,22 +5,20 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ziphius.models.cache import Cache
+from ziphius.models.attention.backend import AttentionMetadata
 from ziphius.models.gates.gate import Routing
-from ziphius.models.patterns import Visible
 from ziphius.models.rope import Rope
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """Positions, visibility and cache for the layers; expert layers leave their routing here.
+    """What attention and experts need to know; expert layers leave their routing here.
 
     Shapes: B rows, T tokens, K experts per token.
     """
 
     rope: Rope
-    visible: Visible
-    cache: Cache | None = None
+    attention: AttentionMetadata
     replayed: Mapping[int, Tensor] = field(default_factory=dict)
     """By index of an expert layer: the experts [B * T, K] to send the tokens to, instead of those
     that its gate would choose. Layers that are not here choose."""

@@ -11,6 +11,7 @@ longest sequence, L rows whose logits are wanted, K experts per token.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ziphius.models.cache import PagedCache
@@ -36,6 +37,13 @@ class PagedTokens:
     block_tables_ZJ: Tensor
     """int64 [Z, J]; entries behind a sequence's last block are never read. Sequences may share
     blocks that none of them writes to."""
+
+    def positions_M(self) -> Tensor:
+        """Count on from the tokens that each sequence had before, on the CPU."""
+        new_Z = self.cu_seqlens_Z1.diff()
+        # What token 0 of a sequence would have as its index in the row.
+        before_Z = self.cu_seqlens_Z1[1:] - self.seq_lens_Z
+        return torch.arange(len(self.slot_mapping_M)) - before_Z.repeat_interleave(new_Z)
 
 
 @dataclass(frozen=True)

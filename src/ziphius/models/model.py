@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ziphius.core.device import send
+from ziphius.models.attention.backend import build_metadata
 from ziphius.models.block import Block
-from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.gates import Routing
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.heads import HEADS
 from ziphius.models.layers import Embedding, RMSNorm
 from ziphius.models.moe import MixtureOfExperts
 from ziphius.models.mtp import MtpLayer
-from ziphius.models.patterns import Tokens, build_pattern, document_positions, look
+from ziphius.models.patterns import build_pattern, document_positions
 from ziphius.models.rope import build_rope
 from ziphius.models.segments import branch_positions
 from ziphius.ops.targets import shift_left
@@ -106,49 +107,26 @@ class Model(nn.Module):
         self.add_module(head.attribute, head)
         self.tie_weights()
 
-    def forward(
-        self,
-        input_ids_BT: Tensor,
-        *,
-        positions_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        branches_BT: Tensor | None = None,
-        cache: Cache | None = None,
-        routes: Mapping[int, Tensor] | None = None,
-        first_row: int = 0,
-    ) -> Output:
+    def forward(self, batch: ForwardBatch | Tensor) -> Output:
         """Run the trunk over new tokens.
 
         Args:
-            input_ids_BT: token ids.
-            positions_BT: positions; by default they go on from the cache, or count from 0, anew in
-                every document; a branch goes on from its trunk.
-            documents_BT: document of each token of a packed row (runs of equal numbers); documents
-                never see each other. A negative number is padding, which no expert gets. Not
-                together with a cache.
-            branches_BT: branch of each token within its document (`models/segments.py`): sequences
-                that share their beginning, in a single row. Only beside documents.
-            cache: earlier tokens; receives the new ones.
-            routes: by index of an expert layer: the experts [B, T, K] that the tokens are sent to,
-                as an earlier pass chose them; the other layers choose.
-            first_row: number of the first row in its step, for `ModelConfig.capacity_factor`.
+            batch: the tokens; ids [B, T] alone are rows from their first token on.
         """
+        if isinstance(batch, Tensor):
+            batch = ForwardBatch(batch)
+        positions_BT = batch.positions_BT
         if positions_BT is None:
-            positions_BT = self._default_positions(input_ids_BT, documents_BT, branches_BT, cache)
-        held = [0] * input_ids_BT.shape[0] if cache is None else cache.lengths_B.tolist()
-        visible = look(self.pattern, Tokens(positions_BT, documents_BT, branches_BT), held)
+            positions_BT = _default_positions(batch)
+        documents_BT = batch.documents_BT
         context = ForwardContext(
             build_rope(self.config, positions_BT),
-            visible,
-            cache,
-            replayed={layer: experts.flatten(0, 1) for layer, experts in (routes or {}).items()},
+            build_metadata(self.pattern, batch, positions_BT),
+            replayed={layer: experts.flatten(0, 1) for layer, experts in batch.routes.items()},
             text_M=None if documents_BT is None else _text(documents_BT),
-            first_row=first_row,
+            first_row=batch.first_row,
         )
-        hidden_BTD = self.model(input_ids_BT, context)
-        if cache is not None:
-            cache.advance(input_ids_BT.shape[1])
-        return Output(hidden_BTD, context)
+        return Output(self.model(batch.input_ids_BT, context), context)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Apply the head to hidden states [..., D]; for the language model logits [..., W]."""
@@ -164,7 +142,7 @@ class Model(nn.Module):
         positions of a row or document have no such token: `ops.targets.targets_ahead` leaves them
         out, and causality keeps them from reaching any position that counts.
         """
-        assert output.context.cache is None, "drafting from a cache is the engine's work"
+        assert output.context.attention.cache is None, "drafting from a cache is the engine's work"
         hidden_BTD = output.hidden_BTD.detach() if detach_trunk else output.hidden_BTD
         states = []
         for depth, layer in enumerate(self.model.mtp_layers, 1):
@@ -219,21 +197,16 @@ class Model(nn.Module):
         for buffer in self.buffers():
             buffer.zero_()
 
-    def _default_positions(
-        self,
-        input_ids_BT: Tensor,
-        documents_BT: Tensor | None,
-        branches_BT: Tensor | None,
-        cache: Cache | None,
-    ) -> Tensor:
-        new_tokens = input_ids_BT.shape[1]
-        if cache is not None:
-            return send(cache.next_positions(new_tokens), input_ids_BT.device)
-        if documents_BT is not None and branches_BT is not None:
-            return branch_positions(documents_BT, branches_BT)
-        if documents_BT is not None:
-            return document_positions(documents_BT)
-        return torch.arange(new_tokens, device=input_ids_BT.device).expand_as(input_ids_BT)
+
+def _default_positions(batch: ForwardBatch) -> Tensor:
+    ids_BT = batch.input_ids_BT
+    if batch.paged is not None:
+        return send(batch.paged.positions_M(), ids_BT.device).unsqueeze(0)
+    if batch.documents_BT is not None and batch.branches_BT is not None:
+        return branch_positions(batch.documents_BT, batch.branches_BT)
+    if batch.documents_BT is not None:
+        return document_positions(batch.documents_BT)
+    return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
 
 
 def _text(documents_BT: Tensor) -> Tensor | None:

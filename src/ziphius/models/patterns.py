@@ -1,7 +1,7 @@
 """What a query may see: the one place that decides it.
 
 A pattern answers for pairs of tokens by position and document; the boolean mask it builds is the
-oracle that every faster form must equal. `look` picks the fastest exact form for one forward pass.
+oracle that every faster form must equal (`models/attention/backend.py` chooses among those).
 
 Shapes: B sequences, T new tokens (queries), S all tokens (keys).
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ziphius.models.config import ModelConfig
-from ziphius.models.segments import Segments, split_branches
 
 
 @dataclass(frozen=True)
@@ -86,63 +85,6 @@ def visibility_mask(pattern: Pattern, queries: Tokens, keys: Tokens) -> Tensor:
         query_BT1, key_B1S = queries.branches_BT[:, :, None], keys.branches_BT[:, None, :]
         mask_BTS = mask_BTS & ((key_B1S == 0) | (key_B1S == query_BT1))
     return mask_BTS
-
-
-@dataclass(frozen=True)
-class Visible:
-    """How one forward pass tells its attention kernels what is visible.
-
-    With no mask, `is_causal` says whether the kernel's own causal flag is needed (T = S from the
-    first token on) or every query sees every key (one new token after a full cache).
-    """
-
-    mask_BTS: Tensor | None
-    is_causal: bool
-    segments: Segments | None = None
-    """Of a row of branches: then the batch that attention works on has a row for each run of it,
-    and the mask is of that batch. The methods change nothing without."""
-
-    def queries(self, heads_BNTH: Tensor) -> Tensor:
-        """Arrange queries as attention wants them."""
-        return heads_BNTH if self.segments is None else self.segments.queries(heads_BNTH)
-
-    def keys(self, rows_BSX: Tensor) -> Tensor:
-        """Arrange what keys or values are made of as attention wants them."""
-        return rows_BSX if self.segments is None else self.segments.keys(rows_BSX)
-
-    def join(self, out_BTX: Tensor) -> Tensor:
-        """Bring what attention returns back into the order of the tokens."""
-        return out_BTX if self.segments is None else self.segments.join(out_BTX)
-
-
-def look(pattern: Pattern, queries: Tokens, held: list[int]) -> Visible:
-    """Choose the exact form for new tokens after `held` cached ones per sequence.
-
-    Args:
-        pattern: the rule of the model.
-        queries: the new tokens; positions rise along a row, anew in every document.
-        held: tokens already in the cache, a number per sequence; zeros without a cache. A key's
-            slot in the cache is its position, so slots from `held + T` on are never seen.
-    """
-    new_tokens = queries.positions_BT.shape[1]
-    if queries.branches_BT is not None:
-        assert queries.documents_BT is not None
-        assert max(held) == 0, "branches are not cached"
-        segments = split_branches(
-            pattern.sees, queries.positions_BT, queries.documents_BT, queries.branches_BT
-        )
-        return Visible(segments.mask_ZTS, is_causal=False, segments=segments)
-    if isinstance(pattern, Causal) and queries.documents_BT is None and len(set(held)) == 1:
-        if held[0] == 0:
-            return Visible(None, is_causal=True)
-        if new_tokens == 1:
-            return Visible(None, is_causal=False)
-    if max(held) == 0:
-        return Visible(visibility_mask(pattern, queries, queries), is_causal=False)
-    assert queries.documents_BT is None, "a cache row holds one document"
-    slots_S = torch.arange(max(held) + new_tokens, device=queries.positions_BT.device)
-    keys = Tokens(slots_S.expand(len(held), -1))
-    return Visible(visibility_mask(pattern, queries, keys), is_causal=False)
 
 
 def document_positions(documents_BT: Tensor) -> Tensor:

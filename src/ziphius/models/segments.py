@@ -5,15 +5,13 @@ completions), each of which goes on from the end of the trunk. Tokens are packed
 for attention alone every run of one branch becomes a row of a padded batch, its keys those of the
 trunk and its own.
 
-Shapes: M tokens of the row, Z runs, T queries of the longest run, S keys that a run sees at most,
-N heads, H width of a query, X any width.
+Shapes: M tokens of the row, Z runs, T queries of the longest run, S keys that a run sees at most.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import send
@@ -29,24 +27,8 @@ class Segments:
     """Token of each key; padding is hidden by the mask."""
     mask_ZTS: Tensor
     """Bool, true where a query sees a key."""
-    slots_M: Tensor
+    places_M: Tensor
     """Place of each token among the Z * T queries."""
-
-    def queries(self, heads_1NMH: Tensor) -> Tensor:
-        """Spread the queries of the row over the runs, [Z, N, T, H]."""
-        flat_MX = heads_1NMH[0].transpose(0, 1).flatten(1)
-        # Embedding has the one gather whose gradient is quick on a CPU, and the same at every call.
-        spread_ZTX = F.embedding(self.queries_ZT, flat_MX)
-        spread_ZTNH: Tensor = spread_ZTX.unflatten(-1, (heads_1NMH.shape[1], -1))
-        return spread_ZTNH.transpose(1, 2)
-
-    def keys(self, rows_1MX: Tensor) -> Tensor:
-        """Give every run what keys and values are made of, [Z, S, X]."""
-        return F.embedding(self.keys_ZS, rows_1MX[0])
-
-    def join(self, out_ZTX: Tensor) -> Tensor:
-        """Put the results of all runs back into the row, [1, M, X]."""
-        return F.embedding(self.slots_M, out_ZTX.flatten(0, 1)).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -116,11 +98,11 @@ def split_branches(
     )
     is_key_ZS = place_S < counts_Z[:, None]
     keys_ZS = torch.where(is_key_ZS, keys_ZS, 0)
-    slots_M = torch.arange(len(positions_M)) - runs.starts_Z[runs.run_M]
-    slots_M = slots_M + runs.run_M * len(place_T)
-    queries_ZT, keys_ZS, is_key_ZS, slots_M = (
-        send(x, device) for x in (queries_ZT, keys_ZS, is_key_ZS, slots_M)
+    places_M = torch.arange(len(positions_M)) - runs.starts_Z[runs.run_M]
+    places_M = places_M + runs.run_M * len(place_T)
+    queries_ZT, keys_ZS, is_key_ZS, places_M = (
+        send(x, device) for x in (queries_ZT, keys_ZS, is_key_ZS, places_M)
     )
     mask_ZTS = sees(positions_M[queries_ZT][:, :, None], positions_M[keys_ZS][:, None, :])
     mask_ZTS = mask_ZTS & is_key_ZS[:, None, :]
-    return Segments(queries_ZT, keys_ZS, mask_ZTS, slots_M)
+    return Segments(queries_ZT, keys_ZS, mask_ZTS, places_M)

@@ -6,9 +6,11 @@ H head_dim.
 
 from torch import Tensor, nn
 
+from ziphius.models.attention.backend import AttentionGroup, AttentionMetadata
+from ziphius.models.attention_spec import attention_spec
 from ziphius.models.config import ModelConfig
-from ziphius.models.context import ForwardContext
 from ziphius.models.layers import Linear, RMSNorm
+from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
 from ziphius.ops.rotary import rotate_halves
 
@@ -24,6 +26,7 @@ class GroupedAttention(nn.Module):
         super().__init__()
         assert config.head_dim
         self.layer_idx = layer_idx
+        self.spec = attention_spec(config, layer_idx)
         self.head_dim = config.head_dim
         self.scale = config.softmax_scale
 
@@ -39,37 +42,43 @@ class GroupedAttention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rope, metadata: AttentionMetadata) -> Tensor:
         """Attend from the T new tokens to all S tokens of each sequence.
 
         Args:
             x_BTD: normalised hidden states of the new tokens.
-            context: rotation and visibility; its cache, if any, receives the new keys and values.
+            rope: their rotation.
+            metadata: what they see; its cache, if any, receives the new keys and values.
 
         Returns:
             Hidden states [B, T, D], before the residual is added.
         """
         query_BTNH = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         key_BTGH = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        value_BSX = self.v_proj(x_BTD)
+        value_BTX = self.v_proj(x_BTD)
         if self.has_qk_norm:
             query_BTNH, key_BTGH = self.q_norm(query_BTNH), self.k_norm(key_BTGH)
-        cos_BTr, sin_BTr = context.rope.cos_BTr, context.rope.sin_BTr
-        query_BTNH = rotate_halves(query_BTNH, cos_BTr, sin_BTr)
-        key_BSX = rotate_halves(key_BTGH, cos_BTr, sin_BTr).flatten(-2)
-        if context.cache is not None:
-            key_BSX, value_BSX = context.cache.append(self.layer_idx, key_BSX, value_BSX)
-        out_BNTH = attend(
-            context.visible.queries(query_BTNH.transpose(1, 2)),
-            self._heads(context.visible.keys(key_BSX)),
-            self._heads(context.visible.keys(value_BSX)),
-            mask_BTS=context.visible.mask_BTS,
-            is_causal=context.visible.is_causal,
-            scale=self.scale,
-        )
-        out_BTX = context.visible.join(out_BNTH.transpose(1, 2).flatten(-2))
+        query_BTNH = rotate_halves(query_BTNH, rope.cos_BTr, rope.sin_BTr)
+        key_BTX = rotate_halves(key_BTGH, rope.cos_BTr, rope.sin_BTr).flatten(-2)
+        rows = (key_BTX, value_BTX)
+        out_BTX = metadata.attend(self.layer_idx, query_BTNH.transpose(1, 2), rows, self.grouped)
         out_BTD: Tensor = self.o_proj(out_BTX)
         return out_BTD
+
+    def grouped(
+        self, query_BNTH: Tensor, rows: tuple[Tensor, ...], group: AttentionGroup
+    ) -> Tensor:
+        """Attend to given keys and values, [B, T, N H]."""
+        key_BSX, value_BSX = rows
+        out_BNTH = attend(
+            query_BNTH,
+            self._heads(key_BSX),
+            self._heads(value_BSX),
+            mask_BTS=group.mask_ZTS,
+            is_causal=group.is_causal,
+            scale=self.scale,
+        )
+        return out_BNTH.transpose(1, 2).flatten(-2)
 
     def _heads(self, x_BSX: Tensor) -> Tensor:
         """View cached rows as the heads of keys and values, [B, G, S, H]."""

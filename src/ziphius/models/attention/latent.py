@@ -11,10 +11,10 @@ P qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim, Q q_lora_rank.
 import torch
 from torch import Tensor, nn
 
+from ziphius.models.attention.backend import AttentionGroup, AttentionMetadata
+from ziphius.models.attention_spec import attention_spec
 from ziphius.models.config import ModelConfig
-from ziphius.models.context import ForwardContext
 from ziphius.models.layers import Linear, RMSNorm
-from ziphius.models.patterns import Visible
 from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
 from ziphius.ops.latent_heads import key_value_heads, query_heads
@@ -37,6 +37,7 @@ class LatentAttention(nn.Module):
         assert config.qk_rope_head_dim is not None
         assert config.v_head_dim is not None
         self.layer_idx = layer_idx
+        self.spec = attention_spec(config, layer_idx)
         self.num_heads = config.num_attention_heads
         self.latent_width = config.kv_lora_rank
         self.nope_width = config.qk_nope_head_dim
@@ -59,39 +60,36 @@ class LatentAttention(nn.Module):
         )
         self.o_proj = Linear(self.num_heads * self.value_width, config.hidden_size)
 
-    def forward(self, x_BTD: Tensor, context: ForwardContext) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rope, metadata: AttentionMetadata) -> Tensor:
         """Attend from the T new tokens to all S tokens of each sequence.
 
         Args:
             x_BTD: normalised hidden states of the new tokens.
-            context: rotation and visibility; its cache, if any, receives the new latents.
+            rope: their rotation.
+            metadata: what they see; its cache, if any, receives the new latents.
 
         Returns:
             Hidden states [B, T, D], before the residual is added.
         """
-        query_BNTH = context.visible.queries(self._query(x_BTD, context.rope))
+        query_BNTH = self._query(x_BTD, rope)
         # One row per token, [latent | rotated key]: the cache holds it, the absorbed form reads it.
-        row_BTX = self._row(x_BTD, context.rope)
-        row_BSX = row_BTX
-        if context.cache is not None:
-            (row_BSX,) = context.cache.append(self.layer_idx, row_BTX)
-        absorb = context.cache is not None and self.absorbed_is_cheaper(
-            row_BTX.shape[1], row_BSX.shape[1]
-        )
-        form = self.absorbed if absorb else self.expanded
-        out_BTNV = form(query_BNTH, context.visible.keys(row_BSX), context.visible)
-        out_BTD: Tensor = self.o_proj(context.visible.join(out_BTNV.flatten(-2)))
+        row_BTX = self._row(x_BTD, rope)
+        out_BTX = metadata.attend(self.layer_idx, query_BNTH, (row_BTX,), self._cheapest)
+        out_BTD: Tensor = self.o_proj(out_BTX)
         return out_BTD
 
-    def absorbed_is_cheaper(self, new_tokens: int, all_tokens: int) -> bool:
-        """Compare the multiplications per head of the two forms."""
-        widths = self.latent_width * (self.nope_width + self.value_width)
-        expanded_score = 2 * (self.nope_width + self.rope_width)
-        absorbed_score = 2 * (self.latent_width + self.rope_width)
-        expanded = all_tokens * widths + new_tokens * all_tokens * expanded_score
-        return new_tokens * widths + new_tokens * all_tokens * absorbed_score < expanded
+    def _cheapest(
+        self, query_BNTH: Tensor, rows: tuple[Tensor, ...], group: AttentionGroup
+    ) -> Tensor:
+        """Choose the form by its cost behind a cache; without one the first, which trains."""
+        [row_BSX] = rows
+        form = self.spec.forms[0]
+        if group.is_cached:
+            form = self.spec.cheapest(query_BNTH.shape[2], row_BSX.shape[1])
+        out_BTNV: Tensor = getattr(self, form.name)(query_BNTH, row_BSX, group)
+        return out_BTNV.flatten(-2)
 
-    def expanded(self, query_BNTH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
+    def expanded(self, query_BNTH: Tensor, row_BSX: Tensor, group: AttentionGroup) -> Tensor:
         """Attend with a key and a value per head, built from the latents; [B, T, N, V]."""
         latent_BSC, k_rope_BSR = row_BSX.split((self.latent_width, self.rope_width), -1)
         expanded_BSNX = self.kv_b_proj(latent_BSC).unflatten(-1, (self.num_heads, -1))
@@ -100,13 +98,13 @@ class LatentAttention(nn.Module):
             query_BNTH,
             key_BNSH,
             value_BNSV,
-            mask_BTS=visible.mask_BTS,
-            is_causal=visible.is_causal,
+            mask_BTS=group.mask_ZTS,
+            is_causal=group.is_causal,
             scale=self.scale,
         )
         return out_BNTV.transpose(1, 2)
 
-    def absorbed(self, query_BNTH: Tensor, row_BSX: Tensor, visible: Visible) -> Tensor:
+    def absorbed(self, query_BNTH: Tensor, row_BSX: Tensor, group: AttentionGroup) -> Tensor:
         """Attend to the latents themselves, one key and value for all heads; [B, T, N, V].
 
         q . (W_k c) = (q W_k) . c, and sum p (W_v c) = W_v (sum p c): no key or value is built.
@@ -123,8 +121,8 @@ class LatentAttention(nn.Module):
             absorbed_BNTX,
             shared_B1SX,
             shared_B1SX,
-            mask_BTS=visible.mask_BTS,
-            is_causal=visible.is_causal,
+            mask_BTS=group.mask_ZTS,
+            is_causal=group.is_causal,
             scale=self.scale,
         )
         return torch.einsum("bntc,nvc->btnv", out_BNTX[..., : self.latent_width], w_v_NVC)

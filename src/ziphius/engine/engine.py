@@ -1,0 +1,480 @@
+"""The engine: requests in, and a step at a time tokens out; the only loop that decodes.
+
+A step asks the scheduler what runs, the runner for logits and the sampler for tokens. It knows
+neither modules nor text. What goes wrong with one sequence (logits that are not finite, a runner or
+sampler that raises) ends that sequence alone, with an error that says why, and nothing of what it
+computed since its last good step can be found by others.
+
+Shapes: Z sequences of a step, L rows that are drawn from, W vocabulary, M tokens of a step,
+Y expert layers, K experts per token.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ziphius.core.errors import ConfigError, QueueFullError
+from ziphius.engine.cache_pool import BlockCopy, CachePool
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.metrics import Metrics
+from ziphius.engine.runner import Runner, RunnerOutput
+from ziphius.engine.scheduler import Scheduler
+from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
+from ziphius.engine.step import Chunk, Ints, StepArrays
+from ziphius.models.cache import PagedCache
+from ziphius.models.forward_batch import ForwardBatch
+from ziphius.ops.sampling_config import SamplingConfig
+
+_PLACES = {Status.PREFILLING: "prefill", Status.DECODING: "decode"}
+
+
+class Sampled(Protocol):
+    """The tokens of some rows, on the CPU."""
+
+    @property
+    def ids_L(self) -> Tensor:
+        """Token of each row."""
+        ...
+
+    @property
+    def logprobs_L(self) -> Tensor:
+        """Natural log of its probability."""
+        ...
+
+
+class Sampler(Protocol):
+    """What `engine/sampler.py` is to the engine."""
+
+    def add(
+        self, row: int, sampling: SamplingConfig, sequence_id: int, prompt_ids: Sequence[int]
+    ) -> None:
+        """Prepare a row for a new sequence."""
+        ...
+
+    def remove(self, row: int) -> None:
+        """Forget a row."""
+        ...
+
+    def __call__(self, logits_LW: Tensor, rows: Ints, positions: Ints) -> Sampled:
+        """Draw a token for each of these rows, to stand at these positions."""
+        ...
+
+    def accept(self, row: int, token_id: int) -> None:
+        """Hear which token a row's sequence goes on with."""
+        ...
+
+
+class Limits(NamedTuple):
+    """What a model can be asked."""
+
+    context_length: int
+    """Tokens of prompt and completion together."""
+    vocab_size: int
+    """Rows of its embedding."""
+
+
+class Engine:
+    """Run requests together; not thread-safe (`engine/async_engine.py` is).
+
+    Example:
+        engine = Engine(runner, cache, sampler, config, limits)
+        engine.add(Request(prompt_ids, max_new_tokens=20))
+        while engine.has_work:
+            for output in engine.step():
+                ...
+
+    Args:
+        runner: of the model.
+        cache: that the runner reads and writes, of this engine alone.
+        sampler: of this engine alone.
+        config: limits; `num_blocks` is the cache's.
+        limits: of the model.
+        device: where the runner wants ids and slots.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        cache: PagedCache,
+        sampler: Sampler,
+        config: EngineConfig,
+        limits: Limits,
+        *,
+        device: torch.device | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._runner = runner
+        self._cache = cache
+        self._sampler = sampler
+        self._config = config
+        self._limits = limits
+        self._clock = clock
+        self._device = device or torch.device("cpu")
+        self._pool = CachePool(cache.num_blocks, cache.block_size)
+        self._arrays = StepArrays(cache, config.max_num_seqs, self._device)
+        self._scheduler = Scheduler(config, self._pool, self._arrays, self._release_seat)
+        self._requests: dict[int, list[SequenceState]] = {}
+        self._next_id = 0
+        self._routes: Tensor | None = None
+        self._metrics = Metrics()
+
+    @property
+    def has_work(self) -> bool:
+        """Some request is not finished."""
+        return self._scheduler.has_work
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a seat."""
+        return len(self._arrays) + len(self._scheduler.prefilling)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for a seat or for blocks."""
+        return len(self._scheduler.waiting)
+
+    def add(self, request: Request) -> int:
+        """Take a request on and return its number.
+
+        Raises:
+            ConfigError: it can never work; the message says why.
+            QueueFullError: too many wait already.
+        """
+        try:
+            check_request(request, self._limits, self._pool)
+        except ConfigError:
+            self._metrics.admission_rejections["invalid"] += 1
+            raise
+        if self.num_waiting >= self._config.max_queue:
+            self._metrics.admission_rejections["queue_full"] += 1
+            raise QueueFullError(
+                f"{self.num_waiting:,} requests are waiting, as many as max_queue allows: try "
+                "again later"
+            )
+        request_id, self._next_id = self._next_id, self._next_id + 1
+        now = self._clock()
+        sequences = [SequenceState(request, request_id, n, now) for n in range(request.n)]
+        self._requests[request_id] = sequences
+        self._lead(sequences)
+        return request_id
+
+    def _lead(self, sequences: list[SequenceState]) -> None:
+        """Let the first of these compute the prompt for all."""
+        leader, *followers = sequences
+        leader.followers = followers
+        for follower in followers:
+            follower.status = Status.ATTACHED
+        self._scheduler.enqueue(leader)
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request now, whatever it is doing; tell whether there was something to end."""
+        sequences = self._requests.get(request_id, [])
+        for sequence in list(sequences):
+            self.end(request_id, sequence.sample, "cancelled")
+        return bool(sequences)
+
+    def end(self, request_id: int, sample: int, reason: FinishReason = "stop") -> None:
+        """End one sample from outside, as when a stop string shows up in its text."""
+        sequences = self._requests.get(request_id, [])
+        for sequence in sequences:
+            if sequence.sample == sample and sequence.status is not Status.FINISHED:
+                if reason == "cancelled":
+                    self._metrics.cancelled[_PLACES.get(sequence.status, "queue")] += 1
+                self._finish(sequence, reason)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed of earlier texts, after a change of weights; nothing may run."""
+        assert not self.has_work, "the cache rows of running sequences are of the old weights"
+        self._pool.forget_all()
+
+    def step(self) -> list[StepOutput]:
+        """Compute one step, and return what it did to each sequence that got a token or ended."""
+        chunks = self._scheduler.schedule()
+        if not chunks and not self._arrays.sequences:
+            assert not self._scheduler.waiting, "sequences wait for nothing"
+            return []
+        outputs: list[StepOutput] = []
+        logits_ZW, chunks = self._logits(chunks, outputs)
+        if chunks:
+            logits_LW, started = self._after_chunks(logits_ZW, chunks, outputs)
+        else:
+            logits_LW, started = logits_ZW, []
+        if len(logits_LW):
+            self._draw(logits_LW, started, outputs)
+        self._metrics.num_steps += 1
+        return outputs
+
+    def _logits(
+        self, chunks: list[Chunk], outputs: list[StepOutput]
+    ) -> tuple[Tensor, list[Chunk]]:
+        """Run the model; if it raises, run every sequence alone to find out which it fails on."""
+        now = self._clock()
+        for chunk in chunks:
+            chunk.sequence.scheduled_time = chunk.sequence.scheduled_time or now
+        try:
+            return self._forward(self._arrays.batch(chunks)), chunks
+        except Exception:
+            return self._logits_apart(chunks, outputs)
+
+    def _forward(self, batch: ForwardBatch) -> Tensor:
+        output = self._runner(batch)
+        if output.routes_MYK is not None:
+            self._keep_routes(batch, output)
+        return output.logits_LW
+
+    def _logits_apart(
+        self, chunks: list[Chunk], outputs: list[StepOutput]
+    ) -> tuple[Tensor, list[Chunk]]:
+        """Compute a step sequence by sequence, and end those that the model raises on."""
+        rows = [Chunk(sequence, 1) for sequence in self._arrays.sequences]
+        logits: dict[SequenceState, Tensor] = {}
+        for chunk in [*rows, *chunks]:
+            apart = StepArrays(self._cache, 1, self._device)
+            try:
+                logits[chunk.sequence] = self._forward(apart.batch([chunk]))[0].clone()
+            except Exception as error:
+                self._fail(chunk.sequence, _told(error), outputs)
+        chunks = [chunk for chunk in chunks if chunk.sequence in logits]
+        left = [*self._arrays.sequences, *(chunk.sequence for chunk in chunks)]
+        if not left:
+            return torch.empty(0, self._limits.vocab_size), []
+        return torch.stack([logits[sequence] for sequence in left]), chunks
+
+    def _after_chunks(
+        self, logits_ZW: Tensor, chunks: list[Chunk], outputs: list[StepOutput]
+    ) -> tuple[Tensor, list[SequenceState]]:
+        """Sort out which prompts are complete; return what to draw from, and who starts with it."""
+        rows = len(self._arrays)
+        picks, started = list(range(rows)), []
+        copies: list[BlockCopy] = []
+        is_finite = logits_ZW[rows:].sum(-1).isfinite().tolist()
+        for row, (chunk, is_good) in enumerate(zip(chunks, is_finite, strict=True), rows):
+            sequence = chunk.sequence
+            is_complete = chunk.num_tokens == sequence.num_remaining
+            if not is_good:
+                self._fail(sequence, not_finite(sequence), outputs)
+                continue
+            self._scheduler.computed(chunk)
+            if is_complete:
+                followers, copied = self._scheduler.fork(sequence)
+                started += [sequence, *followers]
+                picks += [row] * (1 + len(followers))
+                copies += copied
+        if copies:
+            self._copy(copies)
+        for sequence in started:
+            self._take_seat(sequence)
+        if len(picks) == len(logits_ZW):
+            return logits_ZW, started
+        return logits_ZW[torch.tensor(picks, dtype=torch.int64, device=logits_ZW.device)], started
+
+    def _draw(
+        self, logits_LW: Tensor, started: list[SequenceState], outputs: list[StepOutput]
+    ) -> None:
+        """Draw the next token of all rows, and of those that start behind them."""
+        arrays = self._arrays
+        rows = len(arrays)
+        seats, positions = arrays.seats, arrays.lengths
+        if started:
+            seats = np.concatenate([seats, [sequence.seat for sequence in started]])
+            starts = [len(sequence.tokens) for sequence in started]
+            positions = np.concatenate([positions, starts])
+        ids, logprobs, errors = self._sample(logits_LW, seats, positions)
+        now = self._clock()
+        if rows:
+            latency = self._metrics.histograms["inter_token_latency"]
+            latency.observe_all(now - arrays.last_times[:rows])
+            arrays.advance(ids[:rows], now)
+        sequences = [*arrays.sequences, *started]
+        self._metrics.generation_tokens += len(sequences)
+        for sequence, token_id, logprob in zip(sequences, ids.tolist(), logprobs, strict=True):
+            if math.isfinite(logprob):
+                outputs.append(self._accept(sequence, token_id, logprob, now))
+            else:
+                error = errors.get(sequence.seat) or not_finite(sequence)
+                self._fail(sequence, error, outputs)
+
+    def _sample(
+        self, logits_LW: Tensor, seats: Ints, positions: Ints
+    ) -> tuple[Ints, list[float], dict[int, str]]:
+        """Draw; if that raises, draw for every row alone, and note by seat on which it does."""
+        try:
+            sampled = self._sampler(logits_LW, seats, positions)
+            return sampled.ids_L.numpy(), sampled.logprobs_L.tolist(), {}
+        except Exception:
+            ids, logprobs, errors = np.zeros(len(seats), np.int64), [math.nan] * len(seats), {}
+        for row in range(len(seats)):
+            alone = slice(row, row + 1)
+            try:
+                sampled = self._sampler(logits_LW[alone], seats[alone], positions[alone])
+                ids[row], logprobs[row] = int(sampled.ids_L[0]), float(sampled.logprobs_L[0])
+            except Exception as error:
+                errors[int(seats[row])] = _told(error)
+        return ids, logprobs, errors
+
+    def _accept(
+        self, sequence: SequenceState, token_id: int, logprob: float, now: float
+    ) -> StepOutput:
+        """Let a sequence go on with a token, or end with it."""
+        if sequence.status is Status.DECODING:
+            sequence.num_computed += 1
+        elif sequence.first_token_time == 0.0:
+            sequence.first_token_time = now
+            self._metrics.count_first_token(sequence, now)
+        tokens = sequence.tokens
+        tokens.append(token_id)
+        sequence.last_token_time = now
+        if token_id in sequence.stop_ids:
+            reason: FinishReason = "stop"
+        elif len(tokens) == sequence.max_tokens:
+            reason = "length"
+        else:
+            if sequence.status is not Status.DECODING:
+                self._scheduler.start_decoding(sequence)
+            self._sampler.accept(sequence.seat, token_id)
+            return StepOutput(sequence.request_id, sequence.sample, token_id, logprob, None)
+        routes_TYK = self._routes_of(sequence)
+        self._finish(sequence, reason)
+        return StepOutput(
+            sequence.request_id,
+            sequence.sample,
+            token_id,
+            logprob,
+            reason,
+            routes_TYK=routes_TYK,
+        )
+
+    def _fail(self, sequence: SequenceState, error: str, outputs: list[StepOutput]) -> None:
+        """End a sequence, and those that wait for it to compute their prompt."""
+        followers, sequence.followers = sequence.followers, []
+        for one in [sequence, *followers]:
+            self._finish(one, "error")
+            outputs.append(StepOutput(one.request_id, one.sample, None, math.nan, "error", error))
+
+    def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
+        siblings = self._requests[sequence.request_id]
+        if sequence.status is Status.ATTACHED:
+            for sibling in siblings:
+                if sequence in sibling.followers:
+                    sibling.followers.remove(sequence)
+        self._scheduler.finish(sequence)
+        sequence.finish_reason = reason
+        if sequence.followers:
+            self._lead(sequence.followers)
+            sequence.followers = []
+        siblings.remove(sequence)
+        if not siblings:
+            del self._requests[sequence.request_id]
+        self._metrics.count_finished(sequence, self._clock())
+
+    def _take_seat(self, sequence: SequenceState) -> None:
+        """Prepare the sampler for a sequence; one that was preempted goes on as if it had not."""
+        request = sequence.request
+        self._sampler.add(
+            sequence.seat, request.sampling, sequence.sequence_id, request.prompt_ids
+        )
+        for token_id in sequence.tokens[sequence.num_prompt :]:
+            self._sampler.accept(sequence.seat, token_id)
+        sequence.is_seated = True
+
+    def _release_seat(self, sequence: SequenceState) -> None:
+        if sequence.is_seated:
+            self._sampler.remove(sequence.seat)
+            sequence.is_seated = False
+
+    def _copy(self, copies: list[BlockCopy]) -> None:
+        sources, targets = zip(*copies, strict=True)
+        self._cache.copy_blocks(sources, targets)
+        if self._routes is not None:
+            blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))
+            blocks[list(targets)] = blocks[list(sources)]
+
+    def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
+        """Put the routes of a step down by slot: shared like the rows of the cache."""
+        assert output.routes_MYK is not None and batch.paged is not None
+        if self._routes is None:
+            slots = self._cache.num_blocks * self._cache.block_size
+            self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])
+        self._routes[batch.paged.slot_mapping_M.cpu()] = output.routes_MYK
+
+    def _routes_of(self, sequence: SequenceState) -> Tensor | None:
+        if self._routes is None:
+            return None
+        blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))[sequence.blocks]
+        return blocks.flatten(0, 1)[: sequence.num_computed].clone()
+
+    def metrics(self) -> dict[str, Any]:
+        """Return counters, gauges and histograms as plain data."""
+        return {
+            "num_requests_running": self.num_running,
+            "num_requests_waiting": self.num_waiting,
+            "kv_cache_usage_perc": self._pool.usage,
+            "prefix_cache_queries": self._pool.queries,
+            "prefix_cache_hits": self._pool.hits,
+            "num_preemptions": self._scheduler.num_preemptions,
+            **self._metrics.snapshot(),
+        }
+
+    def check(self) -> None:
+        """Assert that no block, seat or request is lost, and none is held twice."""
+        self._scheduler.check()
+        live = [sequence for sequences in self._requests.values() for sequence in sequences]
+        running = [*self._scheduler.prefilling, *self._arrays.sequences]
+        queued = [*running, *self._scheduler.waiting]
+        attached = [follower for sequence in queued for follower in sequence.followers]
+        assert sorted(s.order for s in live) == sorted(s.order for s in [*queued, *attached])
+        assert all(sequence.status is Status.ATTACHED for sequence in attached)
+        assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def not_finite(sequence: SequenceState) -> str:
+    """Say that the model's numbers for a sequence cannot be drawn from."""
+    return (
+        f"the model gave NaN logits at position {len(sequence.tokens)} of sequence "
+        f"{sequence.sequence_id}: its weights are damaged, or overflow in this dtype (try float32 "
+        "or bfloat16)"
+    )
+
+
+def check_request(request: Request, limits: Limits, pool: CachePool) -> None:
+    """Refuse a request that can never be answered.
+
+    Raises:
+        ConfigError: what is wrong, and what to do.
+    """
+    length, new = len(request.prompt_ids), request.max_new_tokens
+    if length == 0:
+        raise ConfigError("the prompt is empty: it needs at least one token to start from")
+    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
+        wrong = next(i for i in request.prompt_ids if not 0 <= i < limits.vocab_size)
+        raise ConfigError(
+            f"the prompt holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: "
+            "the tokenizer does not belong to this model"
+        )
+    if new < 1:
+        raise ConfigError(f"max_new_tokens is {new}; it must be at least 1")
+    if request.n < 1:
+        raise ConfigError(f"n is {request.n}; it must be at least 1")
+    room = limits.context_length - length
+    if new > room:
+        remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
+        raise ConfigError(
+            f"the prompt has {length} tokens and {new} more are asked for, but the model's context "
+            f"(max_position_embeddings) is {limits.context_length} tokens: {remedy}"
+        )
+    if pool.blocks_for(length + new - 1) > pool.num_blocks:
+        raise ConfigError(
+            f"the prompt has {length} tokens and {new} more are asked for, but the cache holds "
+            f"{pool.num_blocks * pool.block_size}: ask for less, or give the engine more blocks "
+            "(num_blocks)"
+        )
