@@ -10,7 +10,7 @@
 #include "numbers.h"
 
 #include <vector>
-#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#if defined(__AVX512F__) || defined(__AMX_BF16__)
 #include <immintrin.h>
 #endif
 #if defined(__AMX_BF16__)
@@ -168,12 +168,12 @@ template <int ROWS, int VECTORS>
 inline void add_terms(const float* a, int64_t row_stride, const float* b, int64_t apart,
                       floats (&sums)[ROWS][VECTORS]) {
     floats right[VECTORS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int64_t v = 0; v < VECTORS; v++) right[v] = *reinterpret_cast<const floats*>(b + place_of(v, apart));
 #pragma GCC unroll 12
     for (int64_t r = 0; r < ROWS; r++) {
         float left = a[r * row_stride];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int64_t v = 0; v < VECTORS; v++) sums[r][v] += left * right[v];
     }
 }
@@ -198,19 +198,45 @@ inline void add_terms(const bf16* a, int64_t row_stride, const bf16* b, int64_t 
         float even = load(a[r * row_stride]), odd = load(a[r * row_stride + 1]);
 #pragma GCC unroll 4
         for (int64_t v = 0; v < VECTORS; v++)
-        {
-            // Two statements: each is one multiply-add, in one order.
-            sums[r][v] += even * (floats)(right[v] << 16);
-            sums[r][v] += odd * (floats)(right[v] & 0xffff0000u);
-        }
+            sums[r][v] += even * (floats)(right[v] << 16) + odd * (floats)(right[v] & 0xffff0000u);
 #endif
+    }
+}
+
+// A in float32 beside a B in bfloat16: nothing of A is taken apart, which without units for bfloat16 costs as much
+// as the product.
+template <int ROWS, int VECTORS>
+inline void add_terms(const float* a, int64_t row_stride, const bf16* b, int64_t apart,
+                      floats (&sums)[ROWS][VECTORS]) {
+    auto number = [](words pairs, int term) { return (floats)(term ? pairs & 0xffff0000u : pairs << 16); };
+    auto pairs_at = [&](int64_t v) { return *reinterpret_cast<const words*>(b + 2 * place_of(v, apart)); };
+    if constexpr (ROWS == 1) {  // is fed by the loads of B alone
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < VECTORS; v++) {
+            words pairs = pairs_at(v);
+            sums[0][v] += a[0] * number(pairs, 0);
+            sums[0][v] += a[1] * number(pairs, 1);
+        }
+        return;
+    }
+#pragma GCC unroll 2
+    for (int term = 0; term < 2; term++) {
+        floats right[VECTORS];
+#pragma GCC unroll 8
+        for (int64_t v = 0; v < VECTORS; v++) right[v] = number(pairs_at(v), term);
+#pragma GCC unroll 12
+        for (int64_t r = 0; r < ROWS; r++) {
+            float left = a[r * row_stride + term];
+#pragma GCC unroll 8
+            for (int64_t v = 0; v < VECTORS; v++) sums[r][v] += left * right[v];
+        }
     }
 }
 
 // All rows of a tile's columns: ROWS at a time, and what is left by fewer. Number i of row r of A lies at
 // a[r * row_stride + i * step].
-template <int ROWS, int VECTORS, class T>
-inline void columns_of(int64_t m, int64_t k, const T* a, int64_t row_stride, int64_t step, const T* b,
+template <int ROWS, int VECTORS, class S, class T>
+inline void columns_of(int64_t m, int64_t k, const S* a, int64_t row_stride, int64_t step, const T* b,
                        int64_t apart, float* c, int64_t c_stride, bool add) {
     constexpr int64_t numbers = sizeof(float) / sizeof(T);  // in a word
     for (; m >= ROWS; m -= ROWS, a += ROWS * row_stride, c += ROWS * c_stride) {

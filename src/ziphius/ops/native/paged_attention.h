@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int64_t TILE = 128, SPLIT = 1024;
-constexpr int64_t MOST_ROWS = 32;
+constexpr int64_t MOST_ROWS = 36;
 constexpr int64_t SCORES = 8;  // that are summed up together
 
 inline int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
@@ -26,22 +26,26 @@ inline int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES
 typedef float eight __attribute__((vector_size(32), aligned(4)));
 typedef int32_t places __attribute__((vector_size(32)));
 
-// The upper half of a register onto the lower one, down to eight numbers.
+// The upper half of a register added to the lower one, where a register has sixteen numbers.
 inline eight folded(const floats& x) {
-    eight halves[LANES / 8];
-    std::memcpy(halves, &x, sizeof(x));
-    eight sum = halves[0];
-    for (int64_t i = 1; i < LANES / 8; i++) sum += halves[i];
-    return sum;
+#if defined(__AVX512F__)
+    auto whole = (__m512)x;
+    __m512d upper = _mm512_castps_pd(whole);
+    return (eight)_mm512_castps512_ps256(whole) + (eight)_mm256_castpd_ps(_mm512_extractf64x4_pd(upper, 1));
+#else
+    return x;
+#endif
 }
 
 // Sum up eight registers, in three rounds that add pairs of neighbours: number i of the result is the sum of x[i].
 inline eight totals(const floats (&x)[SCORES]) {
     eight twos[4], fours[2];
+#pragma GCC unroll 4
     for (int64_t i = 0; i < 4; i++) {
         eight a = folded(x[2 * i]), b = folded(x[2 * i + 1]);
         twos[i] = PICK(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + PICK(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
     }
+#pragma GCC unroll 2
     for (int64_t i = 0; i < 2; i++) {
         eight a = twos[2 * i], b = twos[2 * i + 1];
         fours[i] = PICK(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + PICK(a, b, 2, 3, 10, 11, 6, 7, 14, 15);

@@ -65,7 +65,7 @@ void split_of(const Attend& op, const Step& step, const QueryBlock& block, int64
 template <class T>
 void finish(const Attend& op, const Step& step, const QueryBlock& block, const State* states, float* out,
             int64_t stride) {
-    static thread_local std::vector<T> memory;
+    static thread_local std::vector<Factor<T>> memory;
     static thread_local std::vector<float> sums_memory;
     for (int64_t r = 0; r < block.tokens * block.heads; r++) {
         float inverse = 1.0f / states[r].sum;
@@ -77,7 +77,7 @@ void finish(const Attend& op, const Step& step, const QueryBlock& block, const S
         const float* from = out + h * stride;
         int64_t from_stride = block.heads * stride;
         if (op.value_weight != NONE) {
-            Operand<T> operand = prepare(step, Rows{from, from_stride, nullptr}, 0, block.tokens, op.value_width,
+            Operand<T> operand = prepare<T>(step, Rows{from, from_stride, nullptr}, 0, block.tokens, op.value_width,
                                          Norm{NONE, 0}, memory);
             const T* weight = step.weight<T>(op.value_weight) + (block.head + h) * depth * columns;
             product(step, block.tokens, columns, op.value_width, operand, weight, sums, columns);

@@ -30,7 +30,7 @@ ALONE void rotated_pairs(const float* from, const float* angles, int64_t rope, f
 // The tasks of the first kind write the cache, those of the second are a block of tokens of one head.
 template <class T, class C>
 void latent_heads(const LatentHeads& op, const Step& step, Team& team) {
-    static thread_local std::vector<T> memory;
+    static thread_local std::vector<Factor<T>> memory;
     const Batch& batch = step.batch;
     int64_t blocks = (batch.tokens + HEIGHT - 1) / HEIGHT, row_width = step.part_width(op.layer, 0);
     int64_t head_width = op.nope + op.rope, depth = padded(op.nope), columns = padded(op.latent);
@@ -48,7 +48,7 @@ void latent_heads(const LatentHeads& op, const Step& step, Team& team) {
         const float* from = step.at(op.queries, first) + head * head_width;
         float* to = step.at(op.to, first) + head * query_width;
         int64_t stride = step.stride(op.queries), to_stride = step.stride(op.to);
-        Operand<T> operand = prepare(step, Rows{from, stride, nullptr}, 0, count, op.nope, Norm{NONE, 0}, memory);
+        Operand<T> operand = prepare<T>(step, Rows{from, stride, nullptr}, 0, count, op.nope, Norm{NONE, 0}, memory);
         const T* weight = step.weight<T>(op.key_weight) + head * depth * columns;
         static thread_local std::vector<float> sums_memory;
         float* sums = scratch(sums_memory, padded(count) * columns);

@@ -16,21 +16,36 @@ struct Rows {
     const float* row(int64_t i) const { return first + (list ? list[i] : i) * stride; }
 };
 
+// What weights of type T are multiplied by: their own type where a CPU has units for it.
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+template <class T>
+using Factor = T;
+#else
+template <class T>
+using Factor = float;
+#endif
+
 template <class T>
 struct Operand {
-    const T* at;
+    const Factor<T>* at;
     int64_t stride;
 };
 
-// Rows as products read them: normalised, rounded to T, and zeros up to whole panels.
+// Terms come in pairs where weights are bfloat16.
+template <class T>
+int64_t used_terms(int64_t terms) {
+    return std::is_same_v<T, float> ? terms : (terms + 1) / 2 * 2;
+}
+
+// Rows as products read them: normalised, in the type of a factor, and zeros up to whole panels.
 template <class T>
 Operand<T> prepare(const Step& step, const Rows& rows, int64_t first, int64_t count, int64_t width, const Norm& norm,
-                   std::vector<T>& memory) {
+                   std::vector<Factor<T>>& memory) {
     const float* weight = step.weight<float>(norm.weight);
-    if constexpr (std::is_same_v<T, float>)
-        if (!weight && !rows.list) return {rows.row(first), rows.stride};
+    if constexpr (std::is_same_v<Factor<T>, float>)
+        if (!weight && !rows.list && used_terms<T>(width) == width) return {rows.row(first), rows.stride};
     int64_t stride = padded(width), filled = step.by_tiles ? padded(count) : count;
-    T* to = scratch(memory, filled * stride);
+    auto* to = scratch(memory, filled * stride);
     for (int64_t i = 0; i < count; i++) {
         if (weight)
             norm_row(rows.row(first + i), weight, float(norm.eps), width, to + i * stride);
@@ -42,17 +57,16 @@ Operand<T> prepare(const Step& step, const Rows& rows, int64_t first, int64_t co
     return {to, stride};
 }
 
-inline int64_t used_terms(int64_t terms, const float*) { return terms; }
-inline int64_t used_terms(int64_t terms, const bf16*) { return padded(terms); }
-
 // C [rows, columns] = A B; by matrix units rows are written up to a whole number of them.
 template <class T>
 void product(const Step& step, int64_t rows, int64_t columns, int64_t terms, Operand<T> a, const T* b, float* c,
              int64_t c_stride) {
     int64_t depth = padded(terms);
-    if (step.by_tiles && multiply_by_tiles(padded(rows), columns, depth, a.at, a.stride, b, depth, c, c_stride, false))
-        return;
-    multiply_rows(rows, columns, used_terms(terms, b), a.at, a.stride, b, depth, c, c_stride);
+    if constexpr (std::is_same_v<Factor<T>, T>)
+        if (step.by_tiles &&
+            multiply_by_tiles(padded(rows), columns, depth, a.at, a.stride, b, depth, c, c_stride, false))
+            return;
+    multiply_rows(rows, columns, used_terms<T>(terms), a.at, a.stride, b, depth, c, c_stride);
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ struct Runs {
 
 template <class T>
 void project(const Project& op, const Step& step, Team& team) {
-    static thread_local std::vector<T> memory;
+    static thread_local std::vector<Factor<T>> memory;
     static thread_local std::vector<float> sums_memory;
     bool is_head = op.into == LOGITS;
     Rows rows{step.at(op.from), step.stride(op.from), is_head ? step.batch.wanted : nullptr};
@@ -46,7 +46,7 @@ void project(const Project& op, const Step& step, Team& team) {
     team.each(blocks * runs.count, [&](int64_t task) {
         int64_t block = task / runs.count, run = task % runs.count;
         int64_t first = block * height, number = std::min(height, count - first);
-        if (ready != block) operand = prepare(step, rows, first, number, op.inputs, op.norm, memory), ready = block;
+        if (ready != block) operand = prepare<T>(step, rows, first, number, op.inputs, op.norm, memory), ready = block;
         int64_t column = runs.start(run) * UNIT, width = runs.start(run + 1) * UNIT - column;
         int64_t columns = std::min(width, op.outputs - column);
         float* place = to + first * to_stride + column;
@@ -77,7 +77,7 @@ void gated_run(const Step& step, int64_t rows, int64_t inputs, Operand<T> operan
 
 template <class T>
 void gated(const Gated& op, const Step& step, Team& team) {
-    static thread_local std::vector<T> memory;
+    static thread_local std::vector<Factor<T>> memory;
     Rows rows{step.at(op.from), step.stride(op.from), nullptr};
     int64_t height = block_rows(op.inputs), blocks = (step.batch.tokens + height - 1) / height;
     Runs runs(padded(op.width) / UNIT, blocks, team.threads());
@@ -86,7 +86,7 @@ void gated(const Gated& op, const Step& step, Team& team) {
     team.each(blocks * runs.count, [&](int64_t task) {
         int64_t block = task / runs.count, run = task % runs.count;
         int64_t first = block * height, number = std::min(height, step.batch.tokens - first);
-        if (ready != block) operand = prepare(step, rows, first, number, op.inputs, op.norm, memory), ready = block;
+        if (ready != block) operand = prepare<T>(step, rows, first, number, op.inputs, op.norm, memory), ready = block;
         gated_run(step, number, op.inputs, operand, step.weight<T>(op.weight), runs.start(run), runs.start(run + 1),
                   step.at(op.to, first), step.stride(op.to));
     });
@@ -123,7 +123,7 @@ struct Dispatch {
 template <class T>
 void experts(const Experts& op, const Step& step, Team& team) {
     static thread_local Dispatch dispatch;
-    static thread_local std::vector<T> memory;
+    static thread_local std::vector<Factor<T>> memory;
     static thread_local std::vector<float> sums_memory;
     int64_t tokens = step.batch.tokens, depth = padded(op.hidden);
     int64_t inner_width = padded(op.width), shared_width = padded(op.shared_width);
@@ -144,7 +144,7 @@ void experts(const Experts& op, const Step& step, Team& team) {
         if (from == until) return;
         Rows rows{step.at(op.stream), step.stride(op.stream), shared ? nullptr : dispatch.tokens.data()};
         if (ready != task / runs.count) {
-            operand = prepare(step, rows, block.start, block.count, op.hidden, op.norm, memory);
+            operand = prepare<T>(step, rows, block.start, block.count, op.hidden, op.norm, memory);
             ready = task / runs.count;
         }
         if (shared)
@@ -166,7 +166,7 @@ void experts(const Experts& op, const Step& step, Team& team) {
         Rows rows{inner, inner_width, nullptr};
         if (shared) rows = {step.at(op.shared_inner), step.stride(op.shared_inner), nullptr};
         if (ready != task / outputs.count) {
-            operand = prepare(step, rows, block.start, block.count, width, Norm{NONE, 0}, memory);
+            operand = prepare<T>(step, rows, block.start, block.count, width, Norm{NONE, 0}, memory);
             ready = task / outputs.count;
         }
         const T* weight = shared ? step.weight<T>(op.shared_second)
