@@ -14,9 +14,9 @@ void even_tiles(int64_t m, int64_t k, const S* a, int64_t a_stride, const T* b, 
                 int64_t c_stride) {
     for (int64_t tiles = (m + ROWS - 1) / ROWS; tiles > 0; tiles--) {
         int64_t rows = (m + tiles - 1) / tiles;
-        // More rows than one tile are left to columns_of, which takes as many as its template says.
         auto tile = [&](auto count) {
-            columns_of<decltype(count)::value, VECTORS>(rows, k, a, a_stride, 1, b, apart, c, c_stride, false);
+            constexpr int64_t number = decltype(count)::value;
+            columns_of<number, VECTORS, (number > 1)>(rows, k, a, a_stride, 1, b, apart, c, c_stride, false);
         };
         if (rows == 1) tile(std::integral_constant<int, 1>());
         if constexpr (ROWS > 1)
