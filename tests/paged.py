@@ -1,10 +1,12 @@
 """Flat batches over a cache of blocks, for tests of what reads and writes one."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ziphius.engine.runner import RunnerOutput
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch, PagedTokens
 from ziphius.models.model import Model
@@ -50,3 +52,36 @@ class Sequences:
             self.cache, starts, torch.tensor(lengths), torch.cat(slots), table_ZJ.contiguous()
         )
         return ForwardBatch(torch.cat(ids)[None], paged=paged)
+
+    @property
+    def left(self) -> list[int]:
+        """Count the tokens of each sequence that are not computed yet."""
+        return [len(row) - done for row, done in zip(self.ids, self.computed, strict=True)]
+
+
+def logits_of(
+    runner: Callable[[ForwardBatch], RunnerOutput],
+    sequences: Sequences,
+    chunks: Sequence[int] | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Run all tokens and return the logits [tokens, W] of each sequence.
+
+    Args:
+        runner: of the sequences' cache.
+        sequences: none of whose tokens is computed.
+        chunks: sizes to cut the sequences into at random, in any mix and order of them; by default
+            each is run whole and alone.
+        seed: decides the mixes.
+    """
+    rng = random.Random(seed)
+    found: list[list[Tensor]] = [[] for _ in sequences.ids]
+    while any(sequences.left):
+        rows = [row for row, left in enumerate(sequences.left) if left]
+        rows = rng.sample(rows, rng.randint(1, len(rows))) if chunks else rows[:1]
+        sizes = [rng.choice(chunks) if chunks else sequences.left[row] for row in rows]
+        counts = [(row, min(size, sequences.left[row])) for row, size in zip(rows, sizes)]
+        logits_LW = runner(sequences.batch(counts)).logits_LW.clone()
+        for (row, _), part_LW in zip(counts, logits_LW.split([n for _, n in counts]), strict=True):
+            found[row].append(part_LW)
+    return [torch.cat(parts) for parts in found]

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t TILE = 128, SPLIT = 1024;
+constexpr int64_t TILE = 128, SPLIT = 512;
 constexpr int64_t MOST_ROWS = 36;
 constexpr int64_t SCORES = 8;  // that are summed up together
 

@@ -21,9 +21,10 @@ int64_t look_at(const Batch& batch, int64_t vocabulary, int64_t block_size, int6
     static thread_local std::vector<int64_t> written;  // slots, to find one that is written twice
     if (!all_below(batch.ids, batch.tokens, vocabulary)) return BAD_IDS;
     if (!are_starts(batch.starts, batch.sequences, batch.tokens)) return BAD_STARTS;
+    for (int64_t z = 0; z < batch.sequences; z++)
+        if (batch.starts[z] == batch.starts[z + 1]) return BAD_STARTS;
     for (int64_t z = 0; z < batch.sequences; z++) {
         int64_t added = batch.starts[z + 1] - batch.starts[z], length = batch.lengths[z];
-        if (added < 1) return BAD_STARTS;
         if (length < added || length > batch.blocks * block_size) return BAD_LENGTHS;
         const int64_t* table = batch.tables + z * batch.blocks;
         if (!all_below(table, (length + block_size - 1) / block_size, num_blocks)) return BAD_TABLES;
@@ -51,21 +52,25 @@ void embed(const Embed& op, const Step& step, Team& team) {
     });
 }
 
+template <class Operation>
+const Operation& as(const int64_t* record) {
+    static_assert(sizeof(Operation) <= (WORDS - 1) * sizeof(int64_t), "a record has room for every operation");
+    return *reinterpret_cast<const Operation*>(record + 1);
+}
+
 template <class T, class C>
 void run(const int64_t* record, const Step& step, Team& team) {
-    const int64_t* fields = record + 1;
-    auto as = [&](auto operation) -> const auto& { return *reinterpret_cast<const decltype(operation)*>(fields); };
     switch (record[0]) {
-        case EMBED: return embed<T>(as(Embed{}), step, team);
+        case EMBED: return embed<T>(as<Embed>(record), step, team);
         case PROJECT:
-            if (as(Project{}).is_float) return project<float>(as(Project{}), step, team);
-            return project<T>(as(Project{}), step, team);
-        case GATED: return gated<T>(as(Gated{}), step, team);
-        case LATENT_HEADS: return latent_heads<T, C>(as(LatentHeads{}), step, team);
-        case GROUPED_HEADS: return grouped_heads<C>(as(GroupedHeads{}), step, team);
-        case ATTEND: return attend<T, C>(as(Attend{}), step, team);
-        case CHOOSE: return choose(as(Choose{}), step, team);
-        case EXPERTS: return experts<T>(as(Experts{}), step, team);
+            if (as<Project>(record).is_float) return project<float>(as<Project>(record), step, team);
+            return project<T>(as<Project>(record), step, team);
+        case GATED: return gated<T>(as<Gated>(record), step, team);
+        case LATENT_HEADS: return latent_heads<T, C>(as<LatentHeads>(record), step, team);
+        case GROUPED_HEADS: return grouped_heads<C>(as<GroupedHeads>(record), step, team);
+        case ATTEND: return attend<T, C>(as<Attend>(record), step, team);
+        case CHOOSE: return choose(as<Choose>(record), step, team);
+        case EXPERTS: return experts<T>(as<Experts>(record), step, team);
     }
 }
 
@@ -97,6 +102,11 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
     step.by_tiles = !exact && tiles_serve<T>();
     for (int64_t i = 0; i < num_buffers; workspace += strides[i++] * tokens) step.buffers.push_back(workspace);
+    static thread_local std::vector<float> memory;
+    int64_t waiting = 0;
+    for (int64_t i = 0; i < num_records; i++)
+        if (records[i * WORDS] == ATTEND) waiting = std::max(waiting, waiting_size(as<Attend>(records + i * WORDS), step, threads));
+    step.waiting = scratch(memory, waiting);
     Team team;
 #pragma omp parallel num_threads(int(threads))
     {

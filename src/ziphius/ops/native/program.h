@@ -131,6 +131,7 @@ struct Step {
     float* logits;
     int16_t* routes;
     int64_t route_layers;
+    float* waiting;  // states of attention that are joined when all of them are there
     bool by_tiles;
     std::vector<int64_t> positions;  // of each token in its sequence
 

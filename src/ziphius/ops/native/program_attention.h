@@ -88,31 +88,69 @@ void finish(const Attend& op, const Step& step, const QueryBlock& block, const S
     }
 }
 
-// States and sums of a block of queries, one split or all that came before.
+// States and sums of a block of queries: of one split, or of all that came before.
 struct Seen {
     State* states;
     float* out;
+
+    Seen(float* memory) : states(reinterpret_cast<State*>(memory)), out(memory + MOST_ROWS * sizeof(State) / sizeof(float)) {}
+    static int64_t size(const Attend& op) {
+        return MOST_ROWS * (whole(op.value_width) + int64_t(sizeof(State) / sizeof(float)));
+    }
+    void join_all(const Attend& op, const QueryBlock& block, const Seen& next) const {
+        int64_t stride = whole(op.value_width);
+        for (int64_t r = 0; r < block.tokens * block.heads; r++)
+            join(states[r], out + r * stride, next.states[r], next.out + r * stride, float(op.scale), stride);
+    }
 };
+
+// Whether threads share out the splits of a block too: where blocks are too few for all of them.
+inline bool spreads(const std::vector<QueryBlock>& blocks, int64_t threads) {
+    return threads > 1 && int64_t(blocks.size()) < 4 * threads && !blocks.empty() && blocks[0].last >= SPLIT;
+}
+
+// Numbers in which the splits of an operation wait to be joined.
+inline int64_t waiting_size(const Attend& op, const Step& step, int64_t threads) {
+    if (threads == 1) return 0;
+    std::vector<QueryBlock> blocks = query_blocks(op, step);
+    if (!spreads(blocks, threads)) return 0;
+    int64_t splits = 0;
+    for (const QueryBlock& block : blocks) splits += block.last / SPLIT + 1;
+    return splits * Seen::size(op);
+}
+
+template <class T, class C>
+void attend_spread(const Attend& op, const Step& step, Team& team, const std::vector<QueryBlock>& blocks) {
+    int64_t stride = whole(op.value_width), count = int64_t(blocks.size());
+    std::vector<int64_t> first{0};  // unit of each block's first split
+    for (const QueryBlock& block : blocks) first.push_back(first.back() + block.last / SPLIT + 1);
+    auto seen_by = [&](int64_t unit) { return Seen(step.waiting + unit * Seen::size(op)); };
+    team.each(first[count], [&](int64_t unit) {
+        int64_t b = std::upper_bound(first.begin(), first.end(), unit) - first.begin() - 1;
+        Seen seen = seen_by(unit);
+        split_of<C>(op, step, blocks[b], unit - first[b], seen.states, seen.out, stride);
+    });
+    team.each(count, [&](int64_t b) {
+        Seen seen = seen_by(first[b]);
+        for (int64_t unit = first[b] + 1; unit < first[b + 1]; unit++) seen.join_all(op, blocks[b], seen_by(unit));
+        finish<T>(op, step, blocks[b], seen.states, seen.out, stride);
+    });
+}
 
 template <class T, class C>
 void attend(const Attend& op, const Step& step, Team& team) {
     static thread_local std::vector<float> memory;
-    int64_t stride = whole(op.value_width), size = MOST_ROWS * stride;
+    int64_t stride = whole(op.value_width);
     std::vector<QueryBlock> blocks = query_blocks(op, step);
-    int64_t count = int64_t(blocks.size());
-    auto join_all = [&](const QueryBlock& block, const Seen& seen, const Seen& next) {
-        for (int64_t r = 0; r < block.tokens * block.heads; r++)
-            join(seen.states[r], seen.out + r * stride, next.states[r], next.out + r * stride, float(op.scale), stride);
-    };
-    team.each(count, [&](int64_t task) {
+    if (spreads(blocks, team.threads())) return attend_spread<T, C>(op, step, team, blocks);
+    team.each(int64_t(blocks.size()), [&](int64_t task) {
         const QueryBlock& block = blocks[task];
-        State states[2 * MOST_ROWS];
-        float* out = scratch(memory, 2 * size);
-        Seen seen{states, out}, next{states + MOST_ROWS, out + size};
+        float* own = scratch(memory, 2 * Seen::size(op));
+        Seen seen(own), next(own + Seen::size(op));
         split_of<C>(op, step, block, 0, seen.states, seen.out, stride);
         for (int64_t split = 1; split <= block.last / SPLIT; split++) {
             split_of<C>(op, step, block, split, next.states, next.out, stride);
-            join_all(block, seen, next);
+            seen.join_all(op, block, next);
         }
         finish<T>(op, step, block, seen.states, seen.out, stride);
     });
