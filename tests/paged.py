@@ -12,13 +12,15 @@ from ziphius.models.forward_batch import ForwardBatch, PagedTokens
 from ziphius.models.model import Model
 
 
-def paged_cache(model: Model, blocks: int, block_size: int, dtype: torch.dtype) -> PagedCache:
+def paged_cache(
+    model: Model, blocks: int, block_size: int, dtype: torch.dtype, *, empty: float = torch.nan
+) -> PagedCache:
     """Make a cache for all layers of a model, filled with what nobody may read."""
     specs = [layer.self_attn.spec.cache for layer in model.model.layers]
     cache = PagedCache(specs, blocks, block_size, dtype=dtype)
     for parts in cache.parts:
         for part in parts:
-            part.fill_(torch.nan)
+            part.fill_(empty)
     return cache
 
 
@@ -80,7 +82,7 @@ def logits_of(
         rows = [row for row, left in enumerate(sequences.left) if left]
         rows = rng.sample(rows, rng.randint(1, len(rows))) if chunks else rows[:1]
         sizes = [rng.choice(chunks) if chunks else sequences.left[row] for row in rows]
-        counts = [(row, min(size, sequences.left[row])) for row, size in zip(rows, sizes)]
+        counts = [(row, min(size, sequences.left[row])) for row, size in zip(rows, sizes, strict=True)]
         logits_LW = runner(sequences.batch(counts)).logits_LW.clone()
         for (row, _), part_LW in zip(counts, logits_LW.split([n for _, n in counts]), strict=True):
             found[row].append(part_LW)

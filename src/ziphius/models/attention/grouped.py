@@ -95,21 +95,25 @@ class GroupedAttention(nn.Module):
         """Have a native program add attention of the normalised stream to the stream."""
         layers = [native(layer).emit() for layer in (self.q_proj, self.k_proj, self.v_proj)]
         query_width, key_width, _ = (len(layer.weight_OI) for layer in layers)
-        projected = program.project(layers, norm, stream, "projected")
-        norms = [Norm(), Norm()]
+        query, key, value = program.project(layers, norm, stream, "projected")
+        query_norm = key_norm = Norm()
         if self.has_qk_norm:
-            norms = [native(layer).emit(program) for layer in (self.q_norm, self.k_norm)]
+            query_norm, key_norm = (
+                native(layer).emit(program) for layer in (self.q_norm, self.k_norm)
+            )
         width = self.head_dim
         heads, key_heads = query_width // width, key_width // width
         [queries] = program.place("queries", heads * padded(width))
         [attended] = program.place("attended", query_width)
         program.cache_widths[self.layer_idx] = (key_width, key_width)
         sizes = (heads, key_heads, width)
-        program.add(GroupedHeads(self.layer_idx, *projected, *norms, angles, *sizes, queries))
-        seen = (self.scale, program.window, program.sinks)
         program.add(
-            Attend(self.layer_idx, queries, *sizes, width, *seen, NONE, width, attended)
+            GroupedHeads(
+                self.layer_idx, query, key, value, query_norm, key_norm, angles, *sizes, queries
+            )
         )
+        seen = (self.scale, program.window, program.sinks)
+        program.add(Attend(self.layer_idx, queries, *sizes, width, *seen, NONE, width, attended))
         program.project([native(self.o_proj).emit()], Norm(), attended, stream, Into.ADD)
 
     def _heads(self, x_BSX: Tensor) -> Tensor:

@@ -353,7 +353,9 @@ class Program:
             address("block_tables", tables_ZJ, whole, (sequences, longest)),
             address("logits_rows", wanted_L, whole, (len(wanted_L),)),
             own_address(logits_LW),
-            optional_address("routes", routes_MYK, torch.int16, (count, self.route_layers, self.top_k)),
+            optional_address(
+                "routes", routes_MYK, torch.int16, (count, self.route_layers, self.top_k)
+            ),
             *(len(self._records), len(self._strides), len(table_WD)),
             *(pages.block_size, pages.num_blocks, count, sequences, longest, len(wanted_L)),
             *(self.route_layers, threads, exact),

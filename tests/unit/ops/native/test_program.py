@@ -152,7 +152,9 @@ def test_a_cache_of_other_rows_is_refused() -> None:
     model = build(latent_config())
     cache = paged_cache(build(grouped_config()), 12, 4, torch.float32)
     sequences = Sequences(cache, [torch.arange(3)])
-    with pytest.raises(ValueError, match=r"layer 0 keeps rows of \(18,\), the cache has \(16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"layer 0 keeps rows of \(18,\), the cache has \(16, 16\)"
+    ):
         NativeRunner(model, cache)(sequences.batch([(0, 3)]))
 
 
