@@ -69,9 +69,7 @@ class MockRunner:
             row = int(torch.searchsorted(paged.cu_seqlens_Z1, place, right=True)) - 1
             end = int(paged.seq_lens_Z[row]) - (bounds[row + 1] - 1 - place)
             rows.append(mock_logits(texts[row][:end]))
-        return RunnerOutput(
-            torch.stack(rows), paged.cache.parts[0][0][paged.slot_mapping_M, None].to(torch.int16)
-        )
+        return RunnerOutput(torch.stack(rows), paged.cache.parts[0][0][paged.slot_mapping_M, None].to(torch.int16))
 
     def _text(self, batch: ForwardBatch, row: int) -> list[int]:
         paged = batch.paged

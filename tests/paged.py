@@ -81,8 +81,9 @@ def logits_of(
     while any(sequences.left):
         rows = [row for row, left in enumerate(sequences.left) if left]
         rows = rng.sample(rows, rng.randint(1, len(rows))) if chunks else rows[:1]
-        sizes = [rng.choice(chunks) if chunks else sequences.left[row] for row in rows]
-        counts = [(row, min(size, sequences.left[row])) for row, size in zip(rows, sizes, strict=True)]
+        left = [sequences.left[row] for row in rows]
+        sizes = [min(rng.choice(chunks), most) for most in left] if chunks else left
+        counts = list(zip(rows, sizes, strict=True))
         logits_LW = runner(sequences.batch(counts)).logits_LW.clone()
         for (row, _), part_LW in zip(counts, logits_LW.split([n for _, n in counts]), strict=True):
             found[row].append(part_LW)

@@ -210,7 +210,9 @@ class Engine:
         self._metrics.num_steps += 1
         return outputs
 
-    def _logits(self, chunks: list[Chunk], outputs: list[StepOutput]) -> tuple[Tensor, list[Chunk]]:
+    def _logits(
+        self, chunks: list[Chunk], outputs: list[StepOutput]
+    ) -> tuple[Tensor, list[Chunk]]:
         """Run the model; if it raises, run every sequence alone to find out which it fails on."""
         now = self._clock()
         for chunk in chunks:
@@ -374,7 +376,9 @@ class Engine:
     def _take_seat(self, sequence: SequenceState) -> None:
         """Prepare the sampler for a sequence; one that was preempted goes on as if it had not."""
         request = sequence.request
-        self._sampler.add(sequence.seat, request.sampling, sequence.sequence_id, request.prompt_ids)
+        self._sampler.add(
+            sequence.seat, request.sampling, sequence.sequence_id, request.prompt_ids
+        )
         for token_id in sequence.tokens[sequence.num_prompt :]:
             self._sampler.accept(sequence.seat, token_id)
         sequence.is_seated = True

@@ -1,9 +1,9 @@
 """`ops/native/program.py`: records are those of the C++ code; what no step can have is refused."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -36,20 +36,9 @@ def test_a_record_has_the_fields_of_the_header(record: type[Any]) -> None:
         if line.strip():
             kind, names = line.split(maxsplit=1)
             declared += [(name.strip(), kind) for name in names.split(",")]
-    types = {"int": "int64_t", "float": "double"}
-    own = [
-        (field.name.removesuffix("_"), types.get(str(field.type), str(field.type)))
-        for field in ((f, t) and f for f, t in _typed(record))
-    ]
+    types = {int: "int64_t", float: "double", Place: "Place", Norm: "Norm"}
+    own = [(name.removesuffix("_"), types[kind]) for name, kind in get_type_hints(record).items()]
     assert own == declared
-
-
-def _typed(record: type[Any]) -> list[tuple[Any, str]]:
-    named = []
-    for field in fields(record):
-        field.type = getattr(field.type, "__name__", field.type)
-        named.append((field, str(field.type)))
-    return named
 
 
 def test_kinds_have_the_numbers_of_the_header() -> None:
