@@ -465,8 +465,8 @@ class Engine:
     def _routes_of(self, sequence: SequenceState) -> Tensor | None:
         if self._routes is None:
             return None
-        blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))[sequence.blocks]
-        return blocks.flatten(0, 1)[: sequence.num_computed].clone()
+        blocks: Tensor = self._routes.unflatten(0, (self._cache.num_blocks, -1))
+        return blocks[sequence.blocks].flatten(0, 1)[: sequence.num_computed].clone()
 
     def metrics(self) -> dict[str, Any]:
         """Return counters, gauges and histograms as plain data."""

@@ -138,7 +138,6 @@ class StepArrays:
                 rows = len(self.sequences)
                 self._steady = self._assemble(
                     self._ids[:rows],
-                    self._positions[:rows],
                     self._slots[:rows],
                     self._ones[: rows + 1],
                     self._lengths[:rows],
@@ -150,7 +149,7 @@ class StepArrays:
 
     def _mixed(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         rows = len(self.sequences)
-        ids, positions, slots = [self._ids[:rows]], [self._positions[:rows]], [self._slots[:rows]]
+        ids, slots = [self._ids[:rows]], [self._slots[:rows]]
         for place, chunk in enumerate(chunks):
             sequence, start = chunk.sequence, chunk.sequence.num_computed
             end = start + chunk.num_tokens
@@ -159,7 +158,6 @@ class StepArrays:
             at = np.arange(start, end)
             blocks = self._tables[rows + place, at // self._block_size]
             ids.append(np.array(sequence.tokens[start:end], np.int64))
-            positions.append(at)
             slots.append(blocks * self._block_size + at % self._block_size)
         ends = np.cumsum([chunk.num_tokens for chunk in chunks]) + rows
         bounds = np.concatenate([self._ones[: rows + 1], ends])
@@ -172,7 +170,6 @@ class StepArrays:
             wanted = np.concatenate([self._ones[:rows], *parts])
         return self._assemble(
             np.concatenate(ids),
-            np.concatenate(positions),
             np.concatenate(slots),
             bounds,
             self._lengths[: rows + len(chunks)],
@@ -183,7 +180,6 @@ class StepArrays:
     def _assemble(
         self,
         ids: Ints,
-        positions: Ints,
         slots: Ints,
         bounds: Ints,
         lengths: Ints,
@@ -200,7 +196,6 @@ class StepArrays:
         )
         return ForwardBatch(
             send(torch.from_numpy(ids)[None], self._device),
-            send(torch.from_numpy(positions)[None], self._device),
             paged=paged,
             logits_rows_L=send(torch.from_numpy(logits_rows), self._device),
             adapters_Z=adapters if any(adapters) else None,

@@ -24,11 +24,21 @@ from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.int8 import grouped_int8_linear, int8_linear, quantize_rows
 from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.linear import linear
-from ziphius.ops.logprobs import cross_entropy_and_squares
-from ziphius.ops.native import attention, dense, experts, heads, int8, pointwise, routing
+from ziphius.ops.logprobs import cross_entropy_and_squares, score_rows
+from ziphius.ops.native import (
+    attention,
+    dense,
+    experts,
+    heads,
+    int8,
+    pointwise,
+    routing,
+    sampling,
+)
 from ziphius.ops.native.binding import Kernel
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
+from ziphius.ops.sampling import RowSettings, sample_rows
 from ziphius.ops.swiglu import swiglu
 from ziphius.ops.top_experts import top_experts
 
@@ -36,7 +46,7 @@ pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {na
 EXAMPLES = int(os.environ.get("ZIPHIUS_FUZZ_EXAMPLES", "12"))
 KERNELS = {
     kernel.name: kernel
-    for module in (attention, dense, experts, heads, int8, pointwise, routing)
+    for module in (attention, dense, experts, heads, int8, pointwise, routing, sampling)
     for kernel in vars(module).values()
     if isinstance(kernel, Kernel)
 }
@@ -204,6 +214,30 @@ def products_in_int8(sizes: Sizes) -> Case:
     return lambda factor: factor * grouped_int8_linear(x, starts, weight, scale), [factor]
 
 
+def next_tokens(sizes: Sizes) -> Case:
+    rows, width = sizes(ROWS, WIDE)
+    [limit] = sizes(st.integers(1, width))
+    generator = torch.Generator().manual_seed(rows + width)
+    temperatures_L = torch.tensor([0.0, 1.0, 0.6, 1.7])[torch.arange(rows) % 4]
+    settings = RowSettings(
+        torch.randint(2**62, (rows,), generator=generator),
+        temperatures_L,
+        torch.randint(sizes.one_of(1, 4, 90), (rows,), generator=generator),
+        torch.rand(rows, generator=generator, dtype=torch.float64).clamp(min=0.5) * 2 % 1 + 1e-9,
+        torch.rand(rows, generator=generator) * sizes.one_of(0, 0.3),
+    )
+    logits_LW = sizes.tensor(rows, width, dtype=torch.float32) * 3
+    factor = sizes.tensor(rows, dtype=torch.float32)  # has a gradient; a draw has none
+
+    def drawn(factor: Tensor) -> tuple[Tensor, ...]:
+        draws = sample_rows(logits_LW, settings, torch.arange(rows), limit=limit)
+        scores = score_rows(logits_LW, draws.ids_L, temperatures_L, limit=limit)
+        assert [x.tolist() for x in scores] == [x.tolist() for x in draws[1:]]
+        return factor * draws.ids_L, factor * draws.logprobs_L, factor * draws.normalizers_L
+
+    return drawn, [factor]
+
+
 ROUTING = {"sort_pairs", "combine"}
 CASES: dict[Callable[[Sizes], Case], set[str]] = {
     norm: {"rms_norm", "rms_norm_backward"},
@@ -220,6 +254,7 @@ CASES: dict[Callable[[Sizes], Case], set[str]] = {
     choice_of_experts: {"top_experts"},
     product_in_int8: {"int8_linear"},
     products_in_int8: {"int8_linear"},
+    next_tokens: {"sample", "score"},
 }
 """Functions that draw an example, and the kernels that examples of it run."""
 
