@@ -7,7 +7,7 @@ has it. Its base may be one again.
 import json
 import shutil
 from collections.abc import Mapping
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,7 @@ def adapter_digest(folder: Path) -> str:
     digest = sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         with open_file(folder / name, CheckpointError) as file:
-            digest.update(file_digest(file, sha256).digest())
+            digest.update(sha256(file.read()).digest())
     return digest.hexdigest()
 
 
