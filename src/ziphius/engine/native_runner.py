@@ -61,7 +61,6 @@ class NativeRunner:
         """
         self._program = write_program(self._model, self._program.arena)
 
-    @torch.inference_mode()
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step.
 
@@ -116,6 +115,6 @@ def write_program(model: Model, arena: Tensor | None = None) -> Program:
 
 
 def _row(input_ids_BT: Tensor) -> Tensor:
-    if len(input_ids_BT) != 1:
-        raise ValueError(f"batch: a flat batch has one row, not {len(input_ids_BT)}.")
+    if input_ids_BT.shape[0] != 1:
+        raise ValueError(f"batch: a flat batch has one row, not {input_ids_BT.shape[0]}.")
     return input_ids_BT[0]

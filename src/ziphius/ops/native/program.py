@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ziphius.ops.native.binding import Kernel, address, optional_address, row_address
-from ziphius.ops.native.program_records import UNIT, padded
+from ziphius.ops.native.program_records import UNIT, WORDS, padded
 
 _PACK_WEIGHT = Kernel(
     "pack_weight",
@@ -64,6 +64,7 @@ class Pages:
 
     def __init__(self, parts: Sequence[Sequence[Tensor]], block_size: int) -> None:
         self.parts = [tuple(layer) for layer in parts]
+        self.row_widths = [tuple(part.shape[1] for part in layer) for layer in parts]
         self.dtype = parts[0][0].dtype
         self.block_size = block_size
         slots = parts[0][0].shape[0]
@@ -74,24 +75,47 @@ class Pages:
                 shape = (slots, part.shape[1])
                 table[layer, index, 0] = address("part of the cache", part, self.dtype, shape)
                 table[layer, index, 1] = part.shape[1]
-        self.addresses, self.widths = table.unbind(-1)
-        self.addresses, self.widths = self.addresses.contiguous(), self.widths.contiguous()
+        self._kept = table[:, :, 0].contiguous(), table[:, :, 1].contiguous()
+        self.addresses = tuple(
+            address("table of the cache", x, torch.int64, (len(parts), 2)) for x in self._kept
+        )
 
 
-class PackedProgram(NamedTuple):
-    """What `program_run` runs."""
+class PackedProgram:
+    """What `program_run` runs, looked at once.
 
-    records: Tensor
-    """int64 [operations, WORDS]."""
-    arena: Tensor
-    """uint8: packed weights, at the offsets that the records name."""
-    embeddings_WD: Tensor
-    strides: Tensor
-    """int64: numbers of a row of each buffer."""
-    cache_widths: Mapping[int, tuple[int, ...]]
-    """What each layer writes to the cache."""
-    routes_shape: tuple[int, int]
-    """Expert layers, and experts per token."""
+    Args:
+        records: int64 [operations, WORDS].
+        arena: uint8: packed weights, at the offsets that the records name.
+        embeddings_WD: read where they lie; of the dtype of the packed weights.
+        strides: int64: numbers of a row of each buffer.
+        cache_widths: what each layer writes to the cache.
+        routes_shape: expert layers, and experts per token.
+    """
+
+    def __init__(
+        self,
+        records: Tensor,
+        arena: Tensor,
+        embeddings_WD: Tensor,
+        strides: Tensor,
+        cache_widths: Mapping[int, tuple[int, ...]],
+        routes_shape: tuple[int, int],
+    ) -> None:
+        self.arena = arena
+        self.cache_widths = cache_widths
+        self.routes_shape = routes_shape
+        self.dtype = embeddings_WD.dtype
+        self.vocabulary = len(embeddings_WD)
+        self.row_numbers = int(strides.sum())
+        self.sizes = len(records), len(strides), self.vocabulary
+        self._kept = records, embeddings_WD, strides
+        self.addresses = (
+            address("records", records, torch.int64, (len(records), WORDS)),
+            address("arena", arena, torch.uint8, arena.shape),
+            address("embeddings", embeddings_WD, self.dtype, embeddings_WD.shape),
+            address("strides", strides, torch.int64, strides.shape),
+        )
 
 
 def program_run(
@@ -125,53 +149,40 @@ def program_run(
             written.
     """
     _refuse_other_rows(program, pages)
-    table_WD, strides = program.embeddings_WD, program.strides
-    count, wanted, vocabulary = len(tokens.input_ids_M), len(tokens.logits_rows_L), len(table_WD)
+    count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
     shape = (count, *program.routes_shape)
     routes_MYK = None
     if record_routes and program.routes_shape[0]:
         routes_MYK = torch.empty(shape, dtype=torch.int16)
-    if workspace.numel() < count * int(strides.sum()):
+    if workspace.numel() < count * program.row_numbers:
         raise ValueError(f"a workspace of {workspace.numel()} is too small for {count} tokens.")
-    refusal = _PROGRAM_RUN.of(table_WD.dtype, pages.dtype)(
-        address("records", program.records, torch.int64, program.records.shape),
-        address("arena", program.arena, torch.uint8, program.arena.shape),
-        address("embeddings", table_WD, table_WD.dtype, table_WD.shape),
-        address("strides", strides, torch.int64, strides.shape),
+    refusal = _PROGRAM_RUN.of(program.dtype, pages.dtype)(
+        *program.addresses,
         address("workspace", workspace, torch.float32, workspace.shape),
-        address("parts of the cache", pages.addresses, torch.int64, (len(pages.parts), 2)),
-        address("widths of the cache", pages.widths, torch.int64, (len(pages.parts), 2)),
+        *pages.addresses,
         *_token_addresses(tokens),
-        address("logits", logits_LW, torch.float32, (wanted, vocabulary)),
+        address("logits", logits_LW, torch.float32, (wanted, program.vocabulary)),
         optional_address("routes", routes_MYK, torch.int16, shape),
-        *(len(program.records), len(strides), vocabulary, pages.block_size, pages.num_blocks),
-        *(count, len(tokens.seq_lens_Z), tokens.block_tables_ZJ.shape[-1], wanted),
-        *(shape[1], threads, exact),
+        *(*program.sizes, pages.block_size, pages.num_blocks, count),
+        *(*tokens.block_tables_ZJ.shape, wanted, shape[1], threads, exact),
     )
     if refusal:
-        values = {"vocabulary": vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
+        values = {"vocabulary": program.vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
         raise ValueError(f"{_REFUSALS[refusal].format(**values)}.")
     return routes_MYK
 
 
 def _token_addresses(tokens: StepTokens) -> Iterator[int]:
-    count, sequences = len(tokens.input_ids_M), len(tokens.seq_lens_Z)
-    shapes = (
-        (count,),
-        (sequences + 1,),
-        (sequences,),
-        (count,),
-        (sequences, tokens.block_tables_ZJ.shape[-1]),
-        (len(tokens.logits_rows_L),),
-    )
+    count, wanted = tokens.input_ids_M.shape[:1], tokens.logits_rows_L.shape[:1]
+    sequences, blocks = tokens.block_tables_ZJ.shape
+    shapes = (count, (sequences + 1,), (sequences,), count, (sequences, blocks), wanted)
     for name, tensor, shape in zip(tokens._fields, tokens, shapes, strict=True):
         yield address(name, tensor, torch.int64, shape)
 
 
 def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:
     for layer, widths in program.cache_widths.items():
-        parts = pages.parts[layer] if layer < len(pages.parts) else ()
-        found = tuple(part.shape[1] for part in parts)
+        found = pages.row_widths[layer] if layer < len(pages.parts) else ()
         if found != widths:
             raise ValueError(f"layer {layer} keeps rows of {widths}, the cache has {found}.")
 

@@ -256,12 +256,9 @@ class Program:
         """
         with self._lock:
             packed = self._packed
-            count, wanted, vocabulary = (
-                len(tokens.input_ids_M),
-                len(tokens.logits_rows_L),
-                len(packed.embeddings_WD),
-            )
-            self._workspace = _grown(self._workspace, count * sum(self._strides))
+            count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
+            vocabulary = packed.vocabulary
+            self._workspace = _grown(self._workspace, count * packed.row_numbers)
             self._logits = _grown(self._logits, wanted * vocabulary)
             logits_LW = self._logits[: wanted * vocabulary].view(wanted, vocabulary)
             routes_MYK = program_run(
