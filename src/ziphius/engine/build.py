@@ -9,12 +9,14 @@ from ziphius.core.memory import free_bytes, refuse_too_large
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.runner import TorchRunner
+from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
+from ziphius.ops.native.program import NotNative
 
 
 @contextmanager
@@ -59,14 +61,29 @@ def build_engine(
     cache = PagedCache(
         specs, num_blocks, config.block_size, dtype=embedding.dtype, device=embedding.device
     )
+    runner, not_native = build_runner(model, cache, record_routes=record_routes)
     return Engine(
-        TorchRunner(model, record_routes=record_routes),
+        runner,
         cache,
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
         device=embedding.device,
+        not_native=not_native,
     )
+
+
+def build_runner(
+    model: Model, cache: PagedCache, *, record_routes: bool = False
+) -> tuple[Runner, str | None]:
+    """Return the native program of a model; where it has none the module tree, and why."""
+    device = model.model.embed_tokens.weight.device
+    try:
+        if device.type != "cpu":
+            raise NotNative(f"native programs run on a CPU, not on {device}")
+        return NativeRunner(model, cache, record_routes=record_routes), None
+    except NotNative as reason:
+        return TorchRunner(model, record_routes=record_routes), str(reason)
 
 
 def _default_blocks(model: ModelConfig, config: EngineConfig, embedding: Tensor) -> int:

@@ -52,6 +52,7 @@ class Engine:
         config: limits; `num_blocks` is the cache's.
         limits: of the model.
         device: where the runner wants ids and slots.
+        not_native: why the runner is not the native program of its model, to be told.
         clock: seconds, rising.
     """
 
@@ -64,12 +65,14 @@ class Engine:
         limits: Limits,
         *,
         device: torch.device | None = None,
+        not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
         self._cache = cache
         self._sampler = sampler
         self.config = config
+        self.not_native = not_native
         self._limits = limits
         self._clock = clock
         self._device = device or torch.device("cpu")

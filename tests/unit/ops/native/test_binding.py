@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny import build as build_model
+from tests.tiny import grouped_config
 from tests.twins import draw
 from tests.unit.ops.native.test_sizes import KERNELS
 from ziphius.ops import native
@@ -24,6 +26,7 @@ from ziphius.ops.native import (
     heads,
     int8,
     pointwise,
+    program,
     routing,
     sampling,
 )
@@ -257,10 +260,49 @@ def sampling_calls() -> dict[str, Call]:
     }
 
 
+def program_calls() -> dict[str, Call]:
+    """A step of two sequences, one with a token before the new one."""
+    written = program.Program(torch.float32)
+    model = build_model(grouped_config())
+    model.emit(written)
+    written.pack()
+    parts = {f"part{index}": torch.zeros(8, 16) for index in range(4)}
+    tokens = {
+        "input_ids_M": torch.tensor([3, 5, 7]),
+        "cu_seqlens_Z1": torch.tensor([0, 2, 3]),
+        "seq_lens_Z": torch.tensor([2, 2]),
+        "slot_mapping_M": torch.tensor([0, 1, 5]),
+        "block_tables_ZJ": torch.tensor([[0], [1]]),
+        "logits_rows_L": torch.tensor([1, 2]),
+    }
+
+    def run(part0: Tensor, part1: Tensor, part2: Tensor, part3: Tensor, **named: Tensor) -> Any:
+        pages = program.Pages([(part0, part1), (part2, part3)], 4)
+        return written.run(program.StepTokens(**named), pages, threads=1)
+
+    def pack(weight_OI: Tensor, arena: Tensor) -> None:
+        program.pack_weight(weight_OI, arena, 0, 1)
+
+    return {
+        "program_run": (run, tokens | parts),
+        "pack_weight": (
+            pack,
+            {"weight_OI": draw(3, 5), "arena": torch.zeros(4096, dtype=torch.uint8)},
+        ),
+    }
+
+
 def calls() -> dict[str, Call]:
     """A call of each wrapper that works, its tensors by name."""
-    parts = (pointwise_calls(), attention_calls(), expert_calls(), product_calls())
-    return {name: call for part in (*parts, sampling_calls()) for name, call in part.items()}
+    parts = (
+        pointwise_calls(),
+        attention_calls(),
+        expert_calls(),
+        product_calls(),
+        program_calls(),
+        sampling_calls(),
+    )
+    return {name: call for part in parts for name, call in part.items()}
 
 
 ALLOWED = {
@@ -277,6 +319,10 @@ ALLOWED = {
         ("sort_pairs", "experts_MK"),
         ("dense_gradient", "grad_MO"),
         ("dense_gradient", "x_MI"),
+        ("pack_weight", "weight_OI"),
+        ("pack_weight", "arena"),
+        ("program_run", "block_tables_ZJ"),  # entries behind a sequence's last block
+        ("program_run", "logits_rows_L"),
     },
     "dimension": {("int8_linear", "x_JK")},  # rows of any leading shape
     "gaps": {("rotate", "x_BTNR")},  # is made contiguous
