@@ -16,7 +16,7 @@ from ziphius.models.attention_spec import cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
-from ziphius.ops.native.program import NotNative
+from ziphius.ops.native.program_builder import NotNative
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The runner that computes a step as one native program (`ops/native/program.py`).
+"""The runner that computes a step as one native program (`ops/native/program_builder.py`).
 
 Every row has one order of sums: its cached rows, logits and routes are the same to the bit whatever
 else is in the batch, however its prompt is cut into chunks, wherever its blocks lie and however
@@ -15,7 +15,8 @@ from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.models.native import native
-from ziphius.ops.native.program import Pages, Program, StepTokens
+from ziphius.ops.native.program import Pages, StepTokens
+from ziphius.ops.native.program_builder import Program
 
 
 class NativeRunner:
@@ -58,9 +59,8 @@ class NativeRunner:
         Raises:
             NotNative: the model was changed to one that is not native; this runner is at its end.
         """
-        self._program = write_program(self._model, self._program.give_arena())
+        self._program = write_program(self._model, self._program.arena)
 
-    @torch.inference_mode()
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step.
 
@@ -115,6 +115,6 @@ def write_program(model: Model, arena: Tensor | None = None) -> Program:
 
 
 def _row(input_ids_BT: Tensor) -> Tensor:
-    if len(input_ids_BT) != 1:
-        raise ValueError(f"batch: a flat batch has one row, not {len(input_ids_BT)}.")
+    if input_ids_BT.shape[0] != 1:
+        raise ValueError(f"batch: a flat batch has one row, not {input_ids_BT.shape[0]}.")
     return input_ids_BT[0]

@@ -11,7 +11,7 @@ from ziphius.models.context import ForwardContext
 from ziphius.models.layers import FeedForward, RMSNorm
 from ziphius.models.moe import MixtureOfExperts
 from ziphius.models.native import native
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import Place
 
 

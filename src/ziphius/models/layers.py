@@ -13,7 +13,7 @@ from ziphius.models.int8 import Int8Linear
 from ziphius.models.native import native
 from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.linear import linear
-from ziphius.ops.native.program import Program, Projection
+from ziphius.ops.native.program_builder import Program, Projection
 from ziphius.ops.native.program_records import Gated, Into, Norm, Place
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.swiglu import swiglu

@@ -31,7 +31,7 @@ from ziphius.models.native import native
 from ziphius.models.patterns import build_pattern, document_positions
 from ziphius.models.rope import build_rope, rope_frequencies, rope_multiplier
 from ziphius.models.segments import branch_positions
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import Into, Norm, Place
 from ziphius.ops.targets import shift_left
 

@@ -14,7 +14,7 @@ from ziphius.models.int8 import Int8Experts
 from ziphius.models.layers import FeedForward
 from ziphius.models.native import native
 from ziphius.ops.experts import routed_experts
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import NONE, Experts, Norm, Place, padded
 
 

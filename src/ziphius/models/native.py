@@ -1,4 +1,4 @@
-"""How modules write themselves into a native program (`ops/native/program.py`).
+"""How modules write themselves into a native program (`ops/native/program_builder.py`).
 
 A module that a program can compute has a method `emit` beside its `forward`, and each class says it
 for itself: one that inherited `emit` and changed `forward` would inherit a lie.
@@ -6,7 +6,7 @@ for itself: one that inherited `emit` and changed `forward` would inherit a lie.
 
 from typing import Any
 
-from ziphius.ops.native.program import NotNative
+from ziphius.ops.native.program_builder import NotNative
 
 
 def native(part: Any) -> Any:

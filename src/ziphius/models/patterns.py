@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ziphius.models.config import ModelConfig
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 
 
 @dataclass(frozen=True)

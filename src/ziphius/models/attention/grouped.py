@@ -13,7 +13,7 @@ from ziphius.models.layers import Linear, RMSNorm
 from ziphius.models.native import native
 from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import (
     NONE,
     Attend,

@@ -19,7 +19,7 @@ from ziphius.models.native import native
 from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
 from ziphius.ops.latent_heads import key_value_heads, query_heads
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import Attend, Into, LatentHeads, Norm, Place, padded
 from ziphius.ops.rotary import rotate_pairs
 

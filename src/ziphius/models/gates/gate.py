@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ziphius.models.config import ModelConfig
-from ziphius.ops.native.program import Program, Projection
+from ziphius.ops.native.program_builder import Program, Projection
 from ziphius.ops.native.program_records import NONE, Choose, Norm, Place
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ziphius.models.config import ModelConfig
 from ziphius.models.gates.gate import Gate, Routing
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import Norm, Place, Scoring
 from ziphius.ops.top_experts import top_experts
 

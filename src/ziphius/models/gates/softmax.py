@@ -11,7 +11,7 @@ Shapes: M tokens, E experts, K experts per token.
 from torch import Tensor
 
 from ziphius.models.gates.gate import Gate, Routing
-from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import Norm, Place, Scoring
 from ziphius.ops.top_experts import top_experts
 

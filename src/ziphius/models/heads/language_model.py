@@ -2,7 +2,7 @@
 
 from ziphius.models.config import ModelConfig
 from ziphius.models.layers import Linear
-from ziphius.ops.native.program import Projection
+from ziphius.ops.native.program_builder import Projection
 
 
 class LanguageModelHead(Linear):

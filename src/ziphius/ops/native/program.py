@@ -1,35 +1,20 @@
-"""A native program: a model's layers as a flat list of operations, run whole by `program.cpp`.
+"""The kernels of native programs: packing a weight, and running the operations of a whole step.
 
-Modules write it: each has a method `emit` beside its `forward`, which appends the operations that
-compute the same. Weights are packed once, in `pack`, as products read them; a program has no part
-in what a model's weights become afterwards, and is written anew where they change.
+`program_builder.py` writes programs; `program.cpp` says how they run.
 
 Shapes: M new tokens, Z sequences, J blocks of the longest sequence, L rows whose logits are wanted,
-W vocabulary, Y expert layers, K experts per token, I and O widths of a projection, in and out.
+W vocabulary, D hidden, Y expert layers, K experts per token, I and O widths of a projection, in and
+out.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from threading import Lock
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ziphius.ops import native
-from ziphius.ops.native.binding import Kernel, address, optional_address, own_address, row_address
-from ziphius.ops.native.program_records import (
-    NONE,
-    UNIT,
-    Embed,
-    Into,
-    Norm,
-    Operation,
-    Place,
-    Project,
-    as_table,
-    padded,
-)
+from ziphius.ops.native.binding import Kernel, address, optional_address, row_address
+from ziphius.ops.native.program_records import UNIT, WORDS, padded
 
 _PACK_WEIGHT = Kernel(
     "pack_weight",
@@ -58,17 +43,6 @@ _REFUSALS = {
 }
 
 
-class NotNative(Exception):
-    """A model has a part that no native operation computes; the text says which."""
-
-
-class Projection(NamedTuple):
-    """What a linear layer multiplies by, and adds."""
-
-    weight_OI: Tensor
-    bias_O: Tensor | None = None
-
-
 class StepTokens(NamedTuple):
     """The tokens of a step, as `models/forward_batch.py` says; all int64."""
 
@@ -90,6 +64,7 @@ class Pages:
 
     def __init__(self, parts: Sequence[Sequence[Tensor]], block_size: int) -> None:
         self.parts = [tuple(layer) for layer in parts]
+        self.row_widths = [tuple(part.shape[1] for part in layer) for layer in parts]
         self.dtype = parts[0][0].dtype
         self.block_size = block_size
         slots = parts[0][0].shape[0]
@@ -100,269 +75,116 @@ class Pages:
                 shape = (slots, part.shape[1])
                 table[layer, index, 0] = address("part of the cache", part, self.dtype, shape)
                 table[layer, index, 1] = part.shape[1]
-        self.addresses, self.widths = table.unbind(-1)
-        self.addresses, self.widths = self.addresses.contiguous(), self.widths.contiguous()
+        self._kept = table[:, :, 0].contiguous(), table[:, :, 1].contiguous()
+        self.addresses = tuple(
+            address("table of the cache", x, torch.int64, (len(parts), 2)) for x in self._kept
+        )
 
 
-@dataclass(frozen=True)
-class _Packing:
-    """A weight to be packed: where it begins in the arena, and every how many panels it has one."""
-
-    weight_OI: Tensor
-    offset: int
-    apart: int = 1
-
-
-class Program:
-    """Collects operations and weights from modules, then runs them.
+class PackedProgram:
+    """What `program_run` runs, looked at once.
 
     Args:
-        dtype: of the weights, and what products multiply in: float32 or bfloat16.
-
-    Raises:
-        NotNative: kernels do not run here, or not in this dtype.
+        records: int64 [operations, WORDS].
+        arena: uint8: packed weights, at the offsets that the records name.
+        embeddings_WD: read where they lie; of the dtype of the packed weights.
+        strides: int64: numbers of a row of each buffer.
+        cache_widths: what each layer writes to the cache.
+        routes_shape: expert layers, and experts per token.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        if not native.serves():
-            raise NotNative(f"native kernels are {native.status()}")
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise NotNative(f"weights are {dtype}, not float32 or bfloat16")
-        self.dtype = dtype
-        self.window, self.sinks = 0, 0
-        """What attention sees, beside the sinks: that many last tokens, 0 for all."""
-        self.route_layers, self.top_k = 0, 0
-        self.cache_widths: dict[int, tuple[int, ...]] = {}
-        """What each layer writes to the cache."""
-        self._operations: list[Operation] = []
-        self._buffers: dict[str, int] = {}
-        self._strides: list[int] = []
-        self._packings: list[_Packing] = []
-        self._size = 0
-        self._lock = Lock()
-        self._workspace = torch.empty(0)
-        self._logits_LW = torch.empty(0)
-        self._arena = torch.empty(0, dtype=torch.uint8)
-
-    def add(self, operation: Operation) -> None:
-        """Append an operation."""
-        self._operations.append(operation)
-
-    def place(self, name: str, *widths: int) -> list[Place]:
-        """Return where columns of these widths begin in the buffer of that name.
-
-        Layers that come one after the other share a buffer by its name; what stands in it lasts
-        until the next operation that writes there.
-        """
-        index = self._buffers.setdefault(name, len(self._buffers))
-        self._strides += [0] * (len(self._buffers) - len(self._strides))
-        columns = [0]
-        for width in widths:
-            columns.append(columns[-1] + padded(width))
-        self._strides[index] = max(self._strides[index], columns[-1])
-        return [Place(index, column) for column in columns[:-1]]
-
-    def vector(self, x: Tensor) -> int:
-        """Keep a small tensor in float32, and return where."""
-        offset = self._reserve(4 * padded(x.numel()))
-        self._packings.append(_Packing(x.detach().float().reshape(1, -1), offset, apart=0))
-        return offset
-
-    def weights(self, *weights_OI: Tensor, dtype: torch.dtype | None = None) -> int:
-        """Keep matrices one behind the other, each in panels, and return where the first is."""
-        dtype = dtype or self.dtype
-        first = self._size
-        for weight_OI in weights_OI:
-            if weight_OI.dtype != dtype:
-                raise NotNative(f"a weight is {weight_OI.dtype} among others in {dtype}")
-            offset = self._reserve(_packed_bytes(weight_OI))
-            self._packings.append(_Packing(weight_OI.detach(), offset))
-        return first
-
-    def weight_pairs(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> int:
-        """Keep pairs of gate and up projection, their panels alternating; return where."""
-        first = self._size
-        for gate_FD, up_FD in pairs:
-            offset = self._reserve(_packed_bytes(gate_FD) + _packed_bytes(up_FD))
-            panel = _packed_bytes(gate_FD) // (padded(len(gate_FD)) // UNIT)
-            for weight_FD, start in ((gate_FD, offset), (up_FD, offset + panel)):
-                if weight_FD.dtype != self.dtype:
-                    raise NotNative(f"a weight is {weight_FD.dtype} among others in {self.dtype}")
-                self._packings.append(_Packing(weight_FD.detach(), start, apart=2))
-        return first
-
-    def embed(self, table_WD: Tensor, to: Place, frequencies_r: Tensor, factor: float) -> Place:
-        """Begin with the embeddings of the tokens; returns where the angles of their positions are.
-
-        The table is read where it lies.
-        """
-        if table_WD.dtype != self.dtype:
-            raise NotNative(f"embeddings are {table_WD.dtype} among weights in {self.dtype}")
-        self._table_WD = table_WD.detach()
-        pairs = len(frequencies_r)
-        [angles] = self.place("angles", 2 * pairs)
-        frequencies = self.vector(frequencies_r)
-        self.add(Embed(table_WD.shape[1], to, frequencies, pairs, factor, angles))
-        return angles
-
-    def project(
+    def __init__(
         self,
-        layers: Sequence[Projection],
-        norm: Norm,
-        source: Place,
-        to: str | Place,
-        into: Into = Into.STORE,
-        dtype: torch.dtype | None = None,
-    ) -> list[Place]:
-        """Project rows, normalised before, by one or several layers side by side.
-
-        Args:
-            layers: all of one input width.
-            norm: of what goes in.
-            source: what goes in.
-            to: name of a buffer for the results, or where a single one goes.
-            into: how it goes there.
-            dtype: of the weights, if not that of the program.
-
-        Returns:
-            Where the result of each layer begins.
-        """
-        widths = [len(layer.weight_OI) for layer in layers]
-        places = self.place(to, *widths) if isinstance(to, str) else [to]
-        outputs = sum(map(padded, widths[:-1])) + widths[-1]
-        self.add(
-            Project(
-                norm,
-                source,
-                layers[0].weight_OI.shape[1],
-                self.weights(*(layer.weight_OI for layer in layers), dtype=dtype),
-                self._bias(layers, outputs),
-                outputs,
-                int(dtype is torch.float32),
-                places[0],
-                into,
-            )
-        )
-        return places
-
-    def _bias(self, layers: Sequence[Projection], outputs: int) -> int:
-        if all(layer.bias_O is None for layer in layers):
-            return NONE
-        joined = torch.zeros(padded(outputs))
-        start = 0
-        for weight_OI, bias_O in layers:
-            if bias_O is not None:
-                joined[start : start + len(bias_O)] = bias_O.detach()
-            start += padded(len(weight_OI))
-        return self.vector(joined)
-
-    def _reserve(self, size: int) -> int:
-        first = self._size
-        self._size += -(-size // 128) * 128
-        return first
-
-    def pack(self, arena: Tensor | None = None) -> None:
-        """Pack all weights, and let go of them; nothing can be added afterwards.
-
-        Args:
-            arena: of a program written from the same model before, to be used again.
-        """
-        if arena is None or arena.numel() != self._size:
-            arena = torch.empty(self._size, dtype=torch.uint8)
-        self._arena = arena
-        for packing in self._packings:
-            pack_weight(packing.weight_OI, arena, packing.offset, packing.apart)
-        self._packings = []
-        self._records = as_table(self._operations)
-        self._strides_X = torch.tensor(self._strides)
-
-    def give_arena(self) -> Tensor:
-        """Give away the memory of the weights; the program does not run any more."""
-        arena, self._arena = self._arena, torch.empty(0, dtype=torch.uint8)
-        return arena
-
-    def run(
-        self,
-        tokens: StepTokens,
-        pages: Pages,
-        *,
-        threads: int,
-        exact: bool = False,
-        record_routes: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run a step: write the cache rows of the tokens, and return logits of the wanted rows.
-
-        Args:
-            tokens: of the step.
-            pages: of a cache with the rows that the model's layers keep.
-            threads: that share the work; no result depends on them.
-            exact: leave out matrix units, whose order of sums is another one than that of vectors.
-            record_routes: return the experts of every token.
-
-        Returns:
-            Logits float32 [L, W], which the next step overwrites, and int16 [M, Y, K] or None.
-
-        Raises:
-            ValueError: the tokens name what is not there; nothing was written.
-        """
-        with self._lock:
-            count, wanted = len(tokens.input_ids_M), len(tokens.logits_rows_L)
-            self._workspace = _grown(self._workspace, count * sum(self._strides))
-            vocabulary = len(self._table_WD)
-            self._logits_LW = _grown(self._logits_LW, wanted * vocabulary)
-            logits_LW = self._logits_LW[: wanted * vocabulary].view(wanted, vocabulary)
-            routes_MYK = None
-            if record_routes and self.route_layers:
-                shape = (count, self.route_layers, self.top_k)
-                routes_MYK = torch.empty(shape, dtype=torch.int16)
-            self._check(pages)
-            self._call(tokens, pages, logits_LW, routes_MYK, threads, exact)
-        return logits_LW, routes_MYK
-
-    def _check(self, pages: Pages) -> None:
-        for layer, widths in self.cache_widths.items():
-            found = tuple(part.shape[1] for part in pages.parts[layer : layer + 1][0])
-            if found != widths:
-                raise ValueError(f"layer {layer} keeps rows of {widths}, the cache has {found}.")
-
-    def _call(
-        self,
-        tokens: StepTokens,
-        pages: Pages,
-        logits_LW: Tensor,
-        routes_MYK: Tensor | None,
-        threads: int,
-        exact: bool,
+        records: Tensor,
+        arena: Tensor,
+        embeddings_WD: Tensor,
+        strides: Tensor,
+        cache_widths: Mapping[int, tuple[int, ...]],
+        routes_shape: tuple[int, int],
     ) -> None:
-        ids_M, starts_Z1, lengths_Z, slots_M, tables_ZJ, wanted_L = tokens
-        count, sequences, longest = len(ids_M), len(lengths_Z), tables_ZJ.shape[-1]
-        layers = len(pages.parts)
-        table_WD, whole = self._table_WD, torch.int64
-        refusal = _PROGRAM_RUN.of(self.dtype, pages.dtype)(
-            address("records", self._records, whole, self._records.shape),
-            address("arena", self._arena, torch.uint8, (self._size,)),
-            address("embeddings", table_WD, self.dtype, table_WD.shape),
-            address("strides", self._strides_X, whole, (len(self._strides),)),
-            own_address(self._workspace),
-            address("parts of the cache", pages.addresses, whole, (layers, 2)),
-            address("widths of the cache", pages.widths, whole, (layers, 2)),
-            address("input_ids", ids_M, whole, (count,)),
-            address("cu_seqlens", starts_Z1, whole, (sequences + 1,)),
-            address("seq_lens", lengths_Z, whole, (sequences,)),
-            address("slot_mapping", slots_M, whole, (count,)),
-            address("block_tables", tables_ZJ, whole, (sequences, longest)),
-            address("logits_rows", wanted_L, whole, (len(wanted_L),)),
-            own_address(logits_LW),
-            optional_address(
-                "routes", routes_MYK, torch.int16, (count, self.route_layers, self.top_k)
-            ),
-            *(len(self._records), len(self._strides), len(table_WD)),
-            *(pages.block_size, pages.num_blocks, count, sequences, longest, len(wanted_L)),
-            *(self.route_layers, threads, exact),
+        self.arena = arena
+        self.cache_widths = cache_widths
+        self.routes_shape = routes_shape
+        self.dtype = embeddings_WD.dtype
+        self.vocabulary = len(embeddings_WD)
+        self.row_numbers = int(strides.sum())
+        self.sizes = len(records), len(strides), self.vocabulary
+        self._kept = records, embeddings_WD, strides
+        self.addresses = (
+            address("records", records, torch.int64, (len(records), WORDS)),
+            address("arena", arena, torch.uint8, arena.shape),
+            address("embeddings", embeddings_WD, self.dtype, embeddings_WD.shape),
+            address("strides", strides, torch.int64, strides.shape),
         )
-        if refusal:
-            values = {"vocabulary": len(table_WD), "tokens": count, "num_blocks": pages.num_blocks}
-            raise ValueError(f"{_REFUSALS[refusal].format(**values)}.")
+
+
+def program_run(
+    program: PackedProgram,
+    tokens: StepTokens,
+    pages: Pages,
+    workspace: Tensor,
+    logits_LW: Tensor,
+    *,
+    threads: int,
+    exact: bool,
+    record_routes: bool,
+) -> Tensor | None:
+    """Run a step: write the cache rows of the tokens and the logits of the wanted rows.
+
+    Args:
+        program: whose records are right: they are not looked at.
+        tokens: of the step.
+        pages: of a cache with the rows that the model's layers keep.
+        workspace: float32, with room for a row of every buffer for each token.
+        logits_LW: receives the logits, float32.
+        threads: that share the work; no result depends on them.
+        exact: leave out matrix units, whose order of sums is another one than that of vectors.
+        record_routes: return the experts of every token.
+
+    Returns:
+        int16 [M, Y, K], or None.
+
+    Raises:
+        ValueError: the tokens name what is not there, or the cache is another one; nothing was
+            written.
+    """
+    _refuse_other_rows(program, pages)
+    count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
+    shape = (count, *program.routes_shape)
+    routes_MYK = None
+    if record_routes and program.routes_shape[0]:
+        routes_MYK = torch.empty(shape, dtype=torch.int16)
+    if workspace.numel() < count * program.row_numbers:
+        raise ValueError(f"a workspace of {workspace.numel()} is too small for {count} tokens.")
+    refusal = _PROGRAM_RUN.of(program.dtype, pages.dtype)(
+        *program.addresses,
+        address("workspace", workspace, torch.float32, workspace.shape),
+        *pages.addresses,
+        *_token_addresses(tokens),
+        address("logits", logits_LW, torch.float32, (wanted, program.vocabulary)),
+        optional_address("routes", routes_MYK, torch.int16, shape),
+        *(*program.sizes, pages.block_size, pages.num_blocks, count),
+        *(*tokens.block_tables_ZJ.shape, wanted, shape[1], threads, exact),
+    )
+    if refusal:
+        values = {"vocabulary": program.vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
+        raise ValueError(f"{_REFUSALS[refusal].format(**values)}.")
+    return routes_MYK
+
+
+def _token_addresses(tokens: StepTokens) -> Iterator[int]:
+    count, wanted = tokens.input_ids_M.shape[:1], tokens.logits_rows_L.shape[:1]
+    sequences, blocks = tokens.block_tables_ZJ.shape
+    shapes = (count, (sequences + 1,), (sequences,), count, (sequences, blocks), wanted)
+    for name, tensor, shape in zip(tokens._fields, tokens, shapes, strict=True):
+        yield address(name, tensor, torch.int64, shape)
+
+
+def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:
+    for layer, widths in program.cache_widths.items():
+        found = pages.row_widths[layer] if layer < len(pages.parts) else ()
+        if found != widths:
+            raise ValueError(f"layer {layer} keeps rows of {widths}, the cache has {found}.")
 
 
 def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> None:
@@ -397,13 +219,3 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
         address("arena", arena, torch.uint8, (arena.numel(),)) + offset,
         *(outputs, inputs, *strides, apart),
     )
-
-
-def _packed_bytes(weight_OI: Tensor) -> int:
-    outputs, inputs = weight_OI.shape
-    return padded(outputs) * padded(inputs) * weight_OI.element_size()
-
-
-def _grown(memory: Tensor, count: int) -> Tensor:
-    """Return memory for as many numbers, the same where it holds them."""
-    return memory if memory.numel() >= count else torch.empty(count)

@@ -31,6 +31,7 @@ from ziphius.ops.native import (
     sampling,
 )
 from ziphius.ops.native.binding import Kernel, address, own_address, row_address
+from ziphius.ops.native.program_builder import Program
 
 FOLDER = Path(build.__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cpp"))
@@ -262,7 +263,7 @@ def sampling_calls() -> dict[str, Call]:
 
 def program_calls() -> dict[str, Call]:
     """A step of two sequences, one with a token before the new one."""
-    written = program.Program(torch.float32)
+    written = Program(torch.float32)
     model = build_model(grouped_config())
     model.emit(written)
     written.pack()

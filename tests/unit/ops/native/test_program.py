@@ -21,7 +21,8 @@ from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.ops.native import program_records
-from ziphius.ops.native.program import NotNative, Pages, Program, pack_weight
+from ziphius.ops.native.program import Pages, pack_weight
+from ziphius.ops.native.program_builder import NotNative, Program
 from ziphius.ops.native.program_records import KINDS, Norm, Place
 
 pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")

@@ -1,0 +1,284 @@
+"""A native program: a model's layers as a flat list of operations, which run in one call.
+
+Modules write it: each has a method `emit` beside its `forward`, which appends the operations that
+compute the same. Weights are packed once, in `pack`, as products read them; a program has no part
+in what a model's weights become afterwards, and is written anew where they change.
+
+Shapes: M new tokens, L rows whose logits are wanted, W vocabulary, D hidden, F width of a gated
+layer, Y expert layers, K experts per token, I and O widths of a projection, in and out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ziphius.ops import native
+from ziphius.ops.native.program import (
+    PackedProgram,
+    Pages,
+    StepTokens,
+    pack_weight,
+    program_run,
+)
+from ziphius.ops.native.program_records import (
+    NONE,
+    UNIT,
+    Embed,
+    Into,
+    Norm,
+    Operation,
+    Place,
+    Project,
+    as_table,
+    padded,
+)
+
+
+class NotNative(Exception):
+    """A model has a part that no native operation computes; the text says which."""
+
+
+class Projection(NamedTuple):
+    """What a linear layer multiplies by, and adds."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A weight to be packed: where it begins in the arena, and every how many panels it has one."""
+
+    weight_OI: Tensor
+    offset: int
+    apart: int = 1
+
+
+class Program:
+    """Collects operations and weights from modules, then runs them.
+
+    Args:
+        dtype: of the weights, and what products multiply in: float32 or bfloat16.
+
+    Raises:
+        NotNative: kernels do not run here, or not in this dtype.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        if not native.serves():
+            raise NotNative(f"native kernels are {native.status()}")
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise NotNative(f"weights are {dtype}, not float32 or bfloat16")
+        self.dtype = dtype
+        self.window, self.sinks = 0, 0
+        """What attention sees, beside the sinks: that many last tokens, 0 for all."""
+        self.route_layers, self.top_k = 0, 0
+        self.cache_widths: dict[int, tuple[int, ...]] = {}
+        """What each layer writes to the cache."""
+        self._operations: list[Operation] = []
+        self._buffers: dict[str, int] = {}
+        self._strides: list[int] = []
+        self._packings: list[_Packing] = []
+        self._size = 0
+        self._lock = Lock()
+        self._workspace = torch.empty(0)
+        self._logits = torch.empty(0)
+
+    def add(self, operation: Operation) -> None:
+        """Append an operation."""
+        self._operations.append(operation)
+
+    def place(self, name: str, *widths: int) -> list[Place]:
+        """Return where columns of these widths begin in the buffer of that name.
+
+        Layers that come one after the other share a buffer by its name; what stands in it lasts
+        until the next operation that writes there.
+        """
+        index = self._buffers.setdefault(name, len(self._buffers))
+        self._strides += [0] * (len(self._buffers) - len(self._strides))
+        columns = [0]
+        for width in widths:
+            columns.append(columns[-1] + padded(width))
+        self._strides[index] = max(self._strides[index], columns[-1])
+        return [Place(index, column) for column in columns[:-1]]
+
+    def vector(self, x: Tensor) -> int:
+        """Keep a small tensor in float32, and return where."""
+        offset = self._reserve(4 * padded(x.numel()))
+        self._packings.append(_Packing(x.detach().float().reshape(1, -1), offset, apart=0))
+        return offset
+
+    def weights(self, *weights_OI: Tensor, dtype: torch.dtype | None = None) -> int:
+        """Keep matrices one behind the other, each in panels, and return where the first is."""
+        dtype = dtype or self.dtype
+        first = self._size
+        for weight_OI in weights_OI:
+            if weight_OI.dtype != dtype:
+                raise NotNative(f"a weight is {weight_OI.dtype} among others in {dtype}")
+            offset = self._reserve(_packed_bytes(weight_OI))
+            self._packings.append(_Packing(weight_OI.detach(), offset))
+        return first
+
+    def weight_pairs(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> int:
+        """Keep pairs of gate and up projection, their panels alternating; return where."""
+        first = self._size
+        for gate_FD, up_FD in pairs:
+            offset = self._reserve(_packed_bytes(gate_FD) + _packed_bytes(up_FD))
+            panel = _packed_bytes(gate_FD) // (padded(len(gate_FD)) // UNIT)
+            for weight_FD, start in ((gate_FD, offset), (up_FD, offset + panel)):
+                if weight_FD.dtype != self.dtype:
+                    raise NotNative(f"a weight is {weight_FD.dtype} among others in {self.dtype}")
+                self._packings.append(_Packing(weight_FD.detach(), start, apart=2))
+        return first
+
+    def embed(self, table_WD: Tensor, to: Place, frequencies_r: Tensor, factor: float) -> Place:
+        """Begin with the embeddings of the tokens; returns where the angles of their positions are.
+
+        The table is read where it lies.
+        """
+        if table_WD.dtype != self.dtype:
+            raise NotNative(f"embeddings are {table_WD.dtype} among weights in {self.dtype}")
+        self._table_WD = table_WD.detach()
+        pairs = len(frequencies_r)
+        [angles] = self.place("angles", 2 * pairs)
+        frequencies = self.vector(frequencies_r)
+        self.add(Embed(table_WD.shape[1], to, frequencies, pairs, factor, angles))
+        return angles
+
+    def project(
+        self,
+        layers: Sequence[Projection],
+        norm: Norm,
+        source: Place,
+        to: str | Place,
+        into: Into = Into.STORE,
+        dtype: torch.dtype | None = None,
+    ) -> list[Place]:
+        """Project rows, normalised before, by one or several layers side by side.
+
+        Args:
+            layers: all of one input width.
+            norm: of what goes in.
+            source: what goes in.
+            to: name of a buffer for the results, or where a single one goes.
+            into: how it goes there.
+            dtype: of the weights, if not that of the program.
+
+        Returns:
+            Where the result of each layer begins.
+        """
+        widths = [len(layer.weight_OI) for layer in layers]
+        places = self.place(to, *widths) if isinstance(to, str) else [to]
+        outputs = sum(map(padded, widths[:-1])) + widths[-1]
+        self.add(
+            Project(
+                norm,
+                source,
+                layers[0].weight_OI.shape[1],
+                self.weights(*(layer.weight_OI for layer in layers), dtype=dtype),
+                self._bias(layers, outputs),
+                outputs,
+                int(dtype is torch.float32),
+                places[0],
+                into,
+            )
+        )
+        return places
+
+    def _bias(self, layers: Sequence[Projection], outputs: int) -> int:
+        if all(layer.bias_O is None for layer in layers):
+            return NONE
+        joined = torch.zeros(padded(outputs))
+        start = 0
+        for weight_OI, bias_O in layers:
+            if bias_O is not None:
+                joined[start : start + len(bias_O)] = bias_O.detach()
+            start += padded(len(weight_OI))
+        return self.vector(joined)
+
+    def _reserve(self, size: int) -> int:
+        first = self._size
+        self._size += -(-size // 128) * 128
+        return first
+
+    def pack(self, arena: Tensor | None = None) -> None:
+        """Pack all weights, and let go of them; nothing can be added afterwards.
+
+        Args:
+            arena: of a program written from the same model before, to be used again.
+        """
+        if arena is None or arena.numel() != self._size:
+            arena = torch.empty(self._size, dtype=torch.uint8)
+        for packing in self._packings:
+            pack_weight(packing.weight_OI, arena, packing.offset, packing.apart)
+        self._packings = []
+        self._packed = PackedProgram(
+            as_table(self._operations),
+            arena,
+            self._table_WD,
+            torch.tensor(self._strides),
+            self.cache_widths,
+            (self.route_layers, self.top_k),
+        )
+
+    @property
+    def arena(self) -> Tensor:
+        """Return the memory of the packed weights, for a program that takes this one's place."""
+        return self._packed.arena
+
+    def run(
+        self,
+        tokens: StepTokens,
+        pages: Pages,
+        *,
+        threads: int,
+        exact: bool = False,
+        record_routes: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run a step: write the cache rows of the tokens, and return logits of the wanted rows.
+
+        Args:
+            tokens: of the step.
+            pages: of a cache with the rows that the model's layers keep.
+            threads: that share the work; no result depends on them.
+            exact: leave out matrix units, whose order of sums is another one than that of vectors.
+            record_routes: return the experts of every token.
+
+        Returns:
+            Logits float32 [L, W], which the next step overwrites, and int16 [M, Y, K] or None.
+
+        Raises:
+            ValueError: as `program_run` does.
+        """
+        with self._lock:
+            packed = self._packed
+            count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
+            vocabulary = packed.vocabulary
+            self._workspace = _grown(self._workspace, count * packed.row_numbers)
+            self._logits = _grown(self._logits, wanted * vocabulary)
+            logits_LW = self._logits[: wanted * vocabulary].view(wanted, vocabulary)
+            routes_MYK = program_run(
+                packed,
+                tokens,
+                pages,
+                self._workspace,
+                logits_LW,
+                threads=threads,
+                exact=exact,
+                record_routes=record_routes,
+            )
+        return logits_LW, routes_MYK
+
+
+def _packed_bytes(weight_OI: Tensor) -> int:
+    outputs, inputs = weight_OI.shape
+    return padded(outputs) * padded(inputs) * weight_OI.element_size()
+
+
+def _grown(memory: Tensor, count: int) -> Tensor:
+    """Return memory for as many numbers, the same where it holds them."""
+    return memory if memory.numel() >= count else torch.empty(count)
