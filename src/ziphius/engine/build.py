@@ -12,6 +12,7 @@ from ziphius.engine.adapters import AdapterRunner, AdapterStore
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
+from ziphius.engine.native_runner import NativeRunner
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import cache_specs
@@ -20,6 +21,7 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
+from ziphius.ops.native.program_builder import NotNative
 
 
 @contextmanager
@@ -62,18 +64,20 @@ def build_engine(
     if record_routes and config.disk_cache is not None:
         raise ConfigError("routes are not kept on disk: record them without disk_cache.")
     device = model.model.embed_tokens.weight.device
-    runner: Runner = TorchRunner(model, record_routes=record_routes)
+    cache = new_cache(model, config)
+    runner, not_native = build_runner(model, cache, record_routes=record_routes)
     kind = type(runner).__name__
     if adapters is not None:
         runner = AdapterRunner(runner, model, adapters, record_routes=record_routes)
     engine = Engine(
         runner,
-        new_cache(model, config),
+        cache,
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
         device=device,
         adapters=adapters,
+        not_native=not_native,
     )
     if adapters is not None:
         engine.figures.append(adapters.metrics)
@@ -104,6 +108,19 @@ def new_cache(model: Model, config: EngineConfig) -> PagedCache:
         device=embedding.device,
         read_dtype=embedding.dtype,
     )
+
+
+def build_runner(
+    model: Model, cache: PagedCache, *, record_routes: bool = False
+) -> tuple[Runner, str | None]:
+    """Return the native program of a model; where it has none the module tree, and why."""
+    device = model.model.embed_tokens.weight.device
+    try:
+        if device.type != "cpu":
+            raise NotNative(f"native programs run on a CPU, not on {device}")
+        return NativeRunner(model, cache, record_routes=record_routes), None
+    except NotNative as reason:
+        return TorchRunner(model, record_routes=record_routes), str(reason)
 
 
 def _default_blocks(

@@ -56,6 +56,7 @@ class Engine:
         limits: of the model.
         device: where the runner wants ids and slots.
         adapters: that requests may name, where the runner knows them.
+        not_native: why the runner is not the native program of its model, to be told.
         clock: seconds, rising.
     """
 
@@ -69,12 +70,14 @@ class Engine:
         *,
         device: torch.device | None = None,
         adapters: AdapterStore | None = None,
+        not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
         self._cache = cache
         self._sampler = sampler
         self.config = config
+        self.not_native = not_native
         self._limits = limits
         self._clock = clock
         self._device = device or torch.device("cpu")

@@ -300,8 +300,8 @@ def calls() -> dict[str, Call]:
         attention_calls(),
         expert_calls(),
         product_calls(),
-        sampling_calls(),
         program_calls(),
+        sampling_calls(),
     )
     return {name: call for part in parts for name, call in part.items()}
 
