@@ -8,10 +8,12 @@ from ziphius.core.errors import ConfigError
 from ziphius.engine.engine import Engine
 from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded
+from ziphius.engine.processors.thinking import Thinking
 from ziphius.engine.sequence import FinishReason, Request
 from ziphius.engine.text import StopStrings, stream_text
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.chat import ChatFormat, ContentText, Event, Message
+from ziphius.text.special import END_THINK, THINK
 from ziphius.text.tokenizer import Tokenizer
 
 
@@ -76,6 +78,19 @@ def chat_prompt(
     encoded = chat_format.encode(messages, tokenizer, thinking=thinking, generation_prompt=True)
     stop_ids = chat_format.stop_ids(tokenizer)
     return Prompt(encoded.ids, stop_ids, chat_format, encoded.thinking)
+
+
+def thinking_of(prompt: Prompt, tokenizer: Tokenizer) -> Thinking | None:
+    """Return how the answer to a prompt thinks; None where it has no think block to come."""
+    chat_format = prompt.chat_format
+    if chat_format is None or not (prompt.thinking or chat_format.opens_own_thinking):
+        return None
+    start_ids, end_ids = (
+        (tokenizer.token_id(tag),) if tokenizer.has_token(tag) else tuple(tokenizer.encode(tag))
+        for tag in (THINK, END_THINK)
+    )
+    opens = start_ids if chat_format.opens_own_thinking else ()
+    return Thinking(end_ids, opens, is_open=prompt.thinking)
 
 
 def room_left(loaded: Loaded, prompt: Prompt) -> int:

@@ -9,14 +9,14 @@ Example:
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.engine.adapters import AdapterStore
-from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt
+from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, thinking_of
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.grammar import GrammarCompiler
 from ziphius.engine.load import Loaded, load_for_inference
 from ziphius.engine.processors import LogitsProcessor, of_params
 from ziphius.engine.prompt_scores import TokenScore
@@ -91,6 +91,7 @@ class LLM:
         self.loaded = model
         self.tokenizer = model.tokenizer
         config = config or EngineConfig()
+        self._compilers: dict[tuple[int, ...], GrammarCompiler] = {}
         self.adapters: AdapterStore | None = None
         if adapters is not None:
             self.adapters = AdapterStore(model.model, config.max_adapter_bytes)
@@ -101,8 +102,10 @@ class LLM:
         )
 
     def close(self) -> None:
-        """Write what the engine keeps on disk, if `disk_cache` is set."""
+        """Write what the engine keeps on disk, if `disk_cache` is set; end what waits beside it."""
         self.engine.close()
+        while self._compilers:
+            self._compilers.popitem()[1].close()
 
     def generate(
         self,
@@ -198,9 +201,7 @@ class LLM:
         """Make the requests of one prompt's completions."""
         ends = () if params.ignore_eos else prompt.stop_ids
         stop_ids = (*ends, *params.stop_token_ids)
-        processors: Callable[[], Sequence[LogitsProcessor]] = partial(
-            of_params, params, stop_ids=stop_ids
-        )
+        processors = self._processors(prompt, params, stop_ids)
         return [
             Request(
                 prompt.ids,
@@ -216,6 +217,26 @@ class LLM:
             for number in range(params.completions)
         ]
 
+    def _processors(
+        self, prompt: Prompt, params: SamplingParams, stop_ids: tuple[int, ...]
+    ) -> Callable[[], Sequence[LogitsProcessor]]:
+        """Compile what a prompt's completions are held to; each of them gets its own."""
+        thinking = thinking_of(prompt, self.tokenizer)
+        wanted = params.structured_outputs
+        grammar = None if wanted is None else self._compiler(stop_ids).compile(wanted)
+
+        def one_set() -> list[LogitsProcessor]:
+            own = None if grammar is None else grammar.processor(thinking)
+            return of_params(params, stop_ids=stop_ids, thinking=thinking, grammar=own)
+
+        one_set()  # what cannot work is refused before anything runs
+        return one_set
+
+    def _compiler(self, stop_ids: tuple[int, ...]) -> GrammarCompiler:
+        if self._compilers.get(stop_ids) is None:
+            self._compilers[stop_ids] = GrammarCompiler(self.tokenizer, stop_ids)
+        return self._compilers[stop_ids]
+
 
 def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
     """Make a list of prompts of a single one."""
@@ -228,6 +249,3 @@ def _refuse_unsupported(params: SamplingParams) -> None:
     """Raise where a setting would have no effect here."""
     if params.max_tokens == 0:
         raise ConfigError("max_tokens is 0: nothing would be generated; score prompts with `score`")
-    for name in ("structured_outputs", "thinking_token_budget"):
-        if getattr(params, name) is not None:
-            raise ConfigError(f"{name} has no effect in LLM.generate: leave it out")

@@ -104,7 +104,7 @@ def stream_text(
             for token in step:
                 row = token.row
                 ended = token.finish_reason is not None
-                hidden = token.finish_reason == "stop"
+                hidden = ended and token.token_id in requests[row].stop_ids
                 text = "" if hidden else detokenizers[row].push(token.token_id)
                 if ended:
                     text += detokenizers[row].flush()

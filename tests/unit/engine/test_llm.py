@@ -1,5 +1,7 @@
 """`engine/llm.py`: prompts of every form in, completions in their order out."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -8,14 +10,16 @@ from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.llm import LLM
 from ziphius.engine.load import load_preset
-from ziphius.engine.sampling_params import SamplingParams
+from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
 from ziphius.text.chat import Message
 
 
 @pytest.fixture(scope="module")
-def llm() -> LLM:
+def llm() -> Iterator[LLM]:
     loaded = load_preset("v3-tiny", device=torch.device("cpu"))
-    return LLM(loaded, EngineConfig(num_blocks=64, max_num_seqs=3))
+    llm = LLM(loaded, EngineConfig(num_blocks=64, max_num_seqs=3))
+    yield llm
+    llm.close()
 
 
 def test_completions_are_those_of_generate(llm):
@@ -100,3 +104,27 @@ def test_what_cannot_work_says_why(llm):
             llm.generate(prompts, params)
     with pytest.raises(ConfigError, match="loaded already"):
         LLM(llm.loaded, device="cpu")
+
+
+def test_a_thinker_spends_its_budget_and_then_keeps_to_the_grammar(llm):
+    pytest.importorskip("llguidance")
+    params = SamplingParams(
+        max_tokens=40,
+        seed=3,
+        thinking_token_budget=3,
+        structured_outputs=StructuredOutputs(choice=("whale", "seal")),
+    )
+    [output] = llm.generate([[Message("user", "Which?")]], params)
+    [completion] = output.outputs
+    end = llm.tokenizer.token_id("</think>")
+    assert completion.token_ids.index(end) == 3
+    assert completion.text.split("</think>")[1] in ("whale", "seal")
+    assert completion.finish_reason == "stop"
+
+
+def test_a_grammar_that_is_none_is_refused_before_anything_runs(llm):
+    pytest.importorskip("llguidance")
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="("))
+    with pytest.raises(ConfigError, match="regex|parse|grammar"):
+        llm.generate("a", params)
+    llm.engine.check()
