@@ -6,6 +6,7 @@ all heads, grouped attention its keys and its values. The slot of a token is its
 Shapes: B sequences, T new tokens, S slots read, width of a part.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,6 +134,12 @@ class PagedCache:
             for spec in specs
         ]
         """By layer."""
+
+    def by_slot(self) -> "PagedCache":
+        """Return the same memory as blocks of one slot, for sequences whose rows lie anywhere."""
+        view = copy.copy(self)
+        view.num_blocks, view.block_size = self.num_blocks * self.block_size, 1
+        return view
 
     def write(self, layer_idx: int, slots_M: Tensor, *rows: Tensor) -> None:
         """Store the rows [M, width] of each part."""

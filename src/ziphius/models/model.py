@@ -115,18 +115,21 @@ class Model(nn.Module):
         """
         if isinstance(batch, Tensor):
             batch = ForwardBatch(batch)
+        context = self._context(batch)
+        return Output(self.model(batch.input_ids_BT, context), context)
+
+    def _context(self, batch: ForwardBatch) -> ForwardContext:
         positions_BT = batch.positions_BT
         if positions_BT is None:
             positions_BT = _default_positions(batch)
         documents_BT = batch.documents_BT
-        context = ForwardContext(
+        return ForwardContext(
             build_rope(self.config, positions_BT),
             build_metadata(self.pattern, batch, positions_BT),
             replayed={layer: experts.flatten(0, 1) for layer, experts in batch.routes.items()},
             text_M=None if documents_BT is None else _text(documents_BT),
             first_row=batch.first_row,
         )
-        return Output(self.model(batch.input_ids_BT, context), context)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Apply the head to hidden states [..., D]; for the language model logits [..., W]."""
@@ -142,7 +145,7 @@ class Model(nn.Module):
         positions of a row or document have no such token: `ops.targets.targets_ahead` leaves them
         out, and causality keeps them from reaching any position that counts.
         """
-        assert output.context.attention.cache is None, "drafting from a cache is the engine's work"
+        assert output.context.attention.cache is None, "see `draft_mtp`"
         hidden_BTD = output.hidden_BTD.detach() if detach_trunk else output.hidden_BTD
         states = []
         for depth, layer in enumerate(self.model.mtp_layers, 1):
@@ -152,6 +155,19 @@ class Model(nn.Module):
             hidden_BTD = layer.predict(hidden_BTD, embedded_BTD, output.context)
             states.append(hidden_BTD)
         return states
+
+    def draft_mtp(self, batch: ForwardBatch, hidden_BTD: Tensor) -> Tensor:
+        """Return the hidden states [B, T, D] of the first MTP depth, over a cache of its own rows.
+
+        Args:
+            batch: the tokens that follow those of `hidden_BTD`; its positions are those of
+                `hidden_BTD`, as in training.
+            hidden_BTD: of the trunk; or, for the token after next, what this has returned: drafts
+                of more than one token repeat the first depth (report, section 5.4.3, has one).
+        """
+        layer = self.model.mtp_layers[0]
+        embedded_BTD = self.model.embed_tokens(batch.input_ids_BT)
+        return layer.predict(hidden_BTD, embedded_BTD, self._context(batch))
 
     @property
     def head(self) -> nn.Module:
