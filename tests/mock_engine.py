@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine, Limits
 from ziphius.engine.runner import RunnerOutput
 from ziphius.engine.sequence import Request
@@ -87,9 +88,14 @@ class Drawn(NamedTuple):
 
 
 class MockSampler:
-    """What `engine/sampler.py` does, row by row; knows which rows are taken."""
+    """What `engine/sampler.py` does, row by row; knows which rows are taken.
 
-    def __init__(self) -> None:
+    If `is_strict` it says that all rows have a state, and insists on hearing of every token before
+    it draws the next.
+    """
+
+    def __init__(self, *, is_strict: bool = True) -> None:
+        self.is_strict = is_strict
         self.rows: dict[int, tuple[SamplingConfig, int]] = {}
         self.heard: dict[int, list[int]] = {}
 
@@ -104,13 +110,22 @@ class MockSampler:
     def accept(self, row: int, token_id: int) -> None:
         self.heard[row].append(token_id)
 
+    def is_stateful(self, row: int) -> bool:
+        assert row in self.rows
+        return self.is_strict
+
+    def rollback(self, row: int, count: int) -> None:
+        assert self.is_strict
+        del self.heard[row][len(self.heard[row]) - count :]
+
     def __call__(self, logits_LW: Tensor, rows, positions) -> Drawn:
         drawn = [
             draw(logits_W, *self.rows[int(row)], int(position))
             for logits_W, row, position in zip(logits_LW, rows, positions, strict=True)
         ]
         for row, position in zip(rows, positions, strict=True):
-            assert len(self.heard[int(row)]) == position
+            heard = len(self.heard[int(row)])
+            assert heard == position if self.is_strict else heard <= position
         ids, logprobs = zip(*drawn, strict=True)
         return Drawn(torch.tensor(ids), torch.tensor(logprobs))
 
@@ -151,7 +166,13 @@ def oracle(request: Request, sample: int = 0) -> Told:
     return Told(tokens[len(request.prompt_ids) :], logprobs, reason)
 
 
-def mock_engine(num_blocks: int = 64, **settings) -> Engine:
+def mock_engine(
+    num_blocks: int = 64,
+    *,
+    proposer: Proposer | None = None,
+    is_strict: bool = True,
+    **settings,
+) -> Engine:
     """An engine of 8 seats and blocks of 4 tokens, if nothing else is said."""
     config = EngineConfig(
         **(
@@ -161,7 +182,8 @@ def mock_engine(num_blocks: int = 64, **settings) -> Engine:
     )
     cache = PagedCache([CacheSpec((1,))], num_blocks, config.block_size)
     limits = Limits(CONTEXT, VOCAB)
-    return Engine(MockRunner(), cache, MockSampler(), config, limits)
+    sampler = MockSampler(is_strict=is_strict)
+    return Engine(MockRunner(), cache, sampler, config, limits, proposer=proposer)
 
 
 class Log:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
+from ziphius.engine.drafts.config import SpeculationConfig
 
 
 class EngineConfig(Config):
@@ -25,6 +26,8 @@ class EngineConfig(Config):
     within a quarter of the free memory."""
     prefix_caching: bool = True
     """Keep what was computed of a text, for texts that begin alike."""
+    speculation: SpeculationConfig | None = None
+    """How tokens are guessed ahead, so that a step can give a sequence several; by default not."""
     max_queue: Annotated[int, Field(ge=1)] = 4096
     """Requests that may wait; one more is refused."""
 

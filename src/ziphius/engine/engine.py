@@ -25,6 +25,7 @@ from ziphius.engine.metrics import Metrics
 from ziphius.engine.runner import Runner, RunnerOutput
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
+from ziphius.engine.speculation import Drawn, Proposer, Run, Speculation, draw_runs
 from ziphius.engine.step import Chunk, Ints, StepArrays
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
@@ -68,6 +69,14 @@ class Sampler(Protocol):
         """Hear which token a row's sequence goes on with."""
         ...
 
+    def is_stateful(self, row: int) -> bool:
+        """Tell whether what a row may draw hangs on the tokens that it has accepted."""
+        ...
+
+    def rollback(self, row: int, count: int) -> None:
+        """Take the last accepted tokens of a row back."""
+        ...
+
 
 class Limits(NamedTuple):
     """What a model can be asked."""
@@ -94,6 +103,7 @@ class Engine:
         sampler: of this engine alone.
         config: limits; `num_blocks` is the cache's.
         limits: of the model.
+        proposer: of drafts, if the config has `speculation`; the runner returns what it needs.
         device: where the runner wants ids and slots.
         clock: seconds, rising.
     """
@@ -106,6 +116,7 @@ class Engine:
         config: EngineConfig,
         limits: Limits,
         *,
+        proposer: Proposer | None = None,
         device: torch.device | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -123,6 +134,10 @@ class Engine:
         self._next_id = 0
         self._routes: Tensor | None = None
         self._metrics = Metrics()
+        assert (proposer is None) == (config.speculation is None)
+        self._speculation = None
+        if proposer is not None and config.speculation is not None:
+            self._speculation = Speculation(proposer, config.speculation, sampler, clock)
 
     @property
     def has_work(self) -> bool:
@@ -195,17 +210,23 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one step, and return what it did to each sequence that got a token or ended."""
+        speculation = self._speculation
+        if speculation is not None:
+            speculation.plan(self._arrays.sequences)
         chunks = self._scheduler.schedule()
         if not chunks and not self._arrays.sequences:
             assert not self._scheduler.waiting, "sequences wait for nothing"
             return []
+        if speculation is not None:
+            speculation.propose(self._arrays.sequences)
         outputs: list[StepOutput] = []
-        logits_ZW, chunks = self._logits(chunks, outputs)
+        logits_LW, chunks = self._logits(chunks, outputs)
+        started: list[SequenceState] = []
         if chunks:
-            logits_LW, started = self._after_chunks(logits_ZW, chunks, outputs)
-        else:
-            logits_LW, started = logits_ZW, []
-        if len(logits_LW):
+            logits_LW, started = self._after_chunks(logits_LW, chunks, outputs)
+        if speculation is not None:
+            self._draw_runs(speculation, logits_LW, started, outputs)
+        elif len(logits_LW):
             self._draw(logits_LW, started, outputs)
         self._metrics.num_steps += 1
         return outputs
@@ -217,16 +238,22 @@ class Engine:
         now = self._clock()
         for chunk in chunks:
             chunk.sequence.scheduled_time = chunk.sequence.scheduled_time or now
+        batch = self._arrays.batch(chunks)
         try:
-            return self._forward(self._arrays.batch(chunks)), chunks
+            output = self._forward(batch)
         except Exception:
+            if self._speculation is not None:
+                self._speculation.spoil(batch, self._arrays.sequences)
             return self._logits_apart(chunks, outputs)
+        if self._speculation is not None:
+            self._speculation.begin(batch, self._arrays.sequences, chunks, output.hidden_MD)
+        return output.logits_LW, chunks
 
-    def _forward(self, batch: ForwardBatch) -> Tensor:
+    def _forward(self, batch: ForwardBatch) -> RunnerOutput:
         output = self._runner(batch)
         if output.routes_MYK is not None:
             self._keep_routes(batch, output)
-        return output.logits_LW
+        return output
 
     def _logits_apart(
         self, chunks: list[Chunk], outputs: list[StepOutput]
@@ -237,7 +264,7 @@ class Engine:
         for chunk in [*rows, *chunks]:
             apart = StepArrays(self._cache, 1, self._device)
             try:
-                logits[chunk.sequence] = self._forward(apart.batch([chunk]))[0].clone()
+                logits[chunk.sequence] = self._forward(apart.batch([chunk])).logits_LW[0].clone()
             except Exception as error:
                 self._fail(chunk.sequence, _told(error), outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
@@ -247,13 +274,13 @@ class Engine:
         return torch.stack([logits[sequence] for sequence in left]), chunks
 
     def _after_chunks(
-        self, logits_ZW: Tensor, chunks: list[Chunk], outputs: list[StepOutput]
+        self, logits_LW: Tensor, chunks: list[Chunk], outputs: list[StepOutput]
     ) -> tuple[Tensor, list[SequenceState]]:
         """Sort out which prompts are complete; return what to draw from, and who starts with it."""
-        rows = len(self._arrays)
+        rows = len(logits_LW) - len(chunks)
         picks, started = list(range(rows)), []
         copies: list[BlockCopy] = []
-        is_finite = logits_ZW[rows:].sum(-1).isfinite().tolist()
+        is_finite = logits_LW[rows:].sum(-1).isfinite().tolist()
         for row, (chunk, is_good) in enumerate(zip(chunks, is_finite, strict=True), rows):
             sequence = chunk.sequence
             is_complete = chunk.num_tokens == sequence.num_remaining
@@ -270,9 +297,9 @@ class Engine:
             self._copy(copies)
         for sequence in started:
             self._take_seat(sequence)
-        if len(picks) == len(logits_ZW):
-            return logits_ZW, started
-        return logits_ZW[torch.tensor(picks, dtype=torch.int64, device=logits_ZW.device)], started
+        if picks == list(range(len(logits_LW))):
+            return logits_LW, started
+        return logits_LW[torch.tensor(picks, dtype=torch.int64, device=logits_LW.device)], started
 
     def _draw(
         self, logits_LW: Tensor, started: list[SequenceState], outputs: list[StepOutput]
@@ -299,6 +326,49 @@ class Engine:
             else:
                 error = errors.get(sequence.seat) or not_finite(sequence)
                 self._fail(sequence, error, outputs)
+
+    def _draw_runs(
+        self,
+        speculation: Speculation,
+        logits_LW: Tensor,
+        started: list[SequenceState],
+        outputs: list[StepOutput],
+    ) -> None:
+        """Draw as many tokens for every sequence as its drafts are right, and one more."""
+        runs, row = [], 0
+        for sequence in self._arrays.sequences:
+            runs.append(Run(sequence, sequence.drafts, row))
+            row += 1 + len(sequence.drafts)
+        runs += [Run(sequence, [], row + place) for place, sequence in enumerate(started)]
+        looking = [run.sequence for run in runs if run.sequence.num_lookahead]
+        now = self._clock()
+
+        def draw(rows: Ints, seats: Ints, positions: Ints) -> Drawn:
+            if len(rows) == len(logits_LW):
+                return Drawn(*self._sample(logits_LW, seats, positions))
+            picked_LW = logits_LW[torch.from_numpy(rows).to(logits_LW.device)]
+            return Drawn(*self._sample(picked_LW, seats, positions))
+
+        def take(
+            sequence: SequenceState, token_id: int, logprob: float, error: str | None
+        ) -> bool:
+            if sequence.status is Status.DECODING:
+                latency = self._metrics.histograms["inter_token_latency"]
+                latency.observe(now - sequence.last_token_time)
+            self._metrics.generation_tokens += 1
+            if math.isfinite(logprob):
+                outputs.append(self._accept(sequence, token_id, logprob, now))
+            else:
+                self._fail(sequence, error or not_finite(sequence), outputs)
+            return sequence.status is Status.DECODING
+
+        draw_runs(runs, draw, take, self._sampler.is_stateful)
+        for sequence in looking:
+            if sequence.status is Status.DECODING:
+                self._scheduler.settle(sequence)
+        if self._arrays.sequences:
+            self._arrays.settle(self._arrays.sequences, now)
+        speculation.finish(runs)
 
     def _sample(
         self, logits_LW: Tensor, seats: Ints, positions: Ints
@@ -387,6 +457,8 @@ class Engine:
         if sequence.is_seated:
             self._sampler.remove(sequence.seat)
             sequence.is_seated = False
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
 
     def _copy(self, copies: list[BlockCopy]) -> None:
         sources, targets = zip(*copies, strict=True)
@@ -394,6 +466,8 @@ class Engine:
         if self._routes is not None:
             blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))
             blocks[list(targets)] = blocks[list(sources)]
+        if self._speculation is not None:
+            self._speculation.proposer.copy_blocks(sources, targets)
 
     def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
         """Put the routes of a step down by slot: shared like the rows of the cache."""
@@ -419,6 +493,7 @@ class Engine:
             "prefix_cache_hits": self._pool.hits,
             "num_preemptions": self._scheduler.num_preemptions,
             **self._metrics.snapshot(),
+            **(self._speculation.snapshot() if self._speculation is not None else {}),
         }
 
     def check(self) -> None:

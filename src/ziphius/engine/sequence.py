@@ -77,6 +77,7 @@ class SequenceState:
     __slots__ = (
         "arrival_time",
         "blocks",
+        "drafts",
         "finish_reason",
         "first_token_time",
         "followers",
@@ -87,6 +88,7 @@ class SequenceState:
         "max_tokens",
         "num_cached",
         "num_computed",
+        "num_lookahead",
         "num_prompt",
         "num_published",
         "order",
@@ -133,6 +135,10 @@ class SequenceState:
         """Place in the arrays of the decoding ones, which changes."""
         self.is_seated = False
         """The sampler knows its seat."""
+        self.num_lookahead = 0
+        """Tokens behind the next one that the coming step may compute: room for drafts."""
+        self.drafts: list[int] = []
+        """Guesses behind the last token, for the coming step."""
         self.num_cached = 0
         """Tokens of the prompt that were found in the index."""
         self.was_preempted = False

@@ -110,6 +110,10 @@ class StepArrays:
         """Return the rows whose next token begins a block."""
         return np.flatnonzero(self._positions[: len(self.sequences)] % self._block_size == 0)
 
+    def set_table(self, sequence: SequenceState) -> None:
+        """Let a row read and write all blocks of its sequence."""
+        self._set_table(sequence.row, sequence.blocks)
+
     def set_block(self, sequence: SequenceState) -> None:
         """Let a row at the edge go on in the last block of its sequence, a new one."""
         row, place = sequence.row, len(sequence.blocks) - 1
@@ -127,9 +131,26 @@ class StepArrays:
         self._slots[:rows] += 1
         self.last_times[:rows] = now
 
+    def settle(self, sequences: Sequence[SequenceState], now: float) -> None:
+        """Put down that these rows have got any number of tokens, the last ones not computed."""
+        rows = [sequence.row for sequence in sequences]
+        lengths = np.array([len(sequence.tokens) for sequence in sequences])
+        self._ids[rows] = [sequence.tokens[-1] for sequence in sequences]
+        self._lengths[rows] = lengths
+        self._positions[rows] = positions = lengths - 1
+        # At the edge of a block there is no next one yet: `set_block` says it.
+        places = np.minimum(positions // self._block_size, self._tables.shape[1] - 1)
+        inside = positions % self._block_size
+        self._slots[rows] = self._tables[rows, places] * self._block_size + inside
+        self.last_times[rows] = now
+
     def batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
-        """Return what the model has to compute in this step; logits of each sequence's last."""
-        if not chunks:
+        """Return what the model has to compute in this step.
+
+        It asks for the logits of each sequence's last token, and of all tokens of those with drafts
+        (`SequenceState.drafts`).
+        """
+        if not chunks and not any(sequence.drafts for sequence in self.sequences):
             if self._steady is None or self._device.type != "cpu":
                 rows = len(self.sequences)
                 self._steady = self._assemble(
@@ -144,27 +165,31 @@ class StepArrays:
         return self._mixed(chunks)
 
     def _mixed(self, chunks: Sequence[Chunk]) -> ForwardBatch:
+        """Lay drafts behind the tokens of their rows, and chunks behind all rows."""
         rows = len(self.sequences)
-        ids, positions, slots = [self._ids[:rows]], [self._positions[:rows]], [self._slots[:rows]]
+        ids: list[int] = []
+        for sequence, token_id in zip(self.sequences, self._ids[:rows].tolist(), strict=True):
+            ids += [token_id, *sequence.drafts]
+        counts = [1 + len(sequence.drafts) for sequence in self.sequences]
+        firsts = self._positions[:rows].tolist()
         for place, chunk in enumerate(chunks):
-            sequence, start = chunk.sequence, chunk.sequence.num_computed
-            end = start + chunk.num_tokens
-            self._set_table(rows + place, sequence.blocks)
-            self._lengths[rows + place] = end
-            at = np.arange(start, end)
-            blocks = self._tables[rows + place, at // self._block_size]
-            ids.append(np.array(sequence.tokens[start:end], np.int64))
-            positions.append(at)
-            slots.append(blocks * self._block_size + at % self._block_size)
-        ends = np.cumsum([chunk.num_tokens for chunk in chunks]) + rows
-        bounds = np.concatenate([self._ones[: rows + 1], ends])
+            start = chunk.sequence.num_computed
+            ids += chunk.sequence.tokens[start : start + chunk.num_tokens]
+            counts.append(chunk.num_tokens)
+            firsts.append(start)
+            self._set_table(rows + place, chunk.sequence.blocks)
+        counts_Z, firsts_Z = np.array(counts), np.array(firsts)
+        bounds = np.concatenate([[0], np.cumsum(counts_Z)])
+        at = np.arange(len(ids)) + np.repeat(firsts_Z - bounds[:-1], counts_Z)
+        owners = np.repeat(np.arange(len(counts)), counts_Z)
+        blocks = self._tables[owners, at // self._block_size]
         return self._assemble(
-            np.concatenate(ids),
-            np.concatenate(positions),
-            np.concatenate(slots),
+            np.array(ids, np.int64),
+            at,
+            blocks * self._block_size + at % self._block_size,
             bounds,
-            self._lengths[: rows + len(chunks)],
-            bounds[1:] - 1,
+            firsts_Z + counts_Z,
+            np.concatenate([np.arange(bounds[rows]), bounds[rows + 1 :] - 1]),
         )
 
     def _assemble(

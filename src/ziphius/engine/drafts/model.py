@@ -134,11 +134,12 @@ class ModelProposer:
         batch = slot_batch(self._by_slot, flat, tables, [len(one) for one in ids], self._device)
         return self._runner(batch).logits_LW
 
-    def observe(
-        self, slots_M: Ints, computed: Sequence[Computed], hidden_MD: Tensor | None
-    ) -> None:
-        """Forget the rows of rejected drafts, and of texts whose slots have new tokens."""
+    def overwrite(self, slots_M: Ints) -> None:
+        """Forget the rows of the texts that were in these slots."""
         self._marks.set(slots_M, held=False)
+
+    def observe(self, computed: Sequence[Computed], hidden_MD: Tensor | None) -> None:
+        """Forget the rows of rejected drafts."""
         for one in computed:
             lag = self._lags.get(one.sequence)
             if lag is not None:

@@ -175,17 +175,23 @@ class MtpProposer:
         )
         return self._runner(batch, hidden_LD)
 
-    def observe(
-        self, slots_M: Ints, computed: Sequence[Computed], hidden_MD: Tensor | None
-    ) -> None:
-        """Keep the hidden states of a step for `propose`, and find the rows of new sequences."""
-        assert hidden_MD is not None
+    def overwrite(self, slots_M: Ints) -> None:
+        """Forget the rows of the texts that were in these slots."""
         self._marks.set(slots_M, held=False)
+
+    def observe(self, computed: Sequence[Computed], hidden_MD: Tensor | None) -> None:
+        """Keep the hidden states of a step for `propose`, and find the rows of new sequences."""
         self._pending, self._hidden_MD = list(computed), hidden_MD
         for one in computed:
-            if one.sequence not in self._tables:
+            table = self._tables.get(one.sequence)
+            if table is None:
                 slots = self._marks.slots(one.sequence, 1, max(1, one.start))
                 self._tables[one.sequence] = slots[self._marks.are_held(slots)]
+                continue
+            first = self._marks.slots(one.sequence, one.start, one.start + 1)
+            if np.array_equal(table[-1:], first):
+                # Made before the target's row of the same token, out of what is still true.
+                self._marks.set(first, held=True)
 
     def forget(self, sequence: SequenceState) -> None:
         """Drop what is known of a sequence; the rows stay, for others with the same text."""

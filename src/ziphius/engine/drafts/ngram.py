@@ -68,10 +68,11 @@ class NgramProposer:
         self._texts[sequence] = text
         return text
 
-    def observe(
-        self, slots_M: Ints, computed: Sequence[Computed], hidden_MD: Tensor | None
-    ) -> None:
+    def overwrite(self, slots_M: Ints) -> None:
         """Do nothing: tokens are all it reads."""
+
+    def observe(self, computed: Sequence[Computed], hidden_MD: Tensor | None) -> None:
+        """Do nothing."""
 
     def forget(self, sequence: SequenceState) -> None:
         """Drop the text."""

@@ -32,7 +32,8 @@ class Computed(NamedTuple):
 class Proposer(Protocol):
     """Guesses what sequences go on with. A wrong guess costs time, and changes nothing else.
 
-    Order of use: `propose`, then the target's step, then `observe`, in every step.
+    Order of use in every step: `propose`; then the target's step; then `overwrite`, `copy_blocks`
+    where a prompt was completed for several, and `observe`.
     """
 
     needs_hidden: bool
@@ -48,14 +49,15 @@ class Proposer(Protocol):
         """
         ...
 
-    def observe(
-        self, slots_M: Ints, computed: Sequence[Computed], hidden_MD: Tensor | None
-    ) -> None:
-        """Hear what a step has computed, and where, before any of its sequences ends.
+    def overwrite(self, slots_M: Ints) -> None:
+        """Hear that the target has put its rows into these slots: other tokens lie there now."""
+        ...
+
+    def observe(self, computed: Sequence[Computed], hidden_MD: Tensor | None) -> None:
+        """Hear what a step has computed.
 
         Args:
-            slots_M: slots of all tokens of the step.
-            computed: every sequence of the step.
+            computed: every sequence of the step that goes on.
             hidden_MD: behind the target's final norm; valid until its next step.
         """
         ...
