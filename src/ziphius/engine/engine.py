@@ -231,9 +231,7 @@ class Engine:
         self._metrics.num_steps += 1
         return outputs
 
-    def _logits(
-        self, chunks: list[Chunk], outputs: list[StepOutput]
-    ) -> tuple[Tensor, list[Chunk]]:
+    def _logits(self, chunks: list[Chunk], outputs: list[StepOutput]) -> tuple[Tensor, list[Chunk]]:
         """Run the model; if it raises, run every sequence alone to find out which it fails on."""
         now = self._clock()
         for chunk in chunks:
@@ -243,7 +241,7 @@ class Engine:
             output = self._forward(batch)
         except Exception:
             if self._speculation is not None:
-                self._speculation.spoil(batch, self._arrays.sequences)
+                self._speculation.spoil(batch, self._arrays.sequences, chunks)
             return self._logits_apart(chunks, outputs)
         if self._speculation is not None:
             self._speculation.begin(batch, self._arrays.sequences, chunks, output.hidden_MD)
@@ -349,9 +347,7 @@ class Engine:
             picked_LW = logits_LW[torch.from_numpy(rows).to(logits_LW.device)]
             return Drawn(*self._sample(picked_LW, seats, positions))
 
-        def take(
-            sequence: SequenceState, token_id: int, logprob: float, error: str | None
-        ) -> bool:
+        def take(sequence: SequenceState, token_id: int, logprob: float, error: str | None) -> bool:
             if sequence.status is Status.DECODING:
                 latency = self._metrics.histograms["inter_token_latency"]
                 latency.observe(now - sequence.last_token_time)
@@ -446,9 +442,7 @@ class Engine:
     def _take_seat(self, sequence: SequenceState) -> None:
         """Prepare the sampler for a sequence; one that was preempted goes on as if it had not."""
         request = sequence.request
-        self._sampler.add(
-            sequence.seat, request.sampling, sequence.sequence_id, request.prompt_ids
-        )
+        self._sampler.add(sequence.seat, request.sampling, sequence.sequence_id, request.prompt_ids)
         for token_id in sequence.tokens[sequence.num_prompt :]:
             self._sampler.accept(sequence.seat, token_id)
         sequence.is_seated = True

@@ -186,9 +186,7 @@ class Speculation:
         self._deepest = max(map(len, drafts), default=0)
         self._times = [self._clock() - started, self._clock()]
 
-    def _draw(
-        self, logits_LW: Tensor, sequences: Sequence[SequenceState], ahead: int
-    ) -> list[int]:
+    def _draw(self, logits_LW: Tensor, sequences: Sequence[SequenceState], ahead: int) -> list[int]:
         """Draw drafts as the target will draw at their positions."""
         seats = np.array([sequence.seat for sequence in sequences])
         positions = np.array([len(sequence.tokens) for sequence in sequences]) + ahead
@@ -235,13 +233,14 @@ class Speculation:
         self._num_rows = 0 if chunks else bounds[-1]
         self.proposer.overwrite(batch.paged.slot_mapping_M.cpu().numpy())
 
-    def spoil(self, batch: ForwardBatch, sequences: Sequence[SequenceState]) -> None:
+    def spoil(
+        self, batch: ForwardBatch, sequences: Sequence[SequenceState], chunks: Sequence[Chunk]
+    ) -> None:
         """Note that a step with these drafts failed, and is computed again without them."""
-        assert batch.paged is not None
+        self.begin(batch, sequences, chunks, None)
+        self._num_rows = 0
         for sequence in sequences:
             sequence.drafts = []
-        self._layout, self._num_rows = [], 0
-        self.proposer.overwrite(batch.paged.slot_mapping_M.cpu().numpy())
 
     def finish(self, runs: Sequence[Run]) -> None:
         """Note how far the drafts went."""

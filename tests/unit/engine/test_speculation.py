@@ -247,7 +247,9 @@ class Drawer(Prophet):
         for place in range(max(lengths, default=0)):
             wanted = [s for s, n in zip(sequences, lengths, strict=True) if n > place]
             rows = [mock_logits([*s.tokens, *drafts[s]]) for s in wanted]
-            for sequence, token_id in zip(wanted, draw(torch.stack(rows), wanted, place), strict=True):
+            for sequence, token_id in zip(
+                wanted, draw(torch.stack(rows), wanted, place), strict=True
+            ):
                 drafts[sequence].append(token_id)
         return list(drafts.values())
 

@@ -76,9 +76,7 @@ class Acceptance:
         return (self._accepted + _PRIOR_WEIGHT * self._prior) / weight
 
 
-def best_lengths(
-    rates: Sequence[float], room: Sequence[int], most: int, costs: Costs
-) -> list[int]:
+def best_lengths(rates: Sequence[float], room: Sequence[int], most: int, costs: Costs) -> list[int]:
     """Choose the number of drafts of each sequence, for the most tokens per second.
 
     Args:

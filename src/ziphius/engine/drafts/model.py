@@ -115,7 +115,9 @@ class ModelProposer:
         self, drafts: dict[SequenceState, list[int]], wanted: dict[SequenceState, int], draw: Draw
     ) -> None:
         """Read all that is left of these texts, then each draft after the one before it."""
-        new = {sequence: sequence.tokens[self._lags[sequence].num_computed :] for sequence in drafts}
+        new = {
+            sequence: sequence.tokens[self._lags[sequence].num_computed :] for sequence in drafts
+        }
         for place in range(max(wanted[sequence] for sequence in drafts)):
             ends = {s: len(s.tokens) + place for s in new}
             tables = [self._lags[sequence].slots[:end] for sequence, end in ends.items()]

@@ -181,7 +181,8 @@ class MtpProposer:
 
     def observe(self, computed: Sequence[Computed], hidden_MD: Tensor | None) -> None:
         """Keep the hidden states of a step for `propose`, and find the rows of new sequences."""
-        self._pending, self._hidden_MD = list(computed), hidden_MD
+        # Without hidden states, after a step that had to be computed again, rows are left out.
+        self._pending, self._hidden_MD = list(computed) if hidden_MD is not None else [], hidden_MD
         for one in computed:
             table = self._tables.get(one.sequence)
             if table is None:

@@ -58,7 +58,8 @@ class Proposer(Protocol):
 
         Args:
             computed: every sequence of the step that goes on.
-            hidden_MD: behind the target's final norm; valid until its next step.
+            hidden_MD: behind the target's final norm; valid until its next step. None if the
+                runner returns none, or the step had to be computed again, sequence by sequence.
         """
         ...
 
