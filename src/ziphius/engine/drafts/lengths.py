@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ziphius.engine.sequence import SequenceState
 
@@ -21,7 +20,7 @@ _FORGET = 0.98
 _PRIOR, _PRIOR_WEIGHT = 0.7, 4.0
 _GAIN = 1.02
 """What drafting must promise: less is within what times are off by."""
-_PLAN_EVERY, _LOOK_EVERY = 8, 32
+_PLAN_EVERY, _LOOK_EVERY = 8, 64
 _FIRST_LOOKS = 8
 
 
