@@ -23,6 +23,7 @@ from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE
 from ziphius.models.config import ModelConfig
 from ziphius.models.cost import count_parameters, model_cost
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import next_token_loss
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
@@ -255,7 +256,7 @@ def gradients(
     batch = rows.batch(0, 0, 0, 1).to(device)
     sent = {layer: experts.to(device) for layer, experts in (routes or {}).items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        output = model(batch.ids_BT, documents_BT=batch.documents_BT, routes=sent)
+        output = model(ForwardBatch(batch.ids_BT, documents_BT=batch.documents_BT, routes=sent))
         loss = next_token_loss(model, output, batch.ids_BT, documents_BT=batch.documents_BT).mean
         logits = model.logits(output.hidden_BTD).detach().float().cpu()
     loss.backward()

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 
 from ziphius.core.memory import keep_freed_memory
 from ziphius.distill.student import dense_student
-from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.cost import count_parameters
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
+from ziphius.models.sequences import Sequences
 from ziphius.models.weights import save
 from ziphius.ops.int8 import int8_linear, quantize_rows
 from ziphius.quant.int8 import quantize
@@ -105,26 +105,22 @@ def bytes_on_disk(name: str, model: Model) -> int:
 def prefill(model: Model) -> Callable[[], object]:
     """Read prompts; the head is applied to their last tokens."""
     ids_BT = torch.randint(0, model.config.vocab_size, PREFILL)
-    dtype = model.model.embed_tokens.weight.dtype
 
     def run() -> object:
-        cache = Cache(model.config, *PREFILL, dtype=dtype)
-        return model.logits(model(ids_BT, cache=cache).hidden_BTD[:, -1])
+        return model.logits(model(Sequences(model, *PREFILL).rows(ids_BT)).wanted_LD)
 
     return run
 
 
 def decoding(model: Model, batch: int) -> Callable[[], object]:
     """Take one more token of every sequence behind a prompt, head included."""
-    dtype = model.model.embed_tokens.weight.dtype
-    cache = Cache(model.config, batch, PROMPT + 1, dtype=dtype)
-    model(torch.randint(0, model.config.vocab_size, (batch, PROMPT)), cache=cache)
+    sequences = Sequences(model, batch, PROMPT + 1)
+    model(sequences.rows(torch.randint(0, model.config.vocab_size, (batch, PROMPT))))
     ids_B1 = torch.randint(0, model.config.vocab_size, (batch, 1))
-    lengths_B = torch.full((batch,), PROMPT)
 
     def run() -> object:
-        cache.truncate(lengths_B)
-        return model.logits(model(ids_B1, cache=cache).hidden_BTD)
+        sequences.lengths_R.fill_(PROMPT)
+        return model.logits(model(sequences.rows(ids_B1)).wanted_LD)
 
     return run
 

@@ -5,6 +5,7 @@ every sequence back through the block tables, and hashes that to logits. So a wr
 copy or a block that two sequences write to changes tokens, and `oracle` says what they should be.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,11 +17,10 @@ from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine, Limits
 from ziphius.engine.runner import RunnerOutput
+from ziphius.engine.sampler import BatchSampler, Sampled
 from ziphius.engine.sequence import Request
 from ziphius.models.cache import CacheSpec, PagedCache
 from ziphius.models.forward_batch import ForwardBatch
-from ziphius.ops.logprobs import token_logprobs
-from ziphius.ops.sampling import Sampler
 from ziphius.ops.sampling_config import SamplingConfig
 
 VOCAB = 32
@@ -40,7 +40,7 @@ def mock_logits(tokens: Sequence[int]) -> Tensor:
         state = (state * 1_000_003 + token + 7) % 2**31
     mixed = (state * np.arange(1, VOCAB + 1, dtype=np.int64) * 2_654_435_761) % 2**32
     logits = torch.from_numpy((mixed % 4001).astype(np.float32) / 1000)
-    logits[BOMB:] = -30.0
+    logits[BOMB:] -= 2
     return logits
 
 
@@ -70,7 +70,7 @@ class MockRunner:
             row = int(torch.searchsorted(paged.cu_seqlens_Z1, place, right=True)) - 1
             end = int(paged.seq_lens_Z[row]) - (bounds[row + 1] - 1 - place)
             rows.append(mock_logits(texts[row][:end]))
-        return RunnerOutput(torch.stack(rows), paged.cache.parts[0][0][paged.slot_mapping_M, None].to(torch.int16))
+        return RunnerOutput(torch.stack(rows), ids_M.to(torch.int16)[:, None, None])
 
     def _text(self, batch: ForwardBatch, row: int) -> list[int]:
         paged = batch.paged
@@ -82,62 +82,60 @@ class MockRunner:
         return [int(number) for number in rows_SX[:, 0].tolist()]
 
 
-class Drawn(NamedTuple):
-    ids_L: Tensor
-    logprobs_L: Tensor
+class MockSampler(BatchSampler):
+    """The sampler, and a check that it is told the position and the tokens that a row has."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequence_ids: dict[int, int] = {}
+        self.lengths: dict[int, int] = {}
+        self.broken: set[int] = set()
 
-class MockSampler:
-    """What `engine/sampler.py` does, row by row; knows which rows are taken.
+    def add(self, row: int, sampling, sequence_id, prompt_ids=(), processors=(), **more) -> None:
+        super().add(row, sampling, sequence_id, prompt_ids, processors, **more)
+        self.sequence_ids[row] = sequence_id
+        self.lengths[row] = len(prompt_ids) + len(more["token_ids"])
 
-    If `is_strict` it says that all rows have a state, and insists on hearing of every token before
-    it draws the next.
-    """
-
-    def __init__(self, *, is_strict: bool = True) -> None:
-        self.is_strict = is_strict
-        self.rows: dict[int, tuple[SamplingConfig, int]] = {}
-        self.heard: dict[int, list[int]] = {}
-
-    def add(self, row: int, sampling: SamplingConfig, sequence_id: int, prompt_ids) -> None:
-        assert row not in self.rows
-        self.rows[row] = (sampling, sequence_id)
-        self.heard[row] = list(prompt_ids)
-
-    def remove(self, row: int) -> None:
-        del self.rows[row], self.heard[row]
-
-    def accept(self, row: int, token_id: int) -> None:
-        self.heard[row].append(token_id)
-
-    def is_stateful(self, row: int) -> bool:
-        assert row in self.rows
-        return self.is_strict
+    def accept(self, row: int, token_id: int) -> str | None:
+        if row in self.lengths:
+            self.lengths[row] += 1
+        return super().accept(row, token_id)
 
     def rollback(self, row: int, count: int) -> None:
-        assert self.is_strict
-        del self.heard[row][len(self.heard[row]) - count :]
+        self.lengths[row] -= count
+        super().rollback(row, count)
 
-    def __call__(self, logits_LW: Tensor, rows, positions) -> Drawn:
-        drawn = [
-            draw(logits_W, *self.rows[int(row)], int(position))
-            for logits_W, row, position in zip(logits_LW, rows, positions, strict=True)
-        ]
+    def remove(self, row: int) -> None:
+        super().remove(row)
+        del self.lengths[row], self.sequence_ids[row]
+        self.broken.discard(row)
+
+    def __call__(self, logits_LW: Tensor, rows, positions, drafts=None) -> Sampled:
+        before: Counter[int] = Counter()
         for row, position in zip(rows, positions, strict=True):
-            heard = len(self.heard[int(row)])
-            assert heard == position if self.is_strict else heard <= position
-        ids, logprobs = zip(*drawn, strict=True)
-        return Drawn(torch.tensor(ids), torch.tensor(logprobs))
+            assert self.lengths[row] + before[row] == position
+            before[row] += 1
+        assert {row: n - 1 for row, n in before.items() if n > 1} == {
+            row: len(drafted) for row, drafted in (drafts or {}).items()
+        }
+        if self.broken & set(rows):
+            raise RuntimeError("the sampler gave up")
+        return super().__call__(logits_LW, rows, positions, drafts)
 
 
-def draw(
-    logits_W: Tensor, sampling: SamplingConfig, sequence_id: int, position: int
-) -> tuple[int, float]:
-    """Draw one token."""
-    sampler = Sampler([sampling], [sequence_id])
-    ids = sampler(logits_W[None], [position])
-    logprob = token_logprobs(logits_W[None], ids, temperature=sampler.temperatures_B)
-    return int(ids), float(logprob)
+def draw(logits_W: Tensor, request: Request, sample: int, tokens: list[int]) -> tuple[int, float]:
+    """Draw the token behind a prompt and what was drawn."""
+    sampler, prompt = BatchSampler(), len(request.prompt_ids)
+    sampler.add(
+        0,
+        request.sampling,
+        request.sequence_id + sample,
+        request.prompt_ids,
+        [] if request.processors is None else request.processors(),
+        token_ids=tokens[prompt:],
+    )
+    sampled = sampler(logits_W[None], [0], [len(tokens)])
+    return int(sampled.ids_L), float(sampled.logprobs_L)
 
 
 class Told(NamedTuple):
@@ -155,9 +153,7 @@ def oracle(request: Request, sample: int = 0) -> Told:
         if BOMB in tokens or POISON in tokens:
             reason = "error"
             break
-        token, logprob = draw(
-            mock_logits(tokens), request.sampling, request.sequence_id + sample, len(tokens)
-        )
+        token, logprob = draw(mock_logits(tokens), request, sample, tokens)
         tokens.append(token)
         logprobs.append(logprob)
         if token in request.stop_ids or len(logprobs) == request.max_new_tokens:
@@ -167,11 +163,7 @@ def oracle(request: Request, sample: int = 0) -> Told:
 
 
 def mock_engine(
-    num_blocks: int = 64,
-    *,
-    proposer: Proposer | None = None,
-    is_strict: bool = True,
-    **settings,
+    num_blocks: int = 64, *, proposer: Proposer | None = None, **settings
 ) -> Engine:
     """An engine of 8 seats and blocks of 4 tokens, if nothing else is said."""
     config = EngineConfig(
@@ -182,8 +174,7 @@ def mock_engine(
     )
     cache = PagedCache([CacheSpec((1,))], num_blocks, config.block_size)
     limits = Limits(CONTEXT, VOCAB)
-    sampler = MockSampler(is_strict=is_strict)
-    return Engine(MockRunner(), cache, sampler, config, limits, proposer=proposer)
+    return Engine(MockRunner(), cache, MockSampler(), config, limits, proposer=proposer)
 
 
 class Log:
@@ -193,6 +184,7 @@ class Log:
         self.engine = engine
         self.told: dict[tuple[int, int], Told] = {}
         self.errors: dict[tuple[int, int], str] = {}
+        self.finished: list[tuple[int, int]] = []
         self.routes: dict[tuple[int, int], Tensor | None] = {}
 
     def step(self) -> None:
@@ -207,6 +199,8 @@ class Log:
             if output.error is not None:
                 self.errors[key] = output.error
             self.routes[key] = output.routes_TYK
+            if output.finish_reason is not None:
+                self.finished.append(key)
             self.told[key] = told._replace(finish_reason=output.finish_reason)
         self.engine.check()
 

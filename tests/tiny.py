@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.figures import seen
 from ziphius.models.config import ModelConfig, YarnScaling
 from ziphius.models.model import Model
+from ziphius.models.sequences import Sequences
 
 V3_EXPERTS: dict[str, Any] = {
     "n_routed_experts": 8,
@@ -100,6 +101,12 @@ def build(config: ModelConfig, seed: int = 0, *, bias_shift: float = 0.0) -> Mod
     model = Model(config)
     fill(model, seed, bias_shift=bias_shift)
     return model
+
+
+def feed(model: Model, sequences: Sequences, ids_BT: Tensor) -> Tensor:
+    """Hidden states [B, T, D] of the next tokens of all sequences."""
+    hidden_BTD: Tensor = model(sequences.rows(ids_BT)).hidden_BTD.view(*ids_BT.shape, -1)
+    return hidden_BTD
 
 
 def random_ids(rows: int, length: int, vocab_size: int, seed: int = 0) -> Tensor:

@@ -13,16 +13,18 @@ from tests.tiny import (
     V3_EXPERTS,
     assert_same_gradients,
     build,
+    feed,
     gradients,
     grouped_config,
     latent_config,
     random_ids,
 )
 from ziphius.models.attention import latent
-from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import mtp_loss_mean, mtp_losses, next_token_loss
 from ziphius.models.model import Model
+from ziphius.models.sequences import Sequences
 
 TOLERANCE = 2e-5
 KINDS = pytest.mark.parametrize("make", [latent_config, grouped_config])
@@ -30,8 +32,10 @@ ANY_CONFIG = st.one_of(*CONFIGS.values())
 WINDOW = {"pattern": "sliding_window", "sliding_window": 4, "attention_sinks": 2}
 
 
-def logits_of(model: Model, ids_BT: Tensor, **arguments: object) -> Tensor:
-    return model.logits(model(ids_BT, **arguments).hidden_BTD)
+def logits_of(model: Model, ids_BT: Tensor, sequences: Sequences | None = None) -> Tensor:
+    if sequences is None:
+        return model.logits(model(ids_BT).hidden_BTD)
+    return model.logits(feed(model, sequences, ids_BT))
 
 
 def assert_close(actual: Tensor, expected: Tensor, figure: str) -> None:
@@ -72,19 +76,19 @@ def test_absorbed_is_chosen_with_a_cache_where_it_is_cheaper(monkeypatch):
     for name in ("absorbed", "expanded"):
         form = getattr(latent.LatentAttention, name)
 
-        def spy(self, query_BNTH, row_BSX, visible, name=name, form=form):
+        def spy(self, query_BNTH, row_BSX, group, name=name, form=form):
             calls.append((name, query_BNTH.shape[2]))
-            return form(self, query_BNTH, row_BSX, visible)
+            return form(self, query_BNTH, row_BSX, group)
 
         monkeypatch.setattr(latent.LatentAttention, name, spy)
     # widths in V3's proportions: the latent is wider than a head
     config = latent_config(num_hidden_layers=1, kv_lora_rank=64)
     model = build(config)
     ids_BT = random_ids(1, 200, config.vocab_size)
-    cache = Cache(config, 1, 201)
+    sequences = Sequences(model, 1, 201)
     with torch.no_grad():
-        model(ids_BT, cache=cache)
-        model(ids_BT[:, :1], cache=cache)
+        feed(model, sequences, ids_BT)
+        feed(model, sequences, ids_BT[:, :1])
     assert calls == [("expanded", 200), ("absorbed", 1)]
     # A latent narrower than a head is cheaper absorbed at any length, but training stays expanded.
     build(latent_config(num_hidden_layers=1, kv_lora_rank=4))(ids_BT)
@@ -106,23 +110,23 @@ def test_cached_in_ragged_chunks_equals_uncached(config, seed, lengths, data):
     model = build(config, seed)
     rows, prompt, new = len(lengths), max(lengths), sum(chunks)
     ids_BT = random_ids(rows, prompt + new, config.vocab_size, seed)
-    cache = Cache(config, rows, prompt + new)
+    sequences = Sequences(model, rows, prompt + new)
     with torch.no_grad():
         whole = [logits_of(model, ids_BT[[row], : lengths[row] + new])[0] for row in range(rows)]
-        first_BTW = logits_of(model, ids_BT[:, :prompt], cache=cache)
-        cache.truncate(torch.tensor(lengths))
+        first_BTW = logits_of(model, ids_BT[:, :prompt], sequences)
+        sequences.lengths_R = torch.tensor(lengths)
         pieces = [[first_BTW[row, : lengths[row]]] for row in range(rows)]
         done = 0
         for chunk in chunks:
             starts = [length + done for length in lengths]
             fed_BT = torch.stack([ids_BT[row, s : s + chunk] for row, s in enumerate(starts)])
-            next_BTW = logits_of(model, fed_BT, cache=cache)
+            next_BTW = logits_of(model, fed_BT, sequences)
             for row in range(rows):
                 pieces[row].append(next_BTW[row])
             done += chunk
     for row in range(rows):
         assert_close(torch.cat(pieces[row]), whole[row], "cached = one pass")
-    assert cache.lengths_B.tolist() == [length + new for length in lengths]
+    assert sequences.lengths_R.tolist() == [length + new for length in lengths]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +135,9 @@ def test_cached_in_ragged_chunks_equals_uncached(config, seed, lengths, data):
 def test_token_by_token_equals_uncached(config):
     model = build(config)
     ids_BT = random_ids(2, 20, config.vocab_size)
-    cache = Cache(config, 2, 20)
+    sequences = Sequences(model, 2, 20)
     with torch.no_grad():
-        steps = [logits_of(model, ids_BT[:, [t]], cache=cache) for t in range(20)]
+        steps = [logits_of(model, ids_BT[:, [t]], sequences) for t in range(20)]
         assert_close(torch.cat(steps, dim=1), logits_of(model, ids_BT), "cached = one pass")
 
 
@@ -142,13 +146,13 @@ def test_rows_go_on_alone_after_others_left(make):
     config = make()
     model = build(config)
     ids_BT = random_ids(3, 12, config.vocab_size)
-    cache = Cache(config, 3, 12)
+    sequences = Sequences(model, 3, 12)
     with torch.no_grad():
-        model(ids_BT[:, :8], cache=cache)
-        cache.truncate(torch.tensor([8, 5, 3]))
-        cache.keep([2, 0])
-        fed_BT = torch.stack([ids_BT[2, 3:7], ids_BT[0, 8:]])
-        next_BTW = logits_of(model, fed_BT, cache=cache)
+        feed(model, sequences, ids_BT[:, :8])
+        sequences.lengths_R = torch.tensor([8, 5, 3])
+        fed_M = torch.cat([ids_BT[2, 3:7], ids_BT[0, 8:]])
+        next_BTW = model(sequences.extend([2, 0], [4, 4], fed_M)).hidden_BTD.view(2, 4, -1)
+        next_BTW = model.logits(next_BTW)
         assert_close(next_BTW[0], logits_of(model, ids_BT[[2], :7])[0, 3:], "cached = one pass")
         assert_close(next_BTW[1], logits_of(model, ids_BT[[0]])[0, 8:], "cached = one pass")
 
@@ -165,7 +169,7 @@ def test_packed_documents_equal_documents_alone(config, seed, lengths, window):
     model = build(config, seed)
     ids_BT = random_ids(1, sum(lengths), config.vocab_size, seed)
     documents_BT = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
-    packed = model(ids_BT, documents_BT=documents_BT)
+    packed = model(ForwardBatch(ids_BT, documents_BT=documents_BT))
     packed_loss = next_token_loss(model, packed, ids_BT, documents_BT=documents_BT)
     alone, loss_sum, tokens = [], 0.0, 0
     for document_BT in ids_BT.split(lengths, dim=1):
@@ -259,6 +263,6 @@ def test_bfloat16_cached_stays_near_float32(config):
     with torch.no_grad():
         exact_BTW = logits_of(model, ids_BT)
         model.to(torch.bfloat16)
-        cache = Cache(config, 2, 24, dtype=torch.bfloat16)
-        pieces = [logits_of(model, part_BT, cache=cache) for part_BT in ids_BT.split([9, 1, 14], 1)]
+        sequences = Sequences(model, 2, 24)
+        pieces = [logits_of(model, part_BT, sequences) for part_BT in ids_BT.split([9, 1, 14], 1)]
     assert_near(torch.cat(pieces, dim=1), exact_BTW)

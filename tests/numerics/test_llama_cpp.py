@@ -11,8 +11,8 @@ from tests.figures import seen
 from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_config, random_ids
 from ziphius.core.assets import fetch
 from ziphius.engine.answer import chat_prompt
-from ziphius.models.cache import Cache
 from ziphius.models.config import LinearScaling, Llama3Scaling, YarnScaling
+from ziphius.models.sequences import Sequences
 from ziphius.models.weights import load, save_gguf
 from ziphius.text.chat import Message, get_chat_format
 from ziphius.text.tokenizer import Tokenizer
@@ -163,11 +163,11 @@ def exported(smollm2, tmp_path):
 
 def greedy(model, ids, count, margin=0.0):
     """Our own likeliest tokens, up to an end or one that leads the next by less than `margin`."""
-    cache = Cache(model.config, batch_size=1, capacity=len(ids) + count)
+    sequences = Sequences(model, 1, len(ids) + count)
     found, new_BT = [], torch.tensor([ids])
     with torch.inference_mode():
         while len(found) < count:
-            logits_W = model.logits(model(new_BT, cache=cache).hidden_BTD)[0, -1]
+            logits_W = model.logits(model(sequences.rows(new_BT)).wanted_LD)[0]
             (first, second), (token, _) = logits_W.topk(2)
             if first - second < margin or token in model.config.eos_token_ids:
                 break

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.figures import seen
 from tests.numerics.oracles import EXAMPLES, seeds, twin, v3_configs
 from tests.tiny import V3_EXPERTS, build, latent_config, random_ids
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import mtp_losses
 from ziphius.models.model import Model
 
@@ -92,7 +93,10 @@ def test_losses_of_packed_documents_are_those_of_documents_alone(lengths):
     ids_BT = random_ids(1, sum(lengths), config.vocab_size)
     documents_BT = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
     packed = mtp_losses(
-        model, model(ids_BT, documents_BT=documents_BT), ids_BT, documents_BT=documents_BT
+        model,
+        model(ForwardBatch(ids_BT, documents_BT=documents_BT)),
+        ids_BT,
+        documents_BT=documents_BT,
     )
     parts = ids_BT.split(lengths, dim=1)
     alone = [mtp_losses(model, model(part_BT), part_BT) for part_BT in parts]

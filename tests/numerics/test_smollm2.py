@@ -5,8 +5,8 @@ import torch
 
 from tests.figures import seen
 from ziphius.core.assets import fetch
-from ziphius.models.cache import Cache
 from ziphius.models.presets import get_preset
+from ziphius.models.sequences import Sequences
 from ziphius.models.weights import load, read_model_config, save
 from ziphius.text.tokenizer import Tokenizer
 
@@ -74,13 +74,13 @@ def test_weights_and_logits_equal_those_of_transformers(model, theirs, tokenizer
 
 def test_it_knows_the_capital_of_france(model, tokenizer):
     ids = tokenizer.encode(PROMPT)
-    cache = Cache(model.config, batch_size=1, capacity=len(ids) + 8)
+    sequences = Sequences(model, 1, len(ids) + 8)
     new_BT = torch.tensor([ids])
     answer = []
     with torch.inference_mode():
         for _ in range(8):
-            hidden_BTD = model(new_BT, cache=cache).hidden_BTD[:, -1:]
-            new_BT = model.logits(hidden_BTD).argmax(-1)
+            hidden_1D = model(sequences.rows(new_BT)).wanted_LD
+            new_BT = model.logits(hidden_1D).argmax(-1, keepdim=True)
             answer.append(int(new_BT))
     assert "Paris" in tokenizer.decode(answer)
 

@@ -21,6 +21,7 @@ from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
 from ziphius.distill.logit_config import LogitConfig
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.ops.logprobs import LOGITS_BLOCK, summed_cross_entropy
@@ -119,9 +120,10 @@ class LogitDistillation(Sft):
         targets_BT, counts_BT = targets_ahead(
             ids_BT, 1, documents_BT=documents_BT, loss_mask_BT=batch.loss_mask_BT
         )
-        student_BTD = model(ids_BT, documents_BT=documents_BT).hidden_BTD
+        tokens = ForwardBatch(ids_BT, documents_BT=documents_BT)
+        student_BTD = model(tokens).hidden_BTD
         with torch.no_grad():
-            teacher_BTD = self.teacher(ids_BT, documents_BT=documents_BT).hidden_BTD
+            teacher_BTD = self.teacher(tokens).hidden_BTD
         student_XD, teacher_XD, targets_X = rows_that_count(
             counts_BT, student_BTD, teacher_BTD, targets_BT
         )

@@ -5,8 +5,10 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.generate import FinishReason, NewToken, Request
+from ziphius.engine.engine import Engine
+from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded
+from ziphius.engine.sequence import FinishReason, Request
 from ziphius.engine.text import stream_text
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.chat import ChatFormat, ContentText, Event, Message
@@ -88,7 +90,8 @@ def room_left(loaded: Loaded, prompt: Prompt) -> int:
 
 
 def stream_answers(
-    loaded: Loaded,
+    engine: Engine,
+    tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: Sequence[int],
@@ -96,10 +99,11 @@ def stream_answers(
     sampling: SamplingConfig,
     stop: Sequence[str] = (),
 ) -> Generator[list[AnswerPiece], None, None]:
-    """Answer all prompts in one batch, and yield each step's tokens with the events they make.
+    """Answer all prompts, and yield each step's tokens with the events they make.
 
     Args:
-        loaded: model and tokenizer.
+        engine: of the model.
+        tokenizer: of the model.
         prompts: one per answer.
         max_new_tokens: of each answer.
         sequence_ids: of each answer; see `Request.sequence_id`.
@@ -111,7 +115,7 @@ def stream_answers(
         for prompt, most, sequence_id in zip(prompts, max_new_tokens, sequence_ids, strict=True)
     ]
     readers = [prompt.read() for prompt in prompts]
-    with closing(stream_text(loaded.model, loaded.tokenizer, requests, stop)) as steps:
+    with closing(stream_text(engine, tokenizer, requests, stop)) as steps:
         for step in steps:
             pieces = []
             for piece in step:

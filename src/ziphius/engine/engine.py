@@ -11,8 +11,8 @@ Y expert layers, K experts per token.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,61 +21,19 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError, QueueFullError
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.drafts.proposer import Proposer
+from ziphius.engine.drawing import Run, draw_runs, told
 from ziphius.engine.metrics import Metrics
 from ziphius.engine.runner import Runner, RunnerOutput
+from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
-from ziphius.engine.speculation import Drawn, Proposer, Run, Speculation, draw_runs
-from ziphius.engine.step import Chunk, Ints, StepArrays
+from ziphius.engine.speculation import Speculation
+from ziphius.engine.step import Chunk, StepArrays
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
-from ziphius.ops.sampling_config import SamplingConfig
 
 _PLACES = {Status.PREFILLING: "prefill", Status.DECODING: "decode"}
-
-
-class Sampled(Protocol):
-    """The tokens of some rows, on the CPU."""
-
-    @property
-    def ids_L(self) -> Tensor:
-        """Token of each row."""
-        ...
-
-    @property
-    def logprobs_L(self) -> Tensor:
-        """Natural log of its probability."""
-        ...
-
-
-class Sampler(Protocol):
-    """What `engine/sampler.py` is to the engine."""
-
-    def add(
-        self, row: int, sampling: SamplingConfig, sequence_id: int, prompt_ids: Sequence[int]
-    ) -> None:
-        """Prepare a row for a new sequence."""
-        ...
-
-    def remove(self, row: int) -> None:
-        """Forget a row."""
-        ...
-
-    def __call__(self, logits_LW: Tensor, rows: Ints, positions: Ints) -> Sampled:
-        """Draw a token for each of these rows, to stand at these positions."""
-        ...
-
-    def accept(self, row: int, token_id: int) -> None:
-        """Hear which token a row's sequence goes on with."""
-        ...
-
-    def is_stateful(self, row: int) -> bool:
-        """Tell whether what a row may draw hangs on the tokens that it has accepted."""
-        ...
-
-    def rollback(self, row: int, count: int) -> None:
-        """Take the last accepted tokens of a row back."""
-        ...
 
 
 class Limits(NamedTuple):
@@ -112,7 +70,7 @@ class Engine:
         self,
         runner: Runner,
         cache: PagedCache,
-        sampler: Sampler,
+        sampler: BatchSampler,
         config: EngineConfig,
         limits: Limits,
         *,
@@ -123,7 +81,7 @@ class Engine:
         self._runner = runner
         self._cache = cache
         self._sampler = sampler
-        self._config = config
+        self.config = config
         self._limits = limits
         self._clock = clock
         self._device = device or torch.device("cpu")
@@ -162,11 +120,12 @@ class Engine:
             QueueFullError: too many wait already.
         """
         try:
-            check_request(request, self._limits, self._pool)
+            check_request(request, self._limits)
+            self._check_room(request)
         except ConfigError:
             self._metrics.admission_rejections["invalid"] += 1
             raise
-        if self.num_waiting >= self._config.max_queue:
+        if self.num_waiting >= self.config.max_queue:
             self._metrics.admission_rejections["queue_full"] += 1
             raise QueueFullError(
                 f"{self.num_waiting:,} requests are waiting, as many as max_queue allows: try "
@@ -178,6 +137,15 @@ class Engine:
         self._requests[request_id] = sequences
         self._lead(sequences)
         return request_id
+
+    def _check_room(self, request: Request) -> None:
+        length, new = len(request.prompt_ids), request.max_new_tokens
+        if self._pool.blocks_for(length + new - 1) > self._pool.num_blocks:
+            raise ConfigError(
+                f"the prompt has {length} tokens and asks for {new} more, but the cache holds "
+                f"{self._pool.num_blocks * self._pool.block_size}: ask for less, or give the "
+                "engine more blocks (num_blocks)"
+            )
 
     def _lead(self, sequences: list[SequenceState]) -> None:
         """Let the first of these compute the prompt for all."""
@@ -225,13 +193,15 @@ class Engine:
         if chunks:
             logits_LW, started = self._after_chunks(logits_LW, chunks, outputs)
         if speculation is not None:
-            self._draw_runs(speculation, logits_LW, started, outputs)
+            self._draw_behind_drafts(speculation, logits_LW, started, outputs)
         elif len(logits_LW):
             self._draw(logits_LW, started, outputs)
         self._metrics.num_steps += 1
         return outputs
 
-    def _logits(self, chunks: list[Chunk], outputs: list[StepOutput]) -> tuple[Tensor, list[Chunk]]:
+    def _logits(
+        self, chunks: list[Chunk], outputs: list[StepOutput]
+    ) -> tuple[Tensor, list[Chunk]]:
         """Run the model; if it raises, run every sequence alone to find out which it fails on."""
         now = self._clock()
         for chunk in chunks:
@@ -264,7 +234,7 @@ class Engine:
             try:
                 logits[chunk.sequence] = self._forward(apart.batch([chunk])).logits_LW[0].clone()
             except Exception as error:
-                self._fail(chunk.sequence, _told(error), outputs)
+                self._fail(chunk.sequence, told(error), outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
         left = [*self._arrays.sequences, *(chunk.sequence for chunk in chunks)]
         if not left:
@@ -277,24 +247,22 @@ class Engine:
         """Sort out which prompts are complete; return what to draw from, and who starts with it."""
         rows = len(logits_LW) - len(chunks)
         picks, started = list(range(rows)), []
-        copies: list[BlockCopy] = []
         is_finite = logits_LW[rows:].sum(-1).isfinite().tolist()
         for row, (chunk, is_good) in enumerate(zip(chunks, is_finite, strict=True), rows):
             sequence = chunk.sequence
             is_complete = chunk.num_tokens == sequence.num_remaining
             if not is_good:
-                self._fail(sequence, not_finite(sequence), outputs)
+                self._fail(sequence, NOT_FINITE, outputs)
                 continue
             self._scheduler.computed(chunk)
             if is_complete:
-                followers, copied = self._scheduler.fork(sequence)
-                started += [sequence, *followers]
-                picks += [row] * (1 + len(followers))
-                copies += copied
-        if copies:
-            self._copy(copies)
-        for sequence in started:
-            self._take_seat(sequence)
+                followers, copies = self._scheduler.fork(sequence)
+                if copies:
+                    self._copy(copies)
+                for one in [sequence, *followers]:
+                    if self._take_seat(one, outputs):
+                        started.append(one)
+                        picks.append(row)
         if picks == list(range(len(logits_LW))):
             return logits_LW, started
         return logits_LW[torch.tensor(picks, dtype=torch.int64, device=logits_LW.device)], started
@@ -307,82 +275,71 @@ class Engine:
         rows = len(arrays)
         seats, positions = arrays.seats, arrays.lengths
         if started:
-            seats = np.concatenate([seats, [sequence.seat for sequence in started]])
+            seats = [*seats, *(sequence.seat for sequence in started)]
             starts = [len(sequence.tokens) for sequence in started]
             positions = np.concatenate([positions, starts])
-        ids, logprobs, errors = self._sample(logits_LW, seats, positions)
+        try:
+            sampled = self._sampler(logits_LW, seats, positions.tolist())
+        except Exception:
+            alone = [Run(s, [], place) for place, s in enumerate([*arrays.sequences, *started])]
+            sampled = draw_runs(self._sampler, logits_LW, alone)
+        ids_L = sampled.ids_L.numpy()
         now = self._clock()
         if rows:
             latency = self._metrics.histograms["inter_token_latency"]
             latency.observe_all(now - arrays.last_times[:rows])
-            arrays.advance(ids[:rows], now)
+            arrays.advance(ids_L[:rows], now)
         sequences = [*arrays.sequences, *started]
-        self._metrics.generation_tokens += len(sequences)
-        for sequence, token_id, logprob in zip(sequences, ids.tolist(), logprobs, strict=True):
-            if math.isfinite(logprob):
-                outputs.append(self._accept(sequence, token_id, logprob, now))
+        top, failures = sampled.top, sampled.failures
+        self._metrics.generation_tokens += len(sequences) - len(failures)
+        drawn = zip(sequences, ids_L.tolist(), sampled.logprobs_L.tolist(), strict=True)
+        for place, (sequence, token_id, logprob) in enumerate(drawn):
+            if failures and place in failures:
+                self._fail(sequence, failures[place], outputs)
             else:
-                error = errors.get(sequence.seat) or not_finite(sequence)
-                self._fail(sequence, error, outputs)
+                output = self._accept(sequence, token_id, logprob, now)
+                outputs.append(output._replace(top=top[place]) if place in top else output)
 
-    def _draw_runs(
+    def _draw_behind_drafts(
         self,
         speculation: Speculation,
         logits_LW: Tensor,
         started: list[SequenceState],
         outputs: list[StepOutput],
     ) -> None:
-        """Draw as many tokens for every sequence as its drafts are right, and one more."""
+        """Draw for every sequence as long as its drafts are what is drawn, and one token more."""
         runs, row = [], 0
-        for sequence in self._arrays.sequences:
-            runs.append(Run(sequence, sequence.drafts, row))
-            row += 1 + len(sequence.drafts)
-        runs += [Run(sequence, [], row + place) for place, sequence in enumerate(started)]
-        looking = [run.sequence for run in runs if run.sequence.num_lookahead]
-        now = self._clock()
-
-        def draw(rows: Ints, seats: Ints, positions: Ints) -> Drawn:
-            if len(rows) == len(logits_LW):
-                return Drawn(*self._sample(logits_LW, seats, positions))
-            picked_LW = logits_LW[torch.from_numpy(rows).to(logits_LW.device)]
-            return Drawn(*self._sample(picked_LW, seats, positions))
-
-        def take(sequence: SequenceState, token_id: int, logprob: float, error: str | None) -> bool:
-            if sequence.status is Status.DECODING:
-                latency = self._metrics.histograms["inter_token_latency"]
-                latency.observe(now - sequence.last_token_time)
-            self._metrics.generation_tokens += 1
-            if math.isfinite(logprob):
-                outputs.append(self._accept(sequence, token_id, logprob, now))
-            else:
-                self._fail(sequence, error or not_finite(sequence), outputs)
-            return sequence.status is Status.DECODING
-
-        draw_runs(runs, draw, take, self._sampler.is_stateful)
-        for sequence in looking:
-            if sequence.status is Status.DECODING:
-                self._scheduler.settle(sequence)
-        if self._arrays.sequences:
-            self._arrays.settle(self._arrays.sequences, now)
+        for sequence in [*self._arrays.sequences, *started]:
+            drafts = sequence.drafts if sequence.status is Status.DECODING else []
+            runs.append(Run(sequence, drafts, row))
+            row += 1 + len(drafts)
+        if runs:
+            sampled = draw_runs(self._sampler, logits_LW, runs)
+            now = self._clock()
+            for run in runs:
+                self._take(run, sampled, now, outputs)
+            self._scheduler.settle(now)
         speculation.finish(runs)
 
-    def _sample(
-        self, logits_LW: Tensor, seats: Ints, positions: Ints
-    ) -> tuple[Ints, list[float], dict[int, str]]:
-        """Draw; if that raises, draw for every row alone, and note by seat on which it does."""
-        try:
-            sampled = self._sampler(logits_LW, seats, positions)
-            return sampled.ids_L.numpy(), sampled.logprobs_L.tolist(), {}
-        except Exception:
-            ids, logprobs, errors = np.zeros(len(seats), np.int64), [math.nan] * len(seats), {}
-        for row in range(len(seats)):
-            alone = slice(row, row + 1)
-            try:
-                sampled = self._sampler(logits_LW[alone], seats[alone], positions[alone])
-                ids[row], logprobs[row] = int(sampled.ids_L[0]), float(sampled.logprobs_L[0])
-            except Exception as error:
-                errors[int(seats[row])] = _told(error)
-        return ids, logprobs, errors
+    def _take(
+        self, run: Run, sampled: Sampled, now: float, outputs: list[StepOutput]
+    ) -> None:
+        """Let a sequence go on with what was drawn for it, up to its first wrong draft."""
+        sequence = run.sequence
+        latency = self._metrics.histograms["inter_token_latency"]
+        for place in range(run.row, run.row + 1 + len(run.drafts)):
+            if place in sampled.failures:
+                self._fail(sequence, sampled.failures[place], outputs)
+                break
+            if sequence.status is Status.DECODING:
+                latency.observe(now - sequence.last_token_time)
+            self._metrics.generation_tokens += 1
+            token_id = int(sampled.ids_L[place])
+            output = self._accept(sequence, token_id, float(sampled.logprobs_L[place]), now)
+            top = sampled.top.get(place)
+            outputs.append(output if top is None else output._replace(top=top))
+            if not run.matches(token_id) or sequence.status is not Status.DECODING:
+                break
 
     def _accept(
         self, sequence: SequenceState, token_id: int, logprob: float, now: float
@@ -396,14 +353,16 @@ class Engine:
         tokens = sequence.tokens
         tokens.append(token_id)
         sequence.last_token_time = now
-        if token_id in sequence.stop_ids:
-            reason: FinishReason = "stop"
+        stop_reason, error = self._tell(sequence, token_id)
+        if error is not None:
+            reason: FinishReason = "error"
+        elif stop_reason is not None or token_id in sequence.stop_ids:
+            reason = "stop"
         elif len(tokens) == sequence.max_tokens:
             reason = "length"
         else:
             if sequence.status is not Status.DECODING:
                 self._scheduler.start_decoding(sequence)
-            self._sampler.accept(sequence.seat, token_id)
             return StepOutput(sequence.request_id, sequence.sample, token_id, logprob, None)
         routes_TYK = self._routes_of(sequence)
         self._finish(sequence, reason)
@@ -413,15 +372,25 @@ class Engine:
             token_id,
             logprob,
             reason,
+            error,
+            stop_reason=stop_reason,
             routes_TYK=routes_TYK,
         )
+
+    def _tell(self, sequence: SequenceState, token_id: int) -> tuple[str | None, str | None]:
+        """Let the sampler hear a token; return why it ends the sequence, and what went wrong."""
+        try:
+            return self._sampler.accept(sequence.seat, token_id), None
+        except Exception as error:
+            return None, told(error)
 
     def _fail(self, sequence: SequenceState, error: str, outputs: list[StepOutput]) -> None:
         """End a sequence, and those that wait for it to compute their prompt."""
         followers, sequence.followers = sequence.followers, []
         for one in [sequence, *followers]:
             self._finish(one, "error")
-            outputs.append(StepOutput(one.request_id, one.sample, None, math.nan, "error", error))
+            where = f"{error} (at position {len(one.tokens)} of sequence {one.sequence_id})"
+            outputs.append(StepOutput(one.request_id, one.sample, None, math.nan, "error", where))
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         siblings = self._requests[sequence.request_id]
@@ -439,13 +408,24 @@ class Engine:
             del self._requests[sequence.request_id]
         self._metrics.count_finished(sequence, self._clock())
 
-    def _take_seat(self, sequence: SequenceState) -> None:
+    def _take_seat(self, sequence: SequenceState, outputs: list[StepOutput]) -> bool:
         """Prepare the sampler for a sequence; one that was preempted goes on as if it had not."""
         request = sequence.request
-        self._sampler.add(sequence.seat, request.sampling, sequence.sequence_id, request.prompt_ids)
-        for token_id in sequence.tokens[sequence.num_prompt :]:
-            self._sampler.accept(sequence.seat, token_id)
+        try:
+            self._sampler.add(
+                sequence.seat,
+                request.sampling,
+                sequence.sequence_id,
+                request.prompt_ids,
+                [] if request.processors is None else request.processors(),
+                token_ids=sequence.tokens[sequence.num_prompt :],
+                logprobs=request.logprobs,
+            )
+        except Exception as error:
+            self._fail(sequence, told(error), outputs)
+            return False
         sequence.is_seated = True
+        return True
 
     def _release_seat(self, sequence: SequenceState) -> None:
         if sequence.is_seated:
@@ -502,48 +482,34 @@ class Engine:
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def check_request(request: Request, limits: Limits, name: str = "the prompt") -> None:
+    """Refuse a request that the model can never answer.
 
-
-def not_finite(sequence: SequenceState) -> str:
-    """Say that the model's numbers for a sequence cannot be drawn from."""
-    return (
-        f"the model gave NaN logits at position {len(sequence.tokens)} of sequence "
-        f"{sequence.sequence_id}: its weights are damaged, or overflow in this dtype (try float32 "
-        "or bfloat16)"
-    )
-
-
-def check_request(request: Request, limits: Limits, pool: CachePool) -> None:
-    """Refuse a request that can never be answered.
+    Args:
+        request: to be looked at.
+        limits: of the model.
+        name: of its prompt, for the message.
 
     Raises:
         ConfigError: what is wrong, and what to do.
     """
     length, new = len(request.prompt_ids), request.max_new_tokens
     if length == 0:
-        raise ConfigError("the prompt is empty: it needs at least one token to start from")
+        raise ConfigError(f"{name} is empty: it needs at least one token to start from")
     if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
         wrong = next(i for i in request.prompt_ids if not 0 <= i < limits.vocab_size)
         raise ConfigError(
-            f"the prompt holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: "
-            "the tokenizer does not belong to this model"
+            f"{name} holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: the "
+            "tokenizer does not belong to this model"
         )
     if new < 1:
-        raise ConfigError(f"max_new_tokens is {new}; it must be at least 1")
+        raise ConfigError(f"max_new_tokens of {name} is {new}; it must be at least 1")
     if request.n < 1:
-        raise ConfigError(f"n is {request.n}; it must be at least 1")
+        raise ConfigError(f"n of {name} is {request.n}; it must be at least 1")
     room = limits.context_length - length
     if new > room:
         remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
         raise ConfigError(
-            f"the prompt has {length} tokens and {new} more are asked for, but the model's context "
+            f"{name} has {length} tokens and asks for {new} more, but the model's context "
             f"(max_position_embeddings) is {limits.context_length} tokens: {remedy}"
-        )
-    if pool.blocks_for(length + new - 1) > pool.num_blocks:
-        raise ConfigError(
-            f"the prompt has {length} tokens and {new} more are asked for, but the cache holds "
-            f"{pool.num_blocks * pool.block_size}: ask for less, or give the engine more blocks "
-            "(num_blocks)"
         )

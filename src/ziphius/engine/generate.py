@@ -1,53 +1,31 @@
-"""Generation: a batch of ragged prompts, decoded one token per sequence and step with the cache.
+"""Completions of a list of requests: `Engine` run to their end, for callers that want them all.
 
-Prompts are right-padded and prefilled in one pass, equal ones once: their sequences begin with
-copies of one row of the cache. Then each step feeds the last token of every sequence that still
-runs, and finished ones leave the batch. A sequence's tokens do not depend on its company: its
-random draws are its own (`ops/sampling.py`), and padding is never seen.
-
-Shapes: B running sequences, T new tokens, D hidden, W vocabulary, L expert layers, K experts per
-token, R requests, X stop ids.
+Requests that follow each other with the same prompt and settings, numbered in order, are the
+samples of one: their prompt is computed once.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ziphius.core.closing import Closing
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.models.cache import Cache
-from ziphius.models.model import Model, Output
-from ziphius.ops.logprobs import token_logprobs
-from ziphius.ops.sampling import Sampler
-from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.engine.build import build_engine, evaluation_mode, limits_of
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.engine import Engine, check_request
+from ziphius.engine.sequence import FinishReason, Request, StepOutput
+from ziphius.models.model import Model
 
-FinishReason = Literal["stop", "length"]
+__all__ = ["Completion", "FinishReason", "Generation", "NewToken", "Request", "generate"]
 
-
-@dataclass(frozen=True)
-class Request:
-    """Ask for one completion of one prompt."""
-
-    prompt_ids: Sequence[int]
-    """At least one token."""
-    max_new_tokens: int
-    """Finish with reason `length` after this many."""
-    sequence_id: int
-    """Number of this sequence under its seed: equal prompt, seed and id give equal tokens."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """How tokens are drawn."""
-    stop_ids: Sequence[int] = ()
-    """Finish with reason `stop` after any of these, which is the completion's last token."""
+_MOST_SEQUENCES = 1024
+_BLOCK_SIZE = 16
 
 
-@dataclass(frozen=True)
-class NewToken:
+class NewToken(NamedTuple):
     """One token of one sequence, as soon as it is drawn."""
 
     row: int
@@ -58,6 +36,8 @@ class NewToken:
     """Natural log of its probability at the request's temperature (1 if greedy), before filters."""
     finish_reason: FinishReason | None
     """Set with the last token of the sequence."""
+    routes_TYK: Tensor | None = None
+    """See `StepOutput`."""
 
 
 @dataclass(frozen=True)
@@ -72,260 +52,88 @@ class Completion:
     the last token, which the model never saw. None unless they were asked for."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The tokens of one step, one of each running sequence; all tensors are on the CPU."""
-
-    rows: Sequence[int]
-    """Which requests."""
-    ids_B: Tensor
-    logprobs_B: Tensor
-    """Natural log of the probability at the request's temperature, before filters."""
-    stopped_B: Tensor
-    """Whether the token is one of the request's stop ids."""
-    full_B: Tensor
-    """Whether it is the last one that the request allows."""
-    routes_BTLK: Tensor | None
-    """Experts of the tokens that were fed for it: the whole prompt in the first step, right-padded,
-    one token in the others. None unless they are recorded."""
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch off training behaviour inside the block; afterwards each module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class Generation(Closing):
-    """Iterate over the steps of a batch: each is the list of tokens just drawn.
+    """Iterate over the steps of a list of requests: each is the list of tokens just drawn.
 
-    Use it in a `with` block, which keeps the model in evaluation mode. The first step prefills the
-    prompts. `stop` ends a sequence from outside. Leaving the block early, by an exception or
-    Ctrl-C, loses nothing but the cache.
+    Use it in a `with` block: leaving it early ends what still runs. `stop` ends a sequence from
+    outside.
 
     Args:
-        model: shared, not copied; must not be trained inside the block.
-        requests: one per sequence; `NewToken.row` counts in their order.
-        vocab_limit: tokens the tokenizer knows. Published embeddings are padded past them (V3:
-            129,280 rows for 128,815 tokens); such ids are never drawn, and log-probabilities still
-            count them.
-        record_routes: keep the experts that each token was sent to, for `draw`.
+        engine: that runs nothing else meanwhile.
+        requests: one sample each; `NewToken.row` counts in their order. More of them than the
+            engine runs at once follow as others end.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        requests: Sequence[Request],
-        *,
-        vocab_limit: int | None = None,
-        record_routes: bool = False,
-    ) -> None:
-        if not requests:
-            raise ConfigError("nothing to generate: the list of requests is empty")
-        for row, request in enumerate(requests):
-            name = "the prompt" if len(requests) == 1 else f"prompt {row}"
-            _check_request(name, request, model)
-        self._model = model
-        self._vocab_limit = vocab_limit
-        self._record_routes = record_routes
-        self._exits = ExitStack()
-        embedding = model.model.embed_tokens.weight
-        self._device = embedding.device
-        distinct = dict.fromkeys(tuple(request.prompt_ids) for request in requests)
-        self._prompts = {prompt: place for place, prompt in enumerate(distinct)}
-        self._places = [self._prompts[tuple(request.prompt_ids)] for request in requests]
-        self._cache = Cache(
-            model.config,
-            len(self._prompts),
-            max(len(request.prompt_ids) + request.max_new_tokens for request in requests),
-            dtype=embedding.dtype,
-            device=self._device,
-        )
-        self._sampler = Sampler(
-            [request.sampling for request in requests],
-            [request.sequence_id for request in requests],
-            self._device,
-        )
-        self._running = list(range(len(requests)))
-        self._finished: set[int] = set()
-        prompt_lengths = [len(request.prompt_ids) for request in requests]
-        self._lengths_B: npt.NDArray[np.int64] = np.array(prompt_lengths, dtype=np.int64)
-        self._full_B = self._lengths_B + [request.max_new_tokens for request in requests]
-        self._stop_BX = _padded([request.stop_ids for request in requests])
-        self._last_B1: Tensor | None = None
-
-    def __enter__(self) -> Self:
-        self._exits.enter_context(evaluation_mode(self._model))
-        return self
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        assert not engine.has_work, "the engine runs something else"
+        self._engine = engine
+        self._left = deque(_joined(requests))
+        self._rows: dict[tuple[int, int], int] = {}
+        self._numbers: dict[int, tuple[int, int]] = {}
+        self._stopped: set[int] = set()
 
     def close(self) -> None:
-        """Give the model its mode back."""
-        self._exits.close()
+        """End what still runs."""
+        self._left.clear()
+        for number in {number for number, _ in self._rows}:
+            self._engine.cancel(number)
 
     def __iter__(self) -> Self:
         return self
 
     def stop(self, row: int) -> None:
         """End this sequence before its next step, as when a stop string shows up in its text."""
-        self._finished.add(row)
+        if row in self._numbers:
+            self._engine.end(*self._numbers[row])
+        else:
+            self._stopped.add(row)
 
     def __next__(self) -> list[NewToken]:
-        drawn = self.draw()
-        if drawn is None:
-            raise StopIteration
-        return [
-            NewToken(row, token_id, logprob, "stop" if stopped else "length" if full else None)
-            for row, token_id, logprob, stopped, full in zip(
-                drawn.rows,
-                drawn.ids_B.tolist(),
-                drawn.logprobs_B.tolist(),
-                drawn.stopped_B.tolist(),
-                drawn.full_B.tolist(),
-                strict=True,
-            )
-        ]
+        while True:
+            self._add()
+            if not self._engine.has_work:
+                raise StopIteration
+            if tokens := [self._token(output) for output in self._engine.step()]:
+                return tokens
 
-    def draw(self) -> Drawn | None:
-        """Do the next step and return it as tensors; None when all sequences are finished."""
-        self._drop_finished()
-        if not self._running:
-            return None
-        with torch.inference_mode():
-            logits_BW, routes_BTLK = self._next_logits()
-            ids_B = self._sampler(logits_BW[:, : self._vocab_limit], self._lengths_B)
-            divisor = 1.0 if self._sampler.is_unscaled else self._sampler.temperatures_B
-            logprobs_B = token_logprobs(logits_BW, ids_B, temperature=divisor)
-            self._last_B1 = ids_B.unsqueeze(-1)
-            ids_B, logprobs_B = ids_B.cpu(), logprobs_B.cpu()
-            self._refuse_nan(logprobs_B)
-        self._lengths_B = self._lengths_B + 1
-        stopped_B = (ids_B.unsqueeze(-1) == self._stop_BX).any(-1)
-        full_B = torch.from_numpy(self._lengths_B == self._full_B)
-        drawn = Drawn(tuple(self._running), ids_B, logprobs_B, stopped_B, full_B, routes_BTLK)
-        ended = (stopped_B | full_B).nonzero().flatten().tolist()
-        self._finished.update(self._running[index] for index in ended)
-        return drawn
+    def _add(self) -> None:
+        """Keep as many waiting as can be admitted at once, and no more."""
+        while self._left and self._engine.num_waiting < self._engine.config.max_num_seqs:
+            first_row, request = self._left.popleft()
+            number = self._engine.add(request)
+            for sample in range(request.n):
+                self._rows[number, sample] = row = first_row + sample
+                self._numbers[row] = number, sample
+                if row in self._stopped:
+                    self._engine.end(number, sample)
 
-    def _drop_finished(self) -> None:
-        if self._finished.isdisjoint(self._running):
-            return
-        kept = [index for index, row in enumerate(self._running) if row not in self._finished]
-        self._running = [self._running[index] for index in kept]
-        if not kept:
-            return
-        if self._last_B1 is None:
-            self._places = [self._places[index] for index in kept]
-        else:
-            self._last_B1 = self._last_B1[kept]
-            self._cache.keep(kept)
-        self._sampler = self._sampler.select(kept)
-        self._lengths_B, self._full_B = self._lengths_B[kept], self._full_B[kept]
-        self._stop_BX = self._stop_BX[kept]
-
-    def _next_logits(self) -> tuple[Tensor, Tensor | None]:
-        """Run the prompts, or the last token of each sequence; return the logits after them."""
-        if self._last_B1 is None:
-            return self._prefill()
-        output = self._model(self._last_B1, cache=self._cache)
-        return self._model.logits(output.hidden_BTD[:, 0]), self._routes(output)
-
-    def _prefill(self) -> tuple[Tensor, Tensor | None]:
-        """Run each distinct prompt once, and give every sequence a copy of what it left."""
-        prompts = [torch.tensor(prompt) for prompt in self._prompts]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(self._device)
-        output = self._model(ids, cache=self._cache)
-        self._cache.truncate(lengths)
-        if self._places != list(range(len(prompts))):
-            self._cache.keep(self._places)
-        rows = torch.arange(len(prompts), device=self._device)
-        last = output.hidden_BTD[rows, (lengths - 1).to(self._device)]
-        routes = self._routes(output)
-        every = torch.tensor(self._places, device=self._device)
-        return self._model.logits(last)[every], None if routes is None else routes[self._places]
-
-    def _routes(self, output: Output) -> Tensor | None:
-        """Gather the experts of the tokens just fed, int16 [B, T, L, K]."""
-        if not (self._record_routes and output.routings):
-            return None
-        experts = [output.routings[layer].experts_MK for layer in sorted(output.routings)]
-        experts_MLK = torch.stack(experts, dim=1).to("cpu", torch.int16)
-        return experts_MLK.view(*output.hidden_BTD.shape[:2], len(experts), -1)
-
-    def _refuse_nan(self, logprobs_B: Tensor) -> None:
-        if bool(logprobs_B.isnan().any()):
-            [index, *_] = logprobs_B.isnan().nonzero().flatten().tolist()
-            raise CheckpointError(
-                f"the model gave NaN logits at position {self._lengths_B[index]} of sequence "
-                f"{self._running[index]}: its weights are damaged, or overflow in this dtype (try "
-                "float32 or bfloat16)"
-            )
+    def _token(self, output: StepOutput) -> NewToken:
+        row = self._rows[output.request_id, output.sample]
+        if output.error is not None or output.token_id is None:
+            raise CheckpointError(f"prompt {row}: {output.error}")
+        if output.finish_reason is not None:
+            del self._rows[output.request_id, output.sample]
+        return NewToken(
+            row, output.token_id, output.logprob, output.finish_reason, output.routes_TYK
+        )
 
 
-class Transcript:
-    """Everything that the steps of a batch draw, put down in bulk.
+@dataclass
+class _Told:
+    """What was generated for one request so far."""
 
-    Args:
-        requests: of the batch.
-    """
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    last: NewToken | None = None
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        longest = max(request.max_new_tokens for request in requests)
-        self._prompts = torch.tensor([len(request.prompt_ids) for request in requests])
-        self._counts = torch.zeros(len(requests), dtype=torch.int64)
-        self._ids = torch.zeros(len(requests), longest, dtype=torch.int64)
-        self._logprobs = torch.zeros(len(requests), longest)
-        self._stopped = torch.zeros(len(requests), dtype=torch.bool)
-        self._routes: Tensor | None = None
-
-    def add(self, drawn: Drawn) -> None:
-        """Put a step down."""
-        rows_B = torch.tensor(drawn.rows)
-        counts_B = self._counts[rows_B]
-        self._ids[rows_B, counts_B] = drawn.ids_B
-        self._logprobs[rows_B, counts_B] = drawn.logprobs_B
-        self._stopped[rows_B] = drawn.stopped_B
-        if drawn.routes_BTLK is not None:
-            self._add_routes(rows_B, counts_B, drawn.routes_BTLK)
-        self._counts[rows_B] += 1
-
-    def _add_routes(self, rows_B: Tensor, counts_B: Tensor, routes_BTLK: Tensor) -> None:
-        if self._routes is None:  # the first step, of all rows: their prompts
-            _, prompt, layers, top_k = routes_BTLK.shape
-            rows, longest = self._ids.shape
-            shape = (rows, prompt + longest, layers, top_k)
-            self._routes = torch.zeros(shape, dtype=routes_BTLK.dtype)
-            self._routes[rows_B, :prompt] = routes_BTLK
-        else:  # the token drawn in the step before
-            places_B = self._prompts[rows_B] + counts_B - 1
-            self._routes[rows_B, places_B] = routes_BTLK[:, 0]
-
-    def completions(self, expert_layers: Sequence[int]) -> list[Completion]:
-        """Cut the rows apart, in the order of the requests."""
-        ids, logprobs = self._ids.tolist(), self._logprobs.tolist()
-        return [
-            Completion(
-                tuple(ids[row][:count]),
-                tuple(logprobs[row][:count]),
-                "stop" if stopped else "length",
-                self._routes_of(row, expert_layers),
-            )
-            for row, (count, stopped) in enumerate(
-                zip(self._counts.tolist(), self._stopped.tolist(), strict=True)
-            )
-        ]
-
-    def _routes_of(self, row: int, expert_layers: Sequence[int]) -> dict[int, Tensor] | None:
-        if self._routes is None:
-            return None
-        seen = int(self._prompts[row] + self._counts[row]) - 1
-        return {layer: self._routes[row, :seen, place] for place, layer in enumerate(expert_layers)}
+    def completion(self, expert_layers: Sequence[int]) -> Completion:
+        assert self.last is not None and self.last.finish_reason is not None
+        routes, routes_TYK = None, self.last.routes_TYK
+        if routes_TYK is not None:
+            routes = {layer: routes_TYK[:, place] for place, layer in enumerate(expert_layers)}
+        return Completion(
+            tuple(self.token_ids), tuple(self.logprobs), self.last.finish_reason, routes
+        )
 
 
 def generate(
@@ -335,42 +143,70 @@ def generate(
     vocab_limit: int | None = None,
     record_routes: bool = False,
 ) -> list[Completion]:
-    """Run all requests to their end in one batch; return their completions in order."""
-    with Generation(
-        model, requests, vocab_limit=vocab_limit, record_routes=record_routes
-    ) as generation:
-        transcript = Transcript(requests)
-        while (drawn := generation.draw()) is not None:
-            transcript.add(drawn)
-    config = model.config
-    layers = [idx for idx in range(config.num_hidden_layers) if config.is_expert_layer(idx)]
-    return transcript.completions(layers)
+    """Run all requests, of one sample each, to their end; return their completions in order.
 
-
-def _padded(stop_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Lay stop ids out as [R, X], filled with -1, which no token is."""
-    width = max(map(len, stop_ids))
-    rows = [[*ids, *[-1] * (width - len(ids))] for ids in stop_ids]
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), width)
-
-
-def _check_request(name: str, request: Request, model: Model) -> None:
-    config = model.config
-    length, new = len(request.prompt_ids), request.max_new_tokens
-    if length == 0:
-        raise ConfigError(f"{name} is empty: it needs at least one token to start from")
-    for token_id in request.prompt_ids:
-        if not 0 <= token_id < config.vocab_size:
-            raise ConfigError(
-                f"{name} holds token {token_id}, but the model knows 0 to "
-                f"{config.vocab_size - 1}: the tokenizer does not belong to this model"
-            )
-    if new < 1:
-        raise ConfigError(f"max_new_tokens of {name} is {new}; it must be at least 1")
-    room = config.max_position_embeddings - length
-    if new > room:
-        remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
-        raise ConfigError(
-            f"{name} has {length} tokens and asks for {new} more, but the model's context "
-            f"(max_position_embeddings) is {config.max_position_embeddings} tokens: {remedy}"
+    Args:
+        model: in any mode, which it keeps; shared, not copied.
+        requests: to be run together, as far as a thousand of them can.
+        vocab_limit: tokens the tokenizer knows; see `build_engine`.
+        record_routes: keep the experts that each token was sent to.
+    """
+    check_requests(model, requests)
+    config = _fitting(requests)
+    told = [_Told() for _ in requests]
+    with evaluation_mode(model):
+        engine = build_engine(
+            model, config, vocab_limit=vocab_limit, record_routes=record_routes
         )
+        with Generation(engine, requests) as steps:
+            for step in steps:
+                for token in step:
+                    told[token.row].token_ids.append(token.token_id)
+                    told[token.row].logprobs.append(token.logprob)
+                    told[token.row].last = token
+    layers = range(model.config.num_hidden_layers)
+    experts = [layer for layer in layers if model.config.is_expert_layer(layer)]
+    return [one.completion(experts) for one in told]
+
+
+def check_requests(model: Model, requests: Sequence[Request]) -> None:
+    """Refuse what can never be answered, before anything is computed.
+
+    Raises:
+        ConfigError: which prompt is wrong, why, and what to do.
+    """
+    if not requests:
+        raise ConfigError("nothing to generate: the list of requests is empty")
+    for row, request in enumerate(requests):
+        name = "the prompt" if len(requests) == 1 else f"prompt {row}"
+        check_request(request, limits_of(model), name)
+        if request.n != 1:
+            raise ConfigError(f"n of {name} is {request.n}: ask for each sample by its own number")
+
+
+def _fitting(requests: Sequence[Request]) -> EngineConfig:
+    """Return limits under which none of these requests waits for memory."""
+    at_once = min(len(requests), _MOST_SEQUENCES)
+    needs = sorted(
+        -(-(len(request.prompt_ids) + request.max_new_tokens) // _BLOCK_SIZE)
+        for request in requests
+    )
+    return EngineConfig(
+        max_num_seqs=at_once,
+        max_num_batched_tokens=8192,
+        block_size=_BLOCK_SIZE,
+        num_blocks=sum(needs[-at_once:]),
+    )
+
+
+def _joined(requests: Sequence[Request]) -> Iterator[tuple[int, Request]]:
+    """Join neighbours that are samples of one request; yield each with its first row."""
+    first = 0
+    while first < len(requests):
+        request, end = requests[first], first + 1
+        while end < len(requests) and requests[end] == replace(
+            request, sequence_id=request.sequence_id + end - first
+        ):
+            end += 1
+        yield first, replace(request, n=end - first)
+        first = end

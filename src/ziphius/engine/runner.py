@@ -57,13 +57,10 @@ class TorchRunner:
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step."""
         output = self._model(batch)
-        hidden_MD = output.hidden_BTD[0]
-        returned_MD = hidden_MD if self._return_hidden else None
-        if batch.logits_rows_L is not None and len(batch.logits_rows_L) < len(hidden_MD):
-            hidden_MD = hidden_MD[batch.logits_rows_L]
-        logits_LW = self._model.logits(hidden_MD).float()
+        logits_LW = self._model.logits(output.wanted_LD).float()
+        hidden_MD = output.hidden_BTD[0] if self._return_hidden else None
         if not (self._record_routes and output.routings):
-            return RunnerOutput(logits_LW, None, returned_MD)
+            return RunnerOutput(logits_LW, None, hidden_MD)
         experts = [output.routings[layer].experts_MK for layer in sorted(output.routings)]
         routes_MYK = torch.stack(experts, dim=1).to("cpu", torch.int16)
-        return RunnerOutput(logits_LW, routes_MYK, returned_MD)
+        return RunnerOutput(logits_LW, routes_MYK, hidden_MD)

@@ -91,12 +91,18 @@ class Scheduler:
             sequence.num_lookahead = min(sequence.num_lookahead, left, room)
             left -= sequence.num_lookahead
 
-    def settle(self, sequence: SequenceState) -> None:
-        """Give the blocks back that a decoding sequence has looked ahead into, all but its own."""
-        self.publish(sequence)
-        copies = self.pool.truncate(sequence.blocks, sequence.num_computed)
-        assert not copies, "a block that is not full was shared"
-        sequence.num_lookahead = 0
+    def settle(self, now: float) -> None:
+        """Bring arrays and blocks in line with the tokens that decoding sequences have got.
+
+        Blocks that were looked ahead into and not reached are given back.
+        """
+        for sequence in self.arrays.sequences:
+            if sequence.num_lookahead:
+                self.publish(sequence)
+                copies = self.pool.truncate(sequence.blocks, sequence.num_computed)
+                assert not copies, "a block that is not full was shared"
+                sequence.num_lookahead = 0
+        self.arrays.settle(now)
 
     def _provide_blocks(self) -> None:
         sequences = self.arrays.sequences

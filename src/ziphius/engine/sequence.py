@@ -6,13 +6,15 @@ nothing outside of `engine/` writes to it.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from ziphius.engine.cache_pool import block_key, root_key
+from ziphius.engine.processors import LogitsProcessor
+from ziphius.engine.sampler import TopLogprobs
 from ziphius.ops.sampling_config import SamplingConfig
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -40,6 +42,11 @@ class Request:
     cache_salt: str = ""
     """Only requests with the same salt share what was computed of their prompts: one for each
     tenant keeps them from learning by the clock what others have asked."""
+    logprobs: int = 0
+    """Most likely tokens to return at each position."""
+    processors: Callable[[], Sequence[LogitsProcessor]] | None = None
+    """Makes what may change the logits of one sample, such as a grammar, or end it; called anew for
+    every sample, and when one goes on after a preemption."""
 
 
 class StepOutput(NamedTuple):
@@ -56,6 +63,10 @@ class StepOutput(NamedTuple):
     """Set with the last output of the sequence."""
     error: str | None = None
     """Why, where the reason is `error`."""
+    top: TopLogprobs | None = None
+    """The most likely tokens, where the request wants them."""
+    stop_reason: str | None = None
+    """Which processor ended it, where one did."""
     routes_TYK: Tensor | None = None
     """With the last output, where routes are recorded: the experts of every token that the model
     saw, int16, expert layers in their order."""

@@ -12,115 +12,18 @@ Shapes: L rows that are drawn from, W vocabulary, M tokens of a step, D hidden_s
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ziphius.engine.drafts.config import SpeculationConfig
 from ziphius.engine.drafts.lengths import DraftLengths
 from ziphius.engine.drafts.proposer import Computed, Proposer
+from ziphius.engine.drawing import Run, told
+from ziphius.engine.sampler import BatchSampler
 from ziphius.engine.sequence import SequenceState, Status
-from ziphius.engine.step import Chunk, Ints
+from ziphius.engine.step import Chunk
 from ziphius.models.forward_batch import ForwardBatch
-
-
-class Sampled(Protocol):
-    """What a sampler returns, as far as drafting reads it."""
-
-    @property
-    def ids_L(self) -> Tensor:
-        """Token of each row."""
-        ...
-
-
-class DraftSampler(Protocol):
-    """What drafting asks of `engine/sampler.py`."""
-
-    def __call__(self, logits_LW: Tensor, rows: Ints, positions: Ints) -> Sampled:
-        """Draw."""
-        ...
-
-    def is_stateful(self, row: int) -> bool:
-        """Tell whether what a row may draw hangs on the tokens that it has accepted."""
-        ...
-
-    def accept(self, row: int, token_id: int) -> None:
-        """Hear which token a row's sequence goes on with."""
-        ...
-
-    def rollback(self, row: int, count: int) -> None:
-        """Take the last accepted tokens of a row back."""
-        ...
-
-
-class Drawn(NamedTuple):
-    """What was drawn from some rows, and by seat what went wrong."""
-
-    ids: Ints
-    logprobs: list[float]
-    errors: dict[int, str]
-
-
-@dataclass(slots=True)
-class Run:
-    """The rows of one sequence that are still to be drawn from."""
-
-    sequence: SequenceState
-    drafts: list[int]
-    """What each row but the last is followed by, if it draws just that."""
-    row: int
-    """Place of the first one among the logits."""
-    accepted: int = 0
-    """Drafts that were drawn."""
-
-
-def draw_runs(
-    runs: Sequence[Run],
-    draw: Callable[[Ints, Ints, Ints], Drawn],
-    take: Callable[[SequenceState, int, float, str | None], bool],
-    is_stateful: Callable[[int], bool],
-) -> None:
-    """Draw for each sequence until a draft is not what was drawn, or the sequence ends.
-
-    All rows are drawn from in one call, but those of sequences whose draws hang on the tokens
-    before them (grammars, penalties): they take one call for each token, so that nothing has to be
-    taken back.
-
-    Args:
-        runs: the sequences.
-        draw: tokens of these rows, seats and positions.
-        take: puts down token, log-probability and error of a sequence; false if it has ended.
-        is_stateful: of a seat.
-    """
-    left = list(runs)
-    while left:
-        counts = [
-            1 if is_stateful(run.sequence.seat) else 1 + len(run.drafts) - run.accepted
-            for run in left
-        ]
-        ends = np.cumsum(counts)
-        inside = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-        rows = np.repeat([run.row + run.accepted for run in left], counts) + inside
-        seats = np.repeat([run.sequence.seat for run in left], counts)
-        positions = np.repeat([len(run.sequence.tokens) for run in left], counts) + inside
-        drawn = draw(rows, seats, positions)
-        ids = drawn.ids.tolist()
-        again = []
-        for run, count, end in zip(left, counts, ends.tolist(), strict=True):
-            seat = run.sequence.seat
-            for place in range(end - count, end):
-                token_id = ids[place]
-                error = drawn.errors.get(seat)
-                goes_on = take(run.sequence, token_id, drawn.logprobs[place], error)
-                is_right = run.drafts[run.accepted : run.accepted + 1] == [token_id]
-                run.accepted += is_right
-                if not (goes_on and is_right):
-                    break
-            else:
-                again.append(run)
-        left = again
 
 
 class Speculation:
@@ -140,7 +43,7 @@ class Speculation:
         self,
         proposer: Proposer,
         config: SpeculationConfig,
-        sampler: DraftSampler,
+        sampler: BatchSampler,
         clock: Callable[[], float],
     ) -> None:
         self.proposer = proposer
@@ -175,7 +78,7 @@ class Speculation:
                 drafts = self.proposer.propose(sequences, lengths, self._draw)
             except Exception as error:
                 # Drafts are never needed; that there are none any more is shown by the metrics.
-                self.error = f"{type(error).__name__}: {error}"
+                self.error = told(error)
         for seat, count in self._tentative.items():
             self._sampler.rollback(seat, count)
         self._tentative.clear()
@@ -185,33 +88,39 @@ class Speculation:
         self._deepest = max(map(len, drafts), default=0)
         self._times = [self._clock() - started, self._clock()]
 
-    def _draw(self, logits_LW: Tensor, sequences: Sequence[SequenceState], ahead: int) -> list[int]:
+    def _draw(
+        self, logits_LW: Tensor, sequences: Sequence[SequenceState], ahead: int
+    ) -> list[int]:
         """Draw drafts as the target will draw at their positions."""
-        seats = np.array([sequence.seat for sequence in sequences])
-        positions = np.array([len(sequence.tokens) for sequence in sequences]) + ahead
+        seats = [sequence.seat for sequence in sequences]
+        positions = [len(sequence.tokens) + ahead for sequence in sequences]
         try:
-            ids: list[int] = self._sampler(logits_LW, seats, positions).ids_L.tolist()
+            sampled = self._sampler(logits_LW, seats, positions)
         except Exception:
-            ids = self._draw_apart(logits_LW, seats, positions, ahead)
-        for sequence, token_id in zip(sequences, ids, strict=True):
-            if sequence.seat not in self._spoiled and self._sampler.is_stateful(sequence.seat):
-                self._sampler.accept(sequence.seat, token_id)
-                self._tentative[sequence.seat] += 1
+            ids, failed = self._draw_apart(logits_LW, seats, positions)
+        else:
+            ids, failed = sampled.ids_L.tolist(), list(sampled.failures)
+        for place in failed:
+            self._spoiled.setdefault(seats[place], ahead)
+        for seat, token_id in zip(seats, ids, strict=True):
+            if seat not in self._spoiled:
+                self._sampler.accept(seat, token_id)
+                self._tentative[seat] += 1
         return ids
 
-    def _draw_apart(self, logits_LW: Tensor, seats: Ints, positions: Ints, ahead: int) -> list[int]:
-        """Find the rows that cannot be drawn from; their sequences get no drafts from here on."""
-        ids = []
-        for row in range(len(seats)):
-            alone = slice(row, row + 1)
+    def _draw_apart(
+        self, logits_LW: Tensor, seats: list[int], positions: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """Draw row by row; return places too that raise: the target's own draw will tell why."""
+        ids, failed = [], []
+        for place, (seat, position) in enumerate(zip(seats, positions, strict=True)):
             try:
-                drawn = self._sampler(logits_LW[alone], seats[alone], positions[alone])
+                drawn = self._sampler(logits_LW[place : place + 1], [seat], [position])
                 ids.append(int(drawn.ids_L[0]))
             except Exception:
-                # The target's own draw fails in the same way, if it comes to that.
-                self._spoiled.setdefault(int(seats[row]), ahead)
+                failed.append(place)
                 ids.append(0)
-        return ids
+        return ids, failed
 
     def begin(
         self,

@@ -49,20 +49,22 @@ class StepArrays:
         self._positions: Ints = np.zeros(max_num_seqs, np.int64)
         self._slots: Ints = np.zeros(max_num_seqs, np.int64)
         self._lengths: Ints = np.zeros(max_num_seqs, np.int64)
-        self._seats: Ints = np.zeros(max_num_seqs, np.int64)
         self.last_times: npt.NDArray[np.float64] = np.zeros(max_num_seqs)
         """When each row got its last token."""
         self._tables: Ints = np.zeros((max_num_seqs, 8), np.int64)
         self._ones: Ints = np.arange(max_num_seqs + 1)
+        self._seats: list[int] | None = None
         self._steady: ForwardBatch | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     @property
-    def seats(self) -> Ints:
-        """Seats of the rows, in their order."""
-        return self._seats[: len(self.sequences)]
+    def seats(self) -> list[int]:
+        """Seats of the rows, in their order; the same list while they stay the same."""
+        if self._seats is None:
+            self._seats = [sequence.seat for sequence in self.sequences]
+        return self._seats
 
     @property
     def lengths(self) -> Ints:
@@ -78,13 +80,12 @@ class StepArrays:
         self._ids[row] = sequence.tokens[-1]
         self._positions[row] = position = length - 1
         self._lengths[row] = length
-        self._seats[row] = sequence.seat
         self.last_times[row] = sequence.last_token_time
         self._set_table(row, sequence.blocks)
         if position // self._block_size < len(sequence.blocks):
             block = sequence.blocks[position // self._block_size]
             self._slots[row] = block * self._block_size + position % self._block_size
-        self._steady = None
+        self._seats = self._steady = None
 
     def remove(self, sequence: SequenceState) -> None:
         """Take a sequence out; the last row moves into its place."""
@@ -97,14 +98,13 @@ class StepArrays:
                 self._positions,
                 self._lengths,
                 self._slots,
-                self._seats,
                 self.last_times,
                 self._tables,
             ):
                 column[row] = column[last]
         self.sequences.pop()
         sequence.row = -1
-        self._steady = None
+        self._seats = self._steady = None
 
     def rows_at_edge(self) -> Ints:
         """Return the rows whose next token begins a block."""
@@ -131,18 +131,17 @@ class StepArrays:
         self._slots[:rows] += 1
         self.last_times[:rows] = now
 
-    def settle(self, sequences: Sequence[SequenceState], now: float) -> None:
-        """Put down that these rows have got any number of tokens, the last ones not computed."""
-        rows = [sequence.row for sequence in sequences]
-        lengths = np.array([len(sequence.tokens) for sequence in sequences])
-        self._ids[rows] = [sequence.tokens[-1] for sequence in sequences]
-        self._lengths[rows] = lengths
-        self._positions[rows] = positions = lengths - 1
+    def settle(self, now: float) -> None:
+        """Put down that the rows have got any number of tokens, the last of each not computed."""
+        rows = len(self.sequences)
+        self._ids[:rows] = [sequence.tokens[-1] for sequence in self.sequences]
+        self._lengths[:rows] = [len(sequence.tokens) for sequence in self.sequences]
+        self._positions[:rows] = positions = self._lengths[:rows] - 1
         # At the edge of a block there is no next one yet: `set_block` says it.
         places = np.minimum(positions // self._block_size, self._tables.shape[1] - 1)
-        inside = positions % self._block_size
-        self._slots[rows] = self._tables[rows, places] * self._block_size + inside
-        self.last_times[rows] = now
+        blocks = self._tables[np.arange(rows), places]
+        self._slots[:rows] = blocks * self._block_size + positions % self._block_size
+        self.last_times[:rows] = now
 
     def batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         """Return what the model has to compute in this step.

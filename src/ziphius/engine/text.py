@@ -4,8 +4,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.generate import FinishReason, Generation, NewToken, Request
-from ziphius.models.model import Model
+from ziphius.engine.engine import Engine
+from ziphius.engine.generate import Generation, NewToken
+from ziphius.engine.sequence import FinishReason, Request
 from ziphius.text.tokenizer import Tokenizer
 
 
@@ -72,16 +73,16 @@ def _overlap(text: str, string: str) -> int:
 
 
 def stream_text(
-    model: Model, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
+    engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
 ) -> Generator[list[TextPiece], None, None]:
-    """Generate for all requests at once and yield each step's tokens together with their text.
+    """Run requests of one sample each, and yield each step's tokens together with their text.
 
     A token of `Request.stop_ids` shows no text; other special tokens show theirs, because chat
     formats are parsed from them. Close the iterator to stop early.
     """
     detokenizers = [tokenizer.detokenizer() for _ in requests]
     stops = [StopStrings(stop) for _ in requests]
-    with Generation(model, requests, vocab_limit=tokenizer.vocab_size) as steps:
+    with Generation(engine, requests) as steps:
         for step in steps:
             pieces = []
             for token in step:

@@ -227,16 +227,6 @@ class ModelConfig(Config):
         return scale
 
     @property
-    def cache_widths(self) -> tuple[int, ...]:
-        """Numbers a layer caches per token: one [latent | rotated key] row, or keys and values."""
-        if self.attention == "mla":
-            assert self.kv_lora_rank is not None
-            assert self.qk_rope_head_dim is not None
-            return (self.kv_lora_rank + self.qk_rope_head_dim,)
-        width = self.num_key_value_heads * self.q_head_dim
-        return width, width
-
-    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All tokens that end a text; empty if the config names none."""
         if self.eos_token_id is None:

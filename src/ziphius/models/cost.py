@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ziphius.core.errors import ConfigError
+from ziphius.models.attention_spec import AttentionForm, attention_spec, cache_specs
 from ziphius.models.config import ModelConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -58,13 +59,13 @@ class Flops:
     """Floating-point operations per token; all but `decode` at the mean context of a sequence."""
 
     training: int
-    """Forward and backward (twice the forward), expanded attention, MTP layers left out."""
+    """Forward and backward (twice the forward), attention in its first form, MTP layers left out."""
     training_mtp: int
     """What the MTP layers add to it."""
     prefill: int
     """Forward of a prompt with the head at its last token only."""
     decode: int
-    """Forward of one token behind a full context, absorbed attention."""
+    """Forward of one token behind a full context, in the cheapest form of attention."""
 
 
 @dataclass(frozen=True)
@@ -241,24 +242,23 @@ def _flops(config: ModelConfig, context: int) -> Flops:
     layers = config.num_hidden_layers
     trunk = 2 * sum(_products(config, index) for index in range(layers))
     head = 2 * config.vocab_size * config.hidden_size
-    # Scores take N (P + R) products with each visible key, the weighted sum N V with each value.
-    heads, value_width = config.num_attention_heads, _value_width(config)
-    expanded = 2 * heads * (config.q_head_dim + value_width)
-    absorbed = expanded
-    if config.attention == "mla":
-        # All heads share one key of C + R and one value of C; moving kv_b_proj into query and
-        # output costs the same products as applying it to the token.
-        latent = sum(config.cache_widths)
-        assert config.kv_lora_rank is not None
-        absorbed = 2 * heads * (latent + config.kv_lora_rank)
-    mean = _mean_visible(config, context)
-    mtp_layer = 2 * (_products(config, layers) + 2 * config.hidden_size**2) + head + mean * expanded
+    specs = [attention_spec(config, index) for index in range(layers)]
+    mean, visible = _mean_visible(config, context), _visible(config, context)
+    pairs = mean * sum(2 * spec.forms[0].per_pair for spec in specs)
+    mtp_pairs = mean * 2 * attention_spec(config, layers).forms[0].per_pair
+    mtp_layer = 2 * (_products(config, layers) + 2 * config.hidden_size**2) + head + mtp_pairs
+    behind = sum(2 * _behind(spec.cheapest(1, visible), visible) for spec in specs)
     return Flops(
-        training=round(3 * (trunk + head + layers * mean * expanded)),
+        training=round(3 * (trunk + head + pairs)),
         training_mtp=round(3 * config.num_nextn_predict_layers * mtp_layer),
-        prefill=round(trunk + head / context + layers * mean * expanded),
-        decode=trunk + head + layers * _visible(config, context) * absorbed,
+        prefill=round(trunk + head / context + pairs),
+        decode=trunk + head + behind,
     )
+
+
+def _behind(form: AttentionForm, keys: int) -> int:
+    """Count what one query takes beside the weights, which the trunk has applied to it once."""
+    return form.cost(1, keys) - form.per_key - form.per_query
 
 
 def _value_width(config: ModelConfig) -> int:
@@ -282,7 +282,7 @@ def _mean_visible(config: ModelConfig, context: int) -> float:
 def _cache_bytes(config: ModelConfig, size: int) -> CacheBytes:
     pair = 2 * _value_width(config) * config.num_hidden_layers * size
     return CacheBytes(
-        own=sum(config.cache_widths) * config.num_hidden_layers * size,
+        own=sum(spec.numbers for spec in cache_specs(config)[: config.num_hidden_layers]) * size,
         mha=config.num_attention_heads * pair,
         gqa=min(8, config.num_attention_heads) * pair,
         mqa=pair,
@@ -294,10 +294,9 @@ def _memory(
 ) -> Memory:
     count = parameters.main + parameters.mtp
     biases = BIAS_BYTES * parameters.router_biases
-    layers = config.num_hidden_layers + config.num_nextn_predict_layers
     serving = {
         "weights": count * size + biases,
-        "cache": sum(config.cache_widths) * layers * size * tokens,
+        "cache": sum(spec.numbers for spec in cache_specs(config)) * size * tokens,
         "working": _working_bytes(config, tokens, batch, size),
     }
     training = {

@@ -71,3 +71,18 @@ class ForwardBatch:
     pass chose them; the other layers choose."""
     first_row: int = 0
     """Number of the first row in its step, for `ModelConfig.capacity_factor`."""
+
+    def __post_init__(self) -> None:
+        if self.branches_BT is not None and self.documents_BT is None:
+            raise ValueError("branches without documents: say which document each token is of")
+        if self.paged is None:
+            return
+        if self.documents_BT is not None:
+            raise ValueError("documents beside a cache: the sequences of a flat batch are apart")
+        rows, tokens = self.input_ids_BT.shape
+        counted = int(self.paged.cu_seqlens_Z1[-1])
+        if rows != 1 or not tokens == counted == len(self.paged.slot_mapping_M):
+            raise ValueError(
+                f"a flat batch of {counted} tokens and {len(self.paged.slot_mapping_M)} slots has "
+                f"ids [{rows}, {tokens}]: they are one row, a slot for each"
+            )

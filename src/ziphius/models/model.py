@@ -3,7 +3,8 @@
 One class for all of the family; `ModelConfig` decides every part. Parameter names are those of the
 published checkpoints, save that the routed experts of a layer are stacked.
 
-Shapes: B sequences, T new tokens, D hidden_size, W vocabulary.
+Shapes: B sequences, T new tokens, M tokens of a batch, L tokens whose logits are wanted,
+D hidden_size, W vocabulary.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from ziphius.core.device import send
 from ziphius.models.attention.backend import build_metadata
+from ziphius.models.attention_spec import CacheSpec, cache_specs
 from ziphius.models.block import Block
+from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.forward_batch import ForwardBatch
@@ -36,6 +39,15 @@ class Output:
 
     hidden_BTD: Tensor
     context: ForwardContext
+    logits_rows_L: Tensor | None = None
+
+    @property
+    def wanted_LD(self) -> Tensor:
+        """Return the hidden states whose logits are wanted, of all tokens in a row."""
+        hidden_MD = self.hidden_BTD.flatten(0, 1)
+        if self.logits_rows_L is None:
+            return hidden_MD
+        return hidden_MD[send(self.logits_rows_L, hidden_MD.device)]
 
     @property
     def routings(self) -> dict[int, Routing]:
@@ -115,10 +127,11 @@ class Model(nn.Module):
         """
         if isinstance(batch, Tensor):
             batch = ForwardBatch(batch)
-        context = self._context(batch)
-        return Output(self.model(batch.input_ids_BT, context), context)
+        context = self.context(batch)
+        return Output(self.model(batch.input_ids_BT, context), context, batch.logits_rows_L)
 
-    def _context(self, batch: ForwardBatch) -> ForwardContext:
+    def context(self, batch: ForwardBatch) -> ForwardContext:
+        """Say what every layer has to know of a batch; for passes that run single layers."""
         positions_BT = batch.positions_BT
         if positions_BT is None:
             positions_BT = _default_positions(batch)
@@ -136,16 +149,33 @@ class Model(nn.Module):
         logits_BTW: Tensor = self.head(hidden_BTD)
         return logits_BTW
 
+    def cache_specs(self) -> list[CacheSpec]:
+        """Say what each layer caches, the MTP layers last."""
+        return cache_specs(self.config)
+
+    def new_cache(self, num_blocks: int, block_size: int) -> PagedCache:
+        """Make an empty cache of `num_blocks * block_size` slots, in the model's numbers."""
+        weight_WD = self.model.embed_tokens.weight
+        return PagedCache(
+            self.cache_specs(),
+            num_blocks,
+            block_size,
+            dtype=weight_WD.dtype,
+            device=weight_WD.device,
+        )
+
     def predict_mtp(
         self, output: Output, input_ids_BT: Tensor, detach_trunk: bool = False
     ) -> list[Tensor]:
         """Return the hidden states [B, T, D] of each MTP depth, for a pass without a cache.
 
+        Behind a cache `draft` does one depth, given the tokens that come next.
+
         Depth k at position i sees the tokens up to i + k and predicts token i + k + 1. The last k
         positions of a row or document have no such token: `ops.targets.targets_ahead` leaves them
         out, and causality keeps them from reaching any position that counts.
         """
-        assert output.context.attention.cache is None, "see `draft_mtp`"
+        assert output.context.attention.cache is None, "drafting from a cache is the engine's work"
         hidden_BTD = output.hidden_BTD.detach() if detach_trunk else output.hidden_BTD
         states = []
         for depth, layer in enumerate(self.model.mtp_layers, 1):
@@ -156,18 +186,17 @@ class Model(nn.Module):
             states.append(hidden_BTD)
         return states
 
-    def draft_mtp(self, batch: ForwardBatch, hidden_BTD: Tensor) -> Tensor:
-        """Return the hidden states [B, T, D] of the first MTP depth, over a cache of its own rows.
+    def draft(self, depth: int, hidden_BTD: Tensor, next_ids_BT: Tensor, output: Output) -> Tensor:
+        """Run MTP depth `depth`, from 1, over the tokens of a pass; returns hidden [B, T, D].
 
         Args:
-            batch: the tokens that follow those of `hidden_BTD`; its positions are those of
-                `hidden_BTD`, as in training.
-            hidden_BTD: of the trunk; or, for the token after next, what this has returned: drafts
-                of more than one token repeat the first depth (report, section 5.4.3, has one).
+            depth: which MTP layer; its part of the pass's cache, if any, receives the tokens.
+            hidden_BTD: hidden states of the depth before; for the first those of `output`.
+            next_ids_BT: for each token the one `depth` places ahead, drawn or known.
+            output: of the pass.
         """
-        layer = self.model.mtp_layers[0]
-        embedded_BTD = self.model.embed_tokens(batch.input_ids_BT)
-        return layer.predict(hidden_BTD, embedded_BTD, self._context(batch))
+        layer = self.model.mtp_layers[depth - 1]
+        return layer.predict(hidden_BTD, self.model.embed_tokens(next_ids_BT), output.context)
 
     @property
     def head(self) -> nn.Module:

@@ -19,12 +19,12 @@ from torch import Tensor
 from ziphius.core.device import resolve_device
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.load import Loaded, load_preset
+from ziphius.models.attention.backend import AttentionGroup
 from ziphius.models.attention.latent import LatentAttention
-from ziphius.models.cache import Cache
 from ziphius.models.cost import ModelCost, model_cost
 from ziphius.models.model import Model
-from ziphius.models.patterns import Visible
 from ziphius.models.presets import PRESETS
+from ziphius.models.sequences import Sequences
 from ziphius.models.weights import load, save
 from ziphius.ops.sampling_config import SamplingConfig
 
@@ -89,9 +89,9 @@ def visit(name: str, folder: Path) -> FamilyReport:
 def check_cache(model: Model) -> Check:
     """Compare the logits of tokens fed one by one through the cache with those of one pass."""
     ids_BT = _random_ids(model)
-    cache = Cache(model.config, *ids_BT.shape, dtype=_dtype(model), device=ids_BT.device)
-    steps = [model(ids_B1, cache=cache).hidden_BTD for ids_B1 in ids_BT.split(1, dim=1)]
-    cached_BTW = model.logits(torch.cat(steps, dim=1))
+    sequences = Sequences(model, *ids_BT.shape)
+    steps = [model(sequences.rows(ids_B1)).wanted_LD for ids_B1 in ids_BT.split(1, dim=1)]
+    cached_BTW = model.logits(torch.stack(steps, dim=1))
     difference = _relative_difference(cached_BTW, _logits(model, ids_BT))
     return Check("cached = uncached", difference, ROUNDING)
 
@@ -100,7 +100,7 @@ def check_cache(model: Model) -> Check:
 def check_absorbed(model: Model) -> Check:
     """Compare the two forms of latent attention, in every layer, on random queries and rows."""
     generator = torch.Generator().manual_seed(0)
-    causal = Visible(None, is_causal=True)
+    causal = AttentionGroup(None, is_causal=True)
     worst = 0.0
     for module in model.modules():
         if isinstance(module, LatentAttention):

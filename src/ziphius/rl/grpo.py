@@ -30,6 +30,7 @@ from torch import Tensor
 from ziphius.core.device import resolve_dtype
 from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE, World
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import head_logprobs
 from ziphius.rl.batch import GrpoBatch, build_batch
@@ -236,10 +237,12 @@ class GrpoStage(Stage):
     ) -> tuple[Tensor, dict[int, Any]]:
         """Return the log-probabilities of the sampled tokens, and how tokens were routed."""
         output = model(
-            batch.ids_BT,
-            documents_BT=batch.documents_BT,
-            branches_BT=batch.branches_BT,
-            routes=routes,
+            ForwardBatch(
+                batch.ids_BT,
+                documents_BT=batch.documents_BT,
+                branches_BT=batch.branches_BT,
+                routes=routes,
+            )
         )
         hidden_XD = F.embedding(batch.sources_X, output.hidden_BTD[0])
         weight_WD = model.head.weight

@@ -15,6 +15,7 @@ from ziphius.data.conversations import ConversationLoader, validation_batches
 from ziphius.distill import logits as module
 from ziphius.distill.logits import LogitConfig, LogitDistillation, summed_kl
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import next_token_loss
 from ziphius.models.model import Model
 from ziphius.ops.targets import targets_ahead
@@ -133,7 +134,9 @@ def test_terms_and_weights_are_sums_over_what_assistants_wrote() -> None:
         ids_BT, 1, documents_BT=documents_BT, loss_mask_BT=batch.loss_mask_BT
     )
     expected = 0.0
-    states = [model(ids_BT, documents_BT=documents_BT) for model in (student, teacher)]
+    states = [
+        model(ForwardBatch(ids_BT, documents_BT=documents_BT)) for model in (student, teacher)
+    ]
     own, wanted = (
         torch.log_softmax(model.logits(state.hidden_BTD) / 2.0, -1)
         for model, state in zip((student, teacher), states, strict=True)

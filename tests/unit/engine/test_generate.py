@@ -1,12 +1,16 @@
 """`engine/generate.py`: a batch gives what each sequence gives alone, and ends where it must."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.engine.generate import Completion, Generation, Request, evaluation_mode, generate
+from ziphius.engine.build import build_engine, evaluation_mode
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.generate import Completion, Generation, Request, generate
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.ops.logprobs import token_logprobs
@@ -106,13 +110,23 @@ def test_a_stop_id_ends_its_sequence_and_belongs_to_it(model):
     assert len(running.token_ids) == 12
 
 
+@contextmanager
+def steps_of(model: Model, asked: list[Request], **settings) -> Iterator[Generation]:
+    with evaluation_mode(model):
+        engine = build_engine(model, EngineConfig(num_blocks=64, **settings))
+        with Generation(engine, asked) as steps:
+            yield steps
+        engine.check()
+        assert not engine.has_work
+
+
 def test_each_step_gives_one_token_of_every_running_sequence(model):
-    with Generation(model, requests(SAMPLED)) as steps:
+    with steps_of(model, requests(SAMPLED)) as steps:
         first = next(steps)
-        assert [token.row for token in first] == [0, 1, 2, 3]
+        assert sorted(token.row for token in first) == [0, 1, 2, 3]
         steps.stop(1)
         second = next(steps)
-        assert [token.row for token in second] == [0, 2, 3]
+        assert sorted(token.row for token in second) == [0, 2, 3]
         rest = list(steps)
     whole = generate(model, requests(SAMPLED))
     for row in (0, 2, 3):
@@ -124,10 +138,26 @@ def test_each_step_gives_one_token_of_every_running_sequence(model):
 
 
 def test_stopping_the_last_sequence_ends_the_iteration(model):
-    with Generation(model, [Request([1], 5, sequence_id=0)]) as steps:
+    with steps_of(model, [Request([1], 5, sequence_id=0)]) as steps:
         next(steps)
         steps.stop(0)
         assert list(steps) == []
+
+
+def test_more_requests_than_seats_follow_as_others_end(model):
+    asked = [Request([row, 3], 2 + row % 3, row, SAMPLED) for row in range(9)]
+    with steps_of(model, asked, max_num_seqs=2) as steps:
+        found = [token for step in steps for token in step]
+        assert max(map(len, [found])) == sum(request.max_new_tokens for request in asked)
+    for row, completion in enumerate(generate(model, asked)):
+        drawn = tuple(token.token_id for token in found if token.row == row)
+        assert drawn == completion.token_ids
+
+
+def test_leaving_early_ends_what_runs(model):
+    asked = [Request([row, 3], 9, row, SAMPLED) for row in range(9)]
+    with steps_of(model, asked, max_num_seqs=4) as steps:
+        next(steps)
 
 
 def test_vocab_limit_is_never_passed_and_leaves_logprobs_alone(model):
@@ -145,7 +175,7 @@ def test_vocab_limit_is_never_passed_and_leaves_logprobs_alone(model):
 def test_the_model_can_train_as_before_after_generating(model):
     model.train()
     model.model.norm.eval()
-    with Generation(model, [Request([1, 2], 2, sequence_id=0)]) as steps:
+    with steps_of(model, [Request([1, 2], 2, sequence_id=0)]) as steps:
         assert not any(module.training for module in model.modules())
         next(steps)
         assert not torch.is_inference_mode_enabled()
@@ -213,22 +243,22 @@ def test_nan_logits_are_an_error_and_not_a_token(model):
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
     for sampling in (GREEDY, SAMPLED):
-        with pytest.raises(CheckpointError, match=r"NaN logits at position 2 of sequence 0"):
+        with pytest.raises(CheckpointError, match=r"prompt 0.*not finite.*position 2 of seq"):
             generate(model, [Request([1, 2], 3, sequence_id=0, sampling=sampling)])
 
 
 def test_equal_prompts_are_prefilled_once_and_their_sequences_part(model, monkeypatch):
-    shared = [Request(PROMPTS[row % 2], 6, row, SAMPLED) for row in range(5)]
+    shared = [Request(PROMPTS[row // 3], 6, row, SAMPLED) for row in range(5)]
     alone = [generate(model, [request])[0] for request in shared]
     fed = []
 
-    def counted(ids_BT, **options):
-        fed.append(tuple(ids_BT.shape))
-        return Model.forward(model, ids_BT, **options)
+    def counted(batch):
+        fed.append(batch.paged.cu_seqlens_Z1.diff().tolist())
+        return Model.forward(model, batch)
 
     monkeypatch.setattr(model, "forward", counted)
     together = generate(model, shared)
-    assert fed[:2] == [(2, 7), (5, 1)]
+    assert fed[:2] == [[7, 1], [1] * 5]
     for completion, expected in zip(together, alone, strict=True):
         assert completion.token_ids == expected.token_ids
         assert completion.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
@@ -237,7 +267,7 @@ def test_equal_prompts_are_prefilled_once_and_their_sequences_part(model, monkey
 def test_a_sequence_that_is_stopped_before_the_first_step_is_not_drawn(model):
     shared = [Request(PROMPTS[0], 3, row, SAMPLED) for row in range(3)]
     whole = generate(model, shared)
-    with Generation(model, shared) as steps:
+    with steps_of(model, shared) as steps:
         steps.stop(0)
         drawn = list(steps)
     assert [token.row for token in drawn[0]] == [1, 2]

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ziphius.core.config import explain
+from ziphius.models.attention_spec import cache_specs
 from ziphius.models.config import Llama3Scaling, ModelConfig, YarnScaling
 from ziphius.models.presets import derive, get_preset
 
@@ -170,8 +171,8 @@ def test_grouped_attention_keeps_yarn_out_of_the_softmax() -> None:
 
 
 def test_cache_holds_one_row_for_latent_and_two_for_grouped_attention() -> None:
-    assert V3.cache_widths == (576,)
-    assert LLAMA.cache_widths == (1024, 1024)
+    assert {spec.widths for spec in cache_specs(V3)} == {(576,)}
+    assert {spec.widths for spec in cache_specs(LLAMA)} == {(1024, 1024)}
     assert (V3.q_head_dim, LLAMA.q_head_dim) == (192, 128)
 
 

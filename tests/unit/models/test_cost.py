@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ziphius.core.errors import ConfigError
-from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.cost import Dtype, activation_bytes, count_parameters, model_cost
 from ziphius.models.losses import mtp_loss_mean, mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.models.patterns import Tokens, build_pattern, visibility_mask
 from ziphius.models.presets import PRESETS, derive, get_preset
+from ziphius.models.sequences import Sequences
 from ziphius.ops import experts, native
 
 TINY = [name for name in PRESETS if name.endswith("-tiny")]
@@ -93,11 +93,11 @@ def test_decoding_costs_what_the_cached_model_computes(name: str) -> None:
     config = get_preset(name)
     model = built(config).eval()
     held = 40
-    cache = Cache(config, batch_size=1, capacity=held)
+    sequences = Sequences(model, 1, held)
     with torch.inference_mode():
-        model(torch.arange(held - 1)[None], cache=cache)
-        step = torch.tensor([[7]])
-        forward = product_flops(lambda: model.logits(model(step, cache=cache).hidden_BTD))
+        model(sequences.rows(torch.arange(held - 1)[None]))
+        step = sequences.rows(torch.tensor([[7]]))
+        forward = product_flops(lambda: model.logits(model(step).hidden_BTD))
     decode = model_cost(config, context=held).flops.decode
     assert decode - held * attention_flops(config, expanded=False) == forward
 
@@ -169,7 +169,7 @@ def test_served_bytes_are_those_of_the_tensors(name: str, dtype: Dtype) -> None:
         parameter.data = parameter.data.to(getattr(torch, dtype))
     tensors = [*model.parameters(), *model.buffers()]
     assert memory.weights == sum(tensor.nbytes for tensor in tensors)
-    assert memory.cache == Cache(config, 3, 50, dtype=getattr(torch, dtype)).size_bytes
+    assert memory.cache == Sequences(model, 3, 50).cache.size_bytes
     assert memory.serve == memory.weights + memory.cache + memory.working
 
 
@@ -196,9 +196,8 @@ def test_working_set_is_what_a_prefill_allocates(name: str, dtype: Dtype) -> Non
 
     @torch.inference_mode()
     def prefill() -> None:
-        cache = Cache(config, batch, context, dtype=torch_dtype)
-        hidden = model(ids, cache=cache).hidden_BTD
-        model.logits(hidden[:, -1]).float()
+        output = model(Sequences(model, batch, context).rows(ids))
+        model.logits(output.wanted_LD).float()
 
     memory = model_cost(config, batch=batch, context=context, dtype=dtype).memory
     # Attention in bfloat16 copies keys and values for matrix units; a CPU without them does not.

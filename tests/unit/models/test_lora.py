@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
+from tests.tiny import V3_EXPERTS, build, feed, grouped_config, latent_config, random_ids
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models import weights
-from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
 from ziphius.models.lora import (
     LoraLinear,
@@ -21,6 +20,7 @@ from ziphius.models.lora import (
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
+from ziphius.models.sequences import Sequences
 from ziphius.models.weights import save
 from ziphius.models.weights.adapters import load_adapters, save_adapters
 
@@ -121,9 +121,9 @@ def test_the_product_is_scaled_by_alpha_over_rank() -> None:
 def test_cached_decoding_knows_the_adapters(config: ModelConfig) -> None:
     model = adapted(config)
     whole = model(IDS_BT).hidden_BTD
-    cache = Cache(config, 2, 16)
-    model(IDS_BT[:, :11], cache=cache)
-    last = model(IDS_BT[:, 11:], cache=cache).hidden_BTD
+    sequences = Sequences(model, 2, 16)
+    feed(model, sequences, IDS_BT[:, :11])
+    last = feed(model, sequences, IDS_BT[:, 11:])
     assert torch.allclose(last[:, 0], whole[:, 11], atol=2e-5)
 
 

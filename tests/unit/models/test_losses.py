@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import V3_EXPERTS, build, latent_config, random_ids
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import (
     TokenLoss,
     mtp_loss_mean,
@@ -43,7 +44,7 @@ def reference(model, hidden_BTD, ids_BT, places, documents=None, loss_mask_BT=No
 @pytest.mark.parametrize("loss_mask_BT", [None, counted()], ids=["all", "counted"])
 def test_next_token_loss_is_the_sum_of_cross_entropies(model, ids_BT, documents, loss_mask_BT):
     documents_BT = None if documents is None else torch.tensor(documents)
-    output = model(ids_BT, documents_BT=documents_BT)
+    output = model(ForwardBatch(ids_BT, documents_BT=documents_BT))
     loss = next_token_loss(
         model, output, ids_BT, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT
     )
@@ -57,7 +58,7 @@ def test_next_token_loss_is_the_sum_of_cross_entropies(model, ids_BT, documents,
 @pytest.mark.parametrize("loss_mask_BT", [None, counted()], ids=["all", "counted"])
 def test_each_depth_predicts_one_token_further(model, ids_BT, documents, loss_mask_BT):
     documents_BT = None if documents is None else torch.tensor(documents)
-    output = model(ids_BT, documents_BT=documents_BT)
+    output = model(ForwardBatch(ids_BT, documents_BT=documents_BT))
     losses = mtp_losses(model, output, ids_BT, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT)
     states = model.predict_mtp(output, ids_BT)
     assert len(losses) == len(states) == 2

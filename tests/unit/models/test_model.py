@@ -1,17 +1,19 @@
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
+from tests.tiny import V3_EXPERTS, build, feed, grouped_config, latent_config, random_ids
 from ziphius.models.attention import ATTENTION
-from ziphius.models.cache import Cache
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.gates import GATES
 from ziphius.models.heads import HEADS
 from ziphius.models.model import Model
 from ziphius.models.patterns import PATTERNS
+from ziphius.models.sequences import Sequences
 
 V3 = latent_config(num_nextn_predict_layers=1, **V3_EXPERTS)
 CONFIGS = {
@@ -172,18 +174,17 @@ def test_names_are_those_of_published_checkpoints(config):
 def test_default_positions_count_from_0_and_go_on_from_the_cache(config):
     model = build(config)
     ids_BT = random_ids(2, 6, config.vocab_size)
-    loss_mask_BT = torch.arange(6).expand(2, -1)
+    positions_BT = torch.arange(6).expand(2, -1)
     with torch.no_grad():
         plain = model(ids_BT).hidden_BTD
-        assert torch.equal(plain, model(ids_BT, positions_BT=loss_mask_BT).hidden_BTD)
-        cache = Cache(config, 2, 6)
-        model(ids_BT[:, :4], cache=cache)
-        by_default = model(ids_BT[:, 4:], cache=cache).hidden_BTD
-        cache.truncate(torch.tensor([4, 4]))
-        positions_BT = torch.tensor([[4, 5], [4, 5]])
-        stated = model(ids_BT[:, 4:], positions_BT=positions_BT, cache=cache).hidden_BTD
+        assert torch.equal(plain, model(ForwardBatch(ids_BT, positions_BT)).hidden_BTD)
+        sequences = Sequences(model, 2, 6)
+        feed(model, sequences, ids_BT[:, :4])
+        batch = sequences.rows(ids_BT[:, 4:])
+        by_default = model(batch).hidden_BTD
+        stated = model(replace(batch, positions_BT=torch.tensor([[4, 5, 4, 5]]))).hidden_BTD
         assert torch.equal(by_default, stated)
-        moved = model(ids_BT, positions_BT=loss_mask_BT * 3).hidden_BTD
+        moved = model(ForwardBatch(ids_BT, positions_BT * 3)).hidden_BTD
     assert (moved - plain).abs().max() > 0.01
 
 
@@ -249,8 +250,8 @@ def test_padding_is_routed_nowhere_and_changes_nothing_else():
     documents_BT = torch.zeros(2, 9, dtype=torch.int64)
     documents_BT[:, 6:] = -1
     with torch.no_grad():
-        padded = model(ids_BT, documents_BT=documents_BT)
-        alone = model(ids_BT[:, :6], documents_BT=documents_BT[:, :6])
+        padded = model(ForwardBatch(ids_BT, documents_BT=documents_BT))
+        alone = model(ForwardBatch(ids_BT[:, :6], documents_BT=documents_BT[:, :6]))
     torch.testing.assert_close(padded.hidden_BTD[:, :6], alone.hidden_BTD, atol=1e-5, rtol=0)
     for layer, routing in padded.routings.items():
         assert torch.equal(routing.counts(), alone.routings[layer].counts())

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, fill, latent_config, random_ids
+from ziphius.models.attention.backend import AttentionMetadata
 from ziphius.models.context import ForwardContext
 from ziphius.models.moe import MixtureOfExperts
-from ziphius.models.patterns import Visible
 from ziphius.models.rope import Rope
 
 CAPACITY = V2_EXPERTS | {"capacity_factor": 0.3}
@@ -18,7 +18,7 @@ def build_layer(experts):
 
 
 def new_context():
-    return ForwardContext(Rope(torch.empty(0), torch.empty(0)), Visible(None, True))
+    return ForwardContext(Rope(torch.empty(0), torch.empty(0)), AttentionMetadata(()))
 
 
 def hidden(rows=12, length=4):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tests.tiny import V3_EXPERTS, build, latent_config, random_ids
-from ziphius.models.cache import Cache
 from ziphius.models.losses import mtp_loss_mean, mtp_losses
+from ziphius.models.sequences import Sequences
 
 LENGTH = 10
 
@@ -71,7 +71,7 @@ def test_a_model_without_further_layers_predicts_none(ids_BT):
 
 
 def test_a_pass_with_a_cache_is_refused(model, ids_BT):
-    output = model(ids_BT, cache=Cache(model.config, 1, LENGTH))
+    output = model(Sequences(model, *ids_BT.shape).rows(ids_BT))
     with pytest.raises(AssertionError, match="drafting from a cache"):
         model.predict_mtp(output, ids_BT)
 

@@ -13,6 +13,7 @@ from tests.tiny import (
     random_ids,
 )
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 
 CONFIGS = {
@@ -27,7 +28,7 @@ LAYER = 1
 
 
 def run(model: Model, ids_BT: torch.Tensor, routes: dict[int, torch.Tensor] | None = None):
-    output = model(ids_BT, routes=routes)
+    output = model(ForwardBatch(ids_BT, routes=routes or {}))
     (
         output.hidden_BTD
         * torch.linspace(-1, 1, output.hidden_BTD.numel()).view_as(output.hidden_BTD)
@@ -68,6 +69,6 @@ def test_replay_is_of_a_model_that_drops_nothing() -> None:
     config = latent_config(**V2_EXPERTS | {"model_type": "deepseek_v2", "capacity_factor": 0.5})
     model, ids_BT = build(config).train(), random_ids(12, 7, config.vocab_size)
     sampled = model.eval()(ids_BT).routings[LAYER].experts_MK
-    trained = model.train()(ids_BT, routes={LAYER: sampled.unflatten(0, (12, 7))})
+    trained = model.train()(ForwardBatch(ids_BT, routes={LAYER: sampled.unflatten(0, (12, 7))}))
     assert torch.equal(trained.routings[LAYER].experts_MK, sampled)
     assert bool((model(ids_BT).routings[LAYER].experts_MK == config.n_routed_experts).any())

@@ -15,6 +15,7 @@ from tests.tiny import (
     random_ids,
 )
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.patterns import Causal, SlidingWindow, Tokens, visibility_mask
 from ziphius.models.segments import branch_positions, split_branches
 
@@ -62,7 +63,7 @@ def test_segments_say_what_the_mask_says(pattern: Causal | SlidingWindow) -> Non
     segments = split_branches(pattern.sees, positions_BT, documents_BT, branches_BT)
     width = segments.queries_ZT.shape[1]
     for query in range(mask_TS.shape[0]):
-        run, place = divmod(int(segments.slots_M[query]), width)
+        run, place = divmod(int(segments.places_M[query]), width)
         assert segments.queries_ZT[run, place] == query
         seen = segments.keys_ZS[run][segments.mask_ZTS[run, place]]
         assert seen.tolist() == mask_TS[query].nonzero().flatten().tolist()
@@ -74,7 +75,9 @@ def test_a_row_of_branches_is_its_sequences_one_by_one(config: ModelConfig) -> N
     model = build(config).eval()
     documents_BT, branches_BT, sequences = packed()
     ids_BT = random_ids(1, documents_BT.shape[1], config.vocab_size)
-    shared_BTD = model(ids_BT, documents_BT=documents_BT, branches_BT=branches_BT).hidden_BTD
+    shared_BTD = model(
+        ForwardBatch(ids_BT, documents_BT=documents_BT, branches_BT=branches_BT)
+    ).hidden_BTD
     weights_BTD = torch.randn(shared_BTD.shape, generator=torch.Generator().manual_seed(1))
     # A token of a trunk is in several sequences: each has its share of the token's weight.
     times_T = torch.bincount(torch.tensor([place for places in sequences for place in places]))

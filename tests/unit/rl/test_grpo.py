@@ -25,6 +25,7 @@ from tests.unit.rl.toys import (
 from tests.unit.rollout.tasks import Echo, add_echo, echo
 from ziphius.core.errors import ConfigError
 from ziphius.dist.world import World
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.gates.sigmoid import BiasedSigmoidGate
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import token_logprobs
@@ -80,7 +81,8 @@ def in_loops(
             scores = []
             for each, replayed in ((model, routes), (reference, {})):
                 if each is not None:
-                    hidden = each(ids[:, :-1], routes=replayed).hidden_BTD[0, first - 1 :]
+                    batch = ForwardBatch(ids[:, :-1], routes=replayed)
+                    hidden = each(batch).hidden_BTD[0, first - 1 :]
                     scores.append(token_logprobs(each.logits(hidden), ids[0, first:]))
             for place, old in enumerate(answer.rollout_logprobs):
                 ratio = (scores[0][place] - old).exp()

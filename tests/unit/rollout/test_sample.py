@@ -10,6 +10,7 @@ from tests.unit.rollout.tasks import add_echo, echo
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import chat_prompt
 from ziphius.engine.generate import Completion, Request, generate
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.ops.sampling_config import SamplingConfig
@@ -70,14 +71,15 @@ def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.Mon
     fed = []
     forward = Model.forward
 
-    def counted(self: Model, ids_BT: torch.Tensor, **options: object) -> object:
-        fed.append(tuple(ids_BT.shape))
-        return forward(self, ids_BT, **options)
+    def counted(self: Model, batch: ForwardBatch) -> object:
+        assert batch.paged is not None
+        fed.append(batch.paged.cu_seqlens_Z1.diff().tolist())
+        return forward(self, batch)
 
     monkeypatch.setattr(Model, "forward", counted)
     [first, *_], *_ = sample_groups(model, TOKENIZER, [echo("a"), echo("b")], config(), seed=1)
-    assert fed[0] == (2, len(first.prompt_ids))
-    assert fed[1] == (6, 1)
+    assert fed[0] == [len(first.prompt_ids)] * 2
+    assert fed[1] == [1] * 6
 
 
 def test_numbered_problems_are_answered_as_part_of_the_whole_list(model: Model) -> None:

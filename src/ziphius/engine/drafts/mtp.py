@@ -24,7 +24,7 @@ from ziphius.engine.sequence import SequenceState
 from ziphius.engine.step import Ints
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
-from ziphius.models.model import Model
+from ziphius.models.model import Model, Output
 
 
 class MtpRunner(Protocol):
@@ -53,7 +53,9 @@ class TorchMtpRunner:
     @torch.inference_mode()
     def __call__(self, batch: ForwardBatch, hidden_MD: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layer once."""
-        hidden_LD = self._model.draft_mtp(batch, hidden_MD[None])[0][batch.logits_rows_L]
+        before = Output(hidden_MD[None], self._model.context(batch))
+        hidden_BTD = self._model.draft(1, before.hidden_BTD, batch.input_ids_BT, before)
+        hidden_LD = hidden_BTD[0][batch.logits_rows_L]
         return self._model.logits(hidden_LD).float(), hidden_LD
 
 

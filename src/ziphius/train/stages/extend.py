@@ -13,6 +13,7 @@ import torch
 from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.models.config import ModelConfig, YarnScaling
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.models.patterns import document_positions
 from ziphius.ops.logprobs import token_logprobs
@@ -123,7 +124,7 @@ def loss_by_position(model: Model, batch: Batch, border: int) -> dict[str, float
     Returns:
         `nats` and `targets`, each `within` and `beyond`, as in "nats beyond".
     """
-    output = model(batch.ids_BT, documents_BT=batch.documents_BT)
+    output = model(ForwardBatch(batch.ids_BT, documents_BT=batch.documents_BT))
     targets_BT, counts_BT = targets_ahead(
         batch.ids_BT, 1, documents_BT=batch.documents_BT, loss_mask_BT=batch.loss_mask_BT
     )

@@ -17,6 +17,7 @@ from ziphius.data.loader import Loader
 from ziphius.dist.world import ALONE, World
 from ziphius.models.balance import balance_loss
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.ops.targets import targets_ahead
@@ -94,7 +95,7 @@ def language_losses(model: Model, batch: Batch, config: TrainConfig, progress: f
     """Return the terms that the model's parts and the config ask for, and the routings."""
     ids_BT, documents_BT, loss_mask_BT = batch.ids_BT, batch.documents_BT, batch.loss_mask_BT
     first_row = batch.first_row if isinstance(batch, StepBatch) else 0
-    output = model(ids_BT, documents_BT=documents_BT, first_row=first_row)
+    output = model(ForwardBatch(ids_BT, documents_BT=documents_BT, first_row=first_row))
     main = next_token_loss(
         model,
         output,

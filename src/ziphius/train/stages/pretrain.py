@@ -11,6 +11,7 @@ from ziphius.data.loader import Loader
 from ziphius.data.validation import ValidationSet
 from ziphius.dist.world import ALONE, World
 from ziphius.models.config import ModelConfig
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import mtp_losses, next_token_loss
 from ziphius.models.model import Model
 from ziphius.train.config import TrainConfig
@@ -100,7 +101,7 @@ class _Measured:
 
 def _measure(model: Model, batch: Batch) -> _Measured:
     ids_BT, documents_BT, loss_mask_BT = batch.ids_BT, batch.documents_BT, batch.loss_mask_BT
-    output = model(ids_BT, documents_BT=documents_BT)
+    output = model(ForwardBatch(ids_BT, documents_BT=documents_BT))
     losses = [
         next_token_loss(
             model, output, ids_BT, documents_BT=documents_BT, loss_mask_BT=loss_mask_BT

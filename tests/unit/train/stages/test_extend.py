@@ -10,6 +10,7 @@ from tests.training import Run, train_config
 from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.models.config import LinearScaling, YarnScaling
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import next_token_loss
 from ziphius.train.config import TrainConfig
 from ziphius.train.settings import extension_training
@@ -90,7 +91,7 @@ def test_loss_is_split_at_a_position_of_the_document() -> None:
     sums = loss_by_position(model, Batch(ids_BT, documents_BT), border=10)
     # Targets follow positions 0..18 of the first row; 0..10 and 0..6 of the second row's documents.
     assert (sums["targets within"], sums["targets beyond"]) == (10 + 10 + 7, 9 + 1)
-    output = model(ids_BT, documents_BT=documents_BT)
+    output = model(ForwardBatch(ids_BT, documents_BT=documents_BT))
     whole = next_token_loss(model, output, ids_BT, documents_BT=documents_BT).loss_sum
     assert sums["nats within"] + sums["nats beyond"] == pytest.approx(float(whole), rel=1e-5)
     logprobs = model.logits(output.hidden_BTD).log_softmax(-1)

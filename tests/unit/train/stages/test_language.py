@@ -6,6 +6,7 @@ from tests.training import RandomRows, moe_config, train_config
 from ziphius.data.batch import Batch
 from ziphius.dist.world import World
 from ziphius.models.balance import balance_loss
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import token_logprobs
 from ziphius.train.stages.language import LanguageStage, language_losses, language_weights
@@ -38,7 +39,7 @@ def test_sums_and_weights_fit_together(counted: bool) -> None:
     output = language_losses(model, batch, train_config(z_loss=0.1), progress=0.0)
     weights = language_weights(batch, model.config)
     with torch.no_grad():
-        hidden_BTD = model(batch.ids_BT, documents_BT=batch.documents_BT).hidden_BTD
+        hidden_BTD = model(ForwardBatch(batch.ids_BT, documents_BT=batch.documents_BT)).hidden_BTD
         logits_BTW = model.logits(hidden_BTD)
     nats, squares, count = 0.0, 0.0, 0
     for row in range(2):

@@ -9,6 +9,7 @@ from tests.training import RandomRows, moe_config, train_config
 from ziphius.data.baselines import Baseline, Baselines
 from ziphius.data.batch import Batch
 from ziphius.dist.world import World
+from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.losses import next_token_loss
 from ziphius.train.config import TrainConfig
 from ziphius.train.stage import Stage
@@ -48,7 +49,7 @@ def test_figures_are_means_by_domain_and_in_all() -> None:
         for batch in HeldOut().batches(1):
             loss = next_token_loss(
                 model,
-                model(batch.ids_BT, documents_BT=batch.documents_BT),
+                model(ForwardBatch(batch.ids_BT, documents_BT=batch.documents_BT)),
                 batch.ids_BT,
                 documents_BT=batch.documents_BT,
                 loss_mask_BT=batch.loss_mask_BT,

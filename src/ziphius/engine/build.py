@@ -1,0 +1,85 @@
+"""An engine around a model: its cache, its runner and its sampler."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ziphius.core.memory import free_bytes, refuse_too_large
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.engine import Engine, Limits
+from ziphius.engine.runner import TorchRunner
+from ziphius.engine.sampler import BatchSampler
+from ziphius.models.attention_spec import cache_specs
+from ziphius.models.cache import PagedCache
+from ziphius.models.config import ModelConfig
+from ziphius.models.model import Model
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch off training behaviour inside the block; afterwards each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def limits_of(model: Model) -> Limits:
+    """Return what a model can be asked."""
+    return Limits(model.config.max_position_embeddings, model.config.vocab_size)
+
+
+def build_engine(
+    model: Model,
+    config: EngineConfig,
+    *,
+    vocab_limit: int | None = None,
+    record_routes: bool = False,
+) -> Engine:
+    """Give a model an engine.
+
+    Args:
+        model: shared, not copied; in evaluation mode and not trained while a step runs.
+        config: limits; without `num_blocks` the cache is as large as it is useful, or as a quarter
+            of the free memory.
+        vocab_limit: tokens the tokenizer knows. Published embeddings are padded past them (V3:
+            129,280 rows for 128,815 tokens); such ids are never drawn, and log-probabilities still
+            count them.
+        record_routes: return with a sequence's last token the experts of all.
+    """
+    embedding = model.model.embed_tokens.weight
+    # No step runs the MTP layers, so nothing is kept for them.
+    specs = cache_specs(model.config)[: model.config.num_hidden_layers]
+    num_blocks = config.num_blocks or _default_blocks(model.config, config, embedding)
+    cache = PagedCache(
+        specs, num_blocks, config.block_size, dtype=embedding.dtype, device=embedding.device
+    )
+    return Engine(
+        TorchRunner(model, record_routes=record_routes),
+        cache,
+        BatchSampler(vocab_limit),
+        config,
+        limits_of(model),
+        device=embedding.device,
+    )
+
+
+def _default_blocks(model: ModelConfig, config: EngineConfig, embedding: Tensor) -> int:
+    """Return how many blocks all sequences can fill, or what a quarter of the memory has room for.
+
+    Raises:
+        DeviceError: not even one sequence fits.
+    """
+    blocks_each = -(-model.max_position_embeddings // config.block_size)
+    row = sum(spec.numbers for spec in cache_specs(model)[: model.num_hidden_layers])
+    block_bytes = row * config.block_size * embedding.dtype.itemsize
+    most = blocks_each * config.max_num_seqs
+    free = free_bytes(embedding.device)
+    if free is None:
+        return most
+    refuse_too_large("One block of the cache", block_bytes, embedding.device)
+    return max(1, min(most, free // 4 // block_bytes))
