@@ -162,9 +162,7 @@ def oracle(request: Request, sample: int = 0) -> Told:
     return Told(tokens[len(request.prompt_ids) :], logprobs, reason)
 
 
-def mock_engine(
-    num_blocks: int = 64, *, proposer: Proposer | None = None, **settings
-) -> Engine:
+def mock_engine(num_blocks: int = 64, *, proposer: Proposer | None = None, **settings) -> Engine:
     """An engine of 8 seats and blocks of 4 tokens, if nothing else is said."""
     config = EngineConfig(
         **(

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
-from ziphius.engine.drafts.config import SpeculationConfig
+from ziphius.engine.speculation_config import SpeculationConfig
 
 
 class EngineConfig(Config):

@@ -199,9 +199,7 @@ class Engine:
         self._metrics.num_steps += 1
         return outputs
 
-    def _logits(
-        self, chunks: list[Chunk], outputs: list[StepOutput]
-    ) -> tuple[Tensor, list[Chunk]]:
+    def _logits(self, chunks: list[Chunk], outputs: list[StepOutput]) -> tuple[Tensor, list[Chunk]]:
         """Run the model; if it raises, run every sequence alone to find out which it fails on."""
         now = self._clock()
         for chunk in chunks:
@@ -321,9 +319,7 @@ class Engine:
             self._scheduler.settle(now)
         speculation.finish(runs)
 
-    def _take(
-        self, run: Run, sampled: Sampled, now: float, outputs: list[StepOutput]
-    ) -> None:
+    def _take(self, run: Run, sampled: Sampled, now: float, outputs: list[StepOutput]) -> None:
         """Let a sequence go on with what was drawn for it, up to its first wrong draft."""
         sequence = run.sequence
         latency = self._metrics.histograms["inter_token_latency"]

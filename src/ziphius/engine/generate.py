@@ -155,9 +155,7 @@ def generate(
     config = _fitting(requests)
     told = [_Told() for _ in requests]
     with evaluation_mode(model):
-        engine = build_engine(
-            model, config, vocab_limit=vocab_limit, record_routes=record_routes
-        )
+        engine = build_engine(model, config, vocab_limit=vocab_limit, record_routes=record_routes)
         with Generation(engine, requests) as steps:
             for step in steps:
                 for token in step:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ziphius.engine.drafts.config import SpeculationConfig
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.drafts.lengths import DraftLengths
 from ziphius.engine.drafts.proposer import Computed, Proposer
 from ziphius.engine.drawing import Run, told
@@ -88,9 +88,7 @@ class Speculation:
         self._deepest = max(map(len, drafts), default=0)
         self._times = [self._clock() - started, self._clock()]
 
-    def _draw(
-        self, logits_LW: Tensor, sequences: Sequence[SequenceState], ahead: int
-    ) -> list[int]:
+    def _draw(self, logits_LW: Tensor, sequences: Sequence[SequenceState], ahead: int) -> list[int]:
         """Draw drafts as the target will draw at their positions."""
         seats = [sequence.seat for sequence in sequences]
         positions = [len(sequence.tokens) + ahead for sequence in sequences]

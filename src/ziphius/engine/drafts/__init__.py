@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.drafts.config import SpeculationConfig
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.drafts.model import ModelProposer
 from ziphius.engine.drafts.mtp import MtpProposer, TorchMtpRunner
 from ziphius.engine.drafts.ngram import MOST_TOKENS, NgramProposer

@@ -10,7 +10,9 @@ from ziphius.engine.sequence import Request, SequenceState
 
 
 def per_second(rates: list[float], lengths: tuple[int, ...], costs: Costs) -> float:
-    tokens = sum(1 + sum(p**i for i in range(1, n + 1)) for p, n in zip(rates, lengths, strict=True))
+    tokens = sum(
+        1 + sum(p**i for i in range(1, n + 1)) for p, n in zip(rates, lengths, strict=True)
+    )
     rows = len(rates) + sum(lengths)
     return tokens / (costs.step + costs.row * rows + costs.drafting * max(lengths))
 
@@ -84,7 +86,9 @@ def run(
             if drafted:
                 chooser.learn(sequence, drafted, accepted)
         deepest = max(lengths)
-        chooser.time(count + sum(lengths), 1 + row * (count + sum(lengths)), deepest, drafting * deepest)
+        chooser.time(
+            count + sum(lengths), 1 + row * (count + sum(lengths)), deepest, drafting * deepest
+        )
     return chooser, chosen
 
 
