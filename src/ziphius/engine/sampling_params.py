@@ -38,7 +38,7 @@ class StructuredOutputs(Config):
     ] = ()
     """The answer is one of these."""
     grammar: Text | None = None
-    """EBNF as Lark writes it, in llguidance's dialect, or as GBNF."""
+    """EBNF as Lark writes it, in llguidance's dialect."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

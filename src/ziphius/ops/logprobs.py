@@ -3,6 +3,8 @@
 Engine and trainer that each have their own arithmetic drift apart, and the importance ratio of
 reinforcement learning (GRPO, arXiv 2402.03300, eq. 3) then starts away from 1. Everything that
 needs log pi(token) calls this function, on the same logits and at the same temperature.
+
+Shapes: L rows of logits, W vocabulary, K most likely tokens, X rows of any leading shape.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ziphius.ops import native
-from ziphius.ops.native import pointwise
+from ziphius.ops.native import pointwise, sampling
 from ziphius.ops.precision import compute_dtype
 
 LOGITS_BLOCK, ACCELERATOR_LOGITS_BLOCK = 4 * 2**20, 256 * 2**20
@@ -41,6 +43,61 @@ def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float | Tensor =
         scaled = scaled / temperature
     chosen = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return chosen - torch.logsumexp(scaled, dim=-1)
+
+
+def score_rows(
+    logits_LW: Tensor, ids_L: Tensor, temperatures_L: Tensor, *, limit: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Score one token of each row, the same to the last bit whatever other rows there are.
+
+    Args:
+        logits_LW: float32.
+        ids_L: int64.
+        temperatures_L: float32; divide the logits, but for 0.
+        limit: tokens that are ever drawn (`ops/sampling.py`), the first ones. It only says where
+            sums are cut, so it has to be the same for the same bits.
+
+    Returns:
+        float32 log-probabilities, and log sum exp of the divided logits.
+    """
+    width = logits_LW.size(-1)
+    if native.serves(logits_LW) and logits_LW.dtype is torch.float32:
+        return sampling.score(logits_LW, ids_L, temperatures_L, limit=limit or width)
+    scaled_LW = divided(logits_LW, temperatures_L)
+    # Threads of a CPU share the sum of a row that is alone, and take other rows whole.
+    alone = scaled_LW.is_cpu and len(scaled_LW) == 1
+    rows_LW = torch.cat((scaled_LW, scaled_LW)) if alone else scaled_LW
+    normalizers_L = rows_LW.logsumexp(-1)[: len(scaled_LW)]
+    return scaled_LW.gather(-1, ids_L.unsqueeze(-1)).squeeze(-1) - normalizers_L, normalizers_L
+
+
+def top_logprobs(
+    logits_LW: Tensor, temperatures_L: Tensor, scores: tuple[Tensor, Tensor, Tensor], top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Return ids and log-probabilities of the most likely tokens of each row, [L, K], best first.
+
+    The largest equals the chosen token's exactly where that one has the largest logit: lm-eval
+    reads from it whether a text is what greedy decoding gives. Where rounding would make them
+    equal without that, the larger is moved up by its last bit.
+
+    Args:
+        logits_LW: float32.
+        temperatures_L: as for `score_rows`.
+        scores: chosen ids, and what `score_rows` returned for them.
+        top_k: K.
+    """
+    ids_L, logprobs_L, normalizers_L = (x.unsqueeze(-1) for x in scores)
+    best = logits_LW.topk(top_k, dim=-1)
+    # Dividing K numbers and not W: division keeps the order.
+    best_LK = divided(best.values, temperatures_L) - normalizers_L
+    is_above_LK = (best.values > logits_LW.gather(-1, ids_L)) & (best_LK <= logprobs_L)
+    above_L1 = logprobs_L.nextafter(torch.full_like(logprobs_L, torch.inf))
+    return best.indices, torch.where(is_above_LK, above_L1, best_LK)
+
+
+def divided(logits_LW: Tensor, temperatures_L: Tensor) -> Tensor:
+    """Divide each row by its temperature, but for 0, which is greedy."""
+    return logits_LW / temperatures_L.masked_fill(temperatures_L == 0, 1.0).unsqueeze(-1)
 
 
 def head_logprobs(

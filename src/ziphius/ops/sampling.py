@@ -5,10 +5,11 @@ Randomness is counter-based: a draw is a hash of the (seed, sequence id, positio
 so neither the other rows of a batch, nor an interruption, nor the device changes it. The few sums
 that need float64 are taken on the CPU where the device has none (Apple's have not).
 
-Shapes: B sequences, W vocabulary, K candidates, Y blocks of b tokens.
+Shapes: B sequences, L rows of logits, W vocabulary, K candidates, Y blocks of b tokens.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import float64_device, with_float64
+from ziphius.ops import native
+from ziphius.ops.logprobs import divided, score_rows
+from ziphius.ops.native import sampling
 from ziphius.ops.sampling_config import SamplingConfig
 
 _CANDIDATES = 1024
@@ -116,6 +120,79 @@ def inverse_cdf(probs_BW: Tensor, draws_B: Tensor) -> Tensor:
     targets_B1 = torch.minimum(targets_B1, inside_Bb[:, -1:])
     ids_B1 = block_B1 * _BLOCK + torch.searchsorted(inside_Bb, targets_B1)
     return ids_B1.squeeze(-1).clamp(max=width - 1).to(device)
+
+
+class RowSettings(NamedTuple):
+    """How each row is drawn: columns on the CPU."""
+
+    keys_L: Tensor
+    """int64, the bits of `sequence_keys`."""
+    temperatures_L: Tensor
+    """float32; 0 is greedy."""
+    top_k_L: Tensor
+    """int64; 0 is off."""
+    top_p_L: Tensor
+    """float64; 1 is off."""
+    min_p_L: Tensor
+    """float32; 0 is off."""
+
+    def of(self, rows: Tensor | Sequence[int]) -> "RowSettings":
+        """Take these rows."""
+        return RowSettings(*(column[rows] for column in self))
+
+
+class Draws(NamedTuple):
+    """What was drawn, where the logits are."""
+
+    ids_L: Tensor
+    logprobs_L: Tensor
+    """float32, of the divided logits before the filters."""
+    normalizers_L: Tensor
+    """float32: log sum exp of the divided logits."""
+
+
+def sample_rows(
+    logits_LW: Tensor, settings: RowSettings, positions_L: Tensor, *, limit: int
+) -> Draws:
+    """Draw the token of each row that will stand at its position.
+
+    A row's result depends on nothing but the row, its settings and its position, to the last bit
+    on a CPU. NaN logits give a valid id, and NaN as its log-probability.
+
+    Args:
+        logits_LW: float32.
+        settings: of the rows.
+        positions_L: int64, on the CPU.
+        limit: tokens that may be drawn, the first ones; log-probabilities count the others too.
+    """
+    if native.serves(logits_LW) and logits_LW.dtype is torch.float32:
+        return Draws(*sampling.sample(logits_LW, *settings, positions_L, limit=limit))
+    device = logits_LW.device
+    temperatures_L = settings.temperatures_L.to(device)
+    scaled_LW = divided(logits_LW, temperatures_L)[:, :limit]
+    ids_L = scaled_LW.argmax(-1)
+    drawn = (settings.temperatures_L != 0).nonzero().flatten()
+    if len(drawn):
+        keys = settings.keys_L[drawn].numpy().view(np.uint64)
+        draws = torch.from_numpy(uniforms(keys, positions_L[drawn].numpy()))
+        kept = _filtered(scaled_LW[drawn.to(device)], settings.of(drawn))
+        ids_L[drawn.to(device)] = inverse_cdf(kept.softmax(-1), draws)
+    return Draws(ids_L, *score_rows(logits_LW, ids_L, temperatures_L, limit=limit))
+
+
+def _filtered(scaled_LW: Tensor, settings: RowSettings) -> Tensor:
+    """Mask what the filters drop, in a tensor of the caller's; rows without them cost nothing."""
+    device = scaled_LW.device
+    for keep, column_L, off, its_device in (
+        (keep_top_k, settings.top_k_L, 0, device),
+        (keep_top_p, settings.top_p_L, 1, float64_device(device)),
+        (keep_min_p, settings.min_p_L, 0, device),
+    ):
+        rows = (column_L != off).nonzero().flatten()
+        if len(rows):
+            there = rows.to(device)
+            scaled_LW[there] = keep(scaled_LW[there], column_L[rows].to(its_device))
+    return scaled_LW
 
 
 class Sampler:

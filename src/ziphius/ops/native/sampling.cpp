@@ -214,12 +214,11 @@ bool in_parallel(int64_t rows, int64_t width) { return rows > 1 && rows * width 
 
 extern "C" {
 // A temperature of 0 takes the most likely token, the first of equal ones. Rows lie `stride` apart. Tokens from
-// `limit` on are never drawn, and count for log-probabilities. Returns how many of these are NaN.
-int64_t sample(const float* logits, int64_t stride, const int64_t* keys, const int64_t* positions,
-               const float* temperatures, const int64_t* top_k, const double* top_p, const float* min_p, int64_t* ids,
-               float* logprobs, float* normalizers, int64_t rows, int64_t width, int64_t limit) {
-    int64_t failed = 0;
-#pragma omp parallel for schedule(static) reduction(+ : failed) if (in_parallel(rows, width))
+// `limit` on are never drawn, and count for log-probabilities.
+void sample(const float* logits, int64_t stride, const int64_t* keys, const float* temperatures, const int64_t* top_k,
+            const double* top_p, const float* min_p, const int64_t* positions, int64_t* ids, float* logprobs,
+            float* normalizers, int64_t rows, int64_t width, int64_t limit) {
+#pragma omp parallel for schedule(static) if (in_parallel(rows, width))
     for (int64_t i = 0; i < rows; i++) {
         thread_local Scratch own;
         bool greedy = temperatures[i] == 0;
@@ -239,9 +238,7 @@ int64_t sample(const float* logits, int64_t stride, const int64_t* keys, const i
                                  [&](int64_t j) { return weight_of(x[j] - normal.top); });
         normalizers[i] = normal.normalizer;
         logprobs[i] = x[ids[i]] - normal.normalizer;
-        failed += std::isnan(logprobs[i]);
     }
-    return failed;
 }
 
 // The same log-probabilities of given tokens.

@@ -10,11 +10,10 @@ from ziphius.ops.native.binding import Kernel, address, own_address, row_address
 
 _SAMPLE = Kernel(
     "sample",
-    "const float* logits, int64_t stride, const int64_t* keys, const int64_t* positions, "
-    "const float* temperatures, const int64_t* top_k, const double* top_p, const float* min_p, "
+    "const float* logits, int64_t stride, const int64_t* keys, const float* temperatures, "
+    "const int64_t* top_k, const double* top_p, const float* min_p, const int64_t* positions, "
     "int64_t* ids, float* logprobs, float* normalizers, int64_t rows, int64_t width, int64_t limit",
     kinds=("",),
-    returns="int64_t",
 )
 _SCORE = Kernel(
     "score",
@@ -28,11 +27,11 @@ _SCORE = Kernel(
 def sample(
     logits_LW: Tensor,
     keys_L: Tensor,
-    positions_L: Tensor,
     temperatures_L: Tensor,
     top_k_L: Tensor,
     top_p_L: Tensor,
     min_p_L: Tensor,
+    positions_L: Tensor,
     *,
     limit: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,11 +40,11 @@ def sample(
     Args:
         logits_LW: float32; rows may be parts of wider ones.
         keys_L: int64, the bits of the keys of `ops.sampling.sequence_keys`.
-        positions_L: int64, where the tokens will stand.
         temperatures_L: float32; 0 takes the most likely token.
         top_k_L: int64, 0 for none.
         top_p_L: float64.
         min_p_L: float32.
+        positions_L: int64, where the tokens will stand.
         limit: tokens that may be drawn, the first ones of W.
 
     Returns:
@@ -58,11 +57,11 @@ def sample(
     _SAMPLE.of()(
         *row_address("logits of sample", logits_LW, torch.float32, (rows, width)),
         address("keys of sample", keys_L, torch.int64, (rows,)),
-        address("positions of sample", positions_L, torch.int64, (rows,)),
         address("temperatures of sample", temperatures_L, torch.float32, (rows,)),
         address("top_k of sample", top_k_L, torch.int64, (rows,)),
         address("top_p of sample", top_p_L, torch.float64, (rows,)),
         address("min_p of sample", min_p_L, torch.float32, (rows,)),
+        address("positions of sample", positions_L, torch.int64, (rows,)),
         own_address(ids_L),
         own_address(logprobs_L),
         own_address(normalizers_L),
