@@ -1,16 +1,18 @@
 """An engine around a model: its cache, its runner and its sampler."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.engine import Engine, Limits
 from ziphius.engine.runner import TorchRunner
 from ziphius.engine.sampler import BatchSampler
-from ziphius.models.attention_spec import cache_specs
+from ziphius.models.attention_spec import CacheSpec, cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
@@ -39,6 +41,7 @@ def build_engine(
     *,
     vocab_limit: int | None = None,
     record_routes: bool = False,
+    draft_model: Model | None = None,
 ) -> Engine:
     """Give a model an engine.
 
@@ -50,32 +53,51 @@ def build_engine(
             129,280 rows for 128,815 tokens); such ids are never drawn, and log-probabilities still
             count them.
         record_routes: return with a sequence's last token the experts of all.
+        draft_model: of `config.speculation`, if its method is `model`; in evaluation mode.
+
+    Raises:
+        ConfigError: the method of speculation does not suit the model or the draft model.
     """
     embedding = model.model.embed_tokens.weight
-    # No step runs the MTP layers, so nothing is kept for them.
-    specs = cache_specs(model.config)[: model.config.num_hidden_layers]
-    num_blocks = config.num_blocks or _default_blocks(model.config, config, embedding)
+    specs = _specs(model.config, config)
+    num_blocks = config.num_blocks or _default_blocks(specs, model.config, config, embedding)
     cache = PagedCache(
         specs, num_blocks, config.block_size, dtype=embedding.dtype, device=embedding.device
     )
+    proposer = None
+    if config.speculation is not None:
+        target = Target(model, cache, config.max_num_batched_tokens, embedding.device)
+        proposer = build_proposer(config.speculation, target, draft_model)
+    elif draft_model is not None:
+        raise ConfigError("a draft model would have no effect without speculation")
+    needs_hidden = proposer is not None and proposer.needs_hidden
     return Engine(
-        TorchRunner(model, record_routes=record_routes),
+        TorchRunner(model, record_routes=record_routes, return_hidden=needs_hidden),
         cache,
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
+        proposer=proposer,
         device=embedding.device,
     )
 
 
-def _default_blocks(model: ModelConfig, config: EngineConfig, embedding: Tensor) -> int:
+def _specs(model: ModelConfig, config: EngineConfig) -> list[CacheSpec]:
+    """Say what is cached: of the MTP layers at most the first, and that only to draft with."""
+    drafts = config.speculation is not None and config.speculation.method == "mtp"
+    return cache_specs(model)[: model.num_hidden_layers + drafts]
+
+
+def _default_blocks(
+    specs: Sequence[CacheSpec], model: ModelConfig, config: EngineConfig, embedding: Tensor
+) -> int:
     """Return how many blocks all sequences can fill, or what a quarter of the memory has room for.
 
     Raises:
         DeviceError: not even one sequence fits.
     """
     blocks_each = -(-model.max_position_embeddings // config.block_size)
-    row = sum(spec.numbers for spec in cache_specs(model)[: model.num_hidden_layers])
+    row = sum(spec.numbers for spec in specs)
     block_bytes = row * config.block_size * embedding.dtype.itemsize
     most = blocks_each * config.max_num_seqs
     free = free_bytes(embedding.device)

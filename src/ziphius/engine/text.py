@@ -87,6 +87,8 @@ def stream_text(
             pieces = []
             for token in step:
                 row = token.row
+                if stops[row].found:
+                    continue  # came with the end of the stop string, out of the same step
                 ended = token.finish_reason is not None
                 hidden = token.finish_reason == "stop"
                 text = "" if hidden else detokenizers[row].push(token.token_id)
