@@ -80,7 +80,6 @@ class OneByOne:
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         paged = batch.paged
         assert paged is not None
-        assert batch.positions_BT is not None
         assert batch.logits_rows_L is not None
         logits, hidden = [], []
         bounds = paged.cu_seqlens_Z1.tolist()
@@ -96,7 +95,6 @@ class OneByOne:
                 output = self.runner(
                     ForwardBatch(
                         batch.input_ids_BT[:, place : place + 1],
-                        batch.positions_BT[:, place : place + 1],
                         paged=alone,
                     )
                 )
@@ -125,7 +123,9 @@ class Watched:
     ) -> list[list[int]]:
         def own_draw(logits_LW: Tensor, asked: Sequence[SequenceState], ahead: int) -> list[int]:
             probs_LW = logits_LW.softmax(-1)
-            drawn: list[int] = torch.multinomial(probs_LW, 1, generator=self.generator)[:, 0].tolist()
+            drawn: list[int] = torch.multinomial(probs_LW, 1, generator=self.generator)[
+                :, 0
+            ].tolist()
             return drawn
 
         chosen = own_draw if self.is_independent else draw
@@ -188,5 +188,3 @@ def drafting_engine(
         proposer=watched,
     )
     return engine, watched
-
-

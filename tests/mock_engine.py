@@ -7,6 +7,7 @@ copy or a block that two sequences write to changes tokens, and `oracle` says wh
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts.proposer import Proposer
-from ziphius.engine.engine import Engine, Limits
+from ziphius.engine.engine import Engine
+from ziphius.engine.limits import Limits
 from ziphius.engine.runner import RunnerOutput
 from ziphius.engine.sampler import BatchSampler, Sampled
 from ziphius.engine.sequence import Request
 from ziphius.models.cache import CacheSpec, PagedCache
 from ziphius.models.forward_batch import ForwardBatch
-from ziphius.ops.sampling_config import SamplingConfig
 
 VOCAB = 32
 CONTEXT = 256
@@ -53,16 +54,14 @@ class MockRunner:
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         paged = batch.paged
         assert paged is not None
-        assert batch.positions_BT is not None
         assert batch.logits_rows_L is not None
         assert paged.block_tables_ZJ.is_contiguous()
-        assert torch.equal(batch.positions_BT[0], paged.positions_M())
         assert len(set(paged.slot_mapping_M.tolist())) == batch.input_ids_BT.shape[1]
         ids_M = batch.input_ids_BT[0]
         paged.cache.write(0, paged.slot_mapping_M, ids_M.float()[:, None])
         texts = [self._text(batch, row) for row in range(len(paged.seq_lens_Z))]
         bounds = paged.cu_seqlens_Z1.tolist()
-        self.calls.append([end - start for start, end in zip(bounds, bounds[1:], strict=False)])
+        self.calls.append([end - start for start, end in pairwise(bounds)])
         if any(BOMB in text for text in texts):
             raise RuntimeError("the kernel gave up")
         rows = []

@@ -68,8 +68,17 @@ class Chat:
     """The conversation so far, and the loop that carries it on."""
 
     def __init__(self, config: ChatConfig, loaded: "Loaded", chat_format: "ChatFormat") -> None:
+        from ziphius.engine.build import build_engine
+        from ziphius.engine.config import EngineConfig
+
         self._config = config
         self._loaded = loaded
+        # One for the whole chat: it keeps what it has computed of earlier turns.
+        self._engine = build_engine(
+            loaded.model,
+            EngineConfig(max_num_seqs=1),
+            vocab_limit=loaded.tokenizer.vocab_size,
+        )
         self._format = chat_format
         self._console = Console()
         self._turns: list[Message] = []
@@ -163,7 +172,8 @@ class Chat:
         printer = AnswerPrinter(self._console, self._console)
         speed = Speed(len(prompt.ids))
         steps = stream_answers(
-            self._loaded,
+            self._engine,
+            self._loaded.tokenizer,
             [prompt],
             max_new_tokens=[limit],
             # Counted over the whole chat: asking again after /reset gives another answer.

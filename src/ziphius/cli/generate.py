@@ -42,8 +42,8 @@ class GenerateConfig(AnswerOptions):
     """Write the answers to a new file of JSON Lines, one for each answer in order."""
     as_jsonl: Annotated[bool, tyro.conf.arg(name="jsonl")] = False
     """Print such lines instead of text."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Answers generated together, in one batch."""
+    batch_size: Annotated[int, Field(ge=1, le=2048)] = 16
+    """Answers generated at the same time."""
     n: Annotated[int, Field(ge=1, le=128)] = 1
     """Answers to each prompt."""
     raw: bool = False
@@ -156,24 +156,30 @@ def _steps(
     answers: list[_Answer],
     speed: Speed,
 ) -> "Generator[list[AnswerPiece], None, None]":
-    """Run the answers batch by batch and keep their books."""
+    """Run the answers, `batch_size` of them at any time, and keep their books."""
     from ziphius.engine.answer import stream_answers
+    from ziphius.engine.build import build_engine
+    from ziphius.engine.config import EngineConfig
 
     limits = [token_limit(config, DEFAULT_MAX_NEW_TOKENS, loaded, prompt) for prompt in prompts]
-    for first in range(0, len(answers), config.batch_size):
-        batch = answers[first : first + config.batch_size]
-        for step in stream_answers(
-            loaded,
-            [prompts[answer.prompt] for answer in batch],
-            max_new_tokens=[limits[answer.prompt] for answer in batch],
-            sequence_ids=[answer.sample for answer in batch],
-            sampling=config.sampling,
-            stop=config.stop,
-        ):
-            speed.step(len(step))
-            for piece in step:
-                batch[piece.row].add(piece)
-            yield step
+    engine = build_engine(
+        loaded.model,
+        EngineConfig(max_num_seqs=config.batch_size),
+        vocab_limit=loaded.tokenizer.vocab_size,
+    )
+    for step in stream_answers(
+        engine,
+        loaded.tokenizer,
+        [prompts[answer.prompt] for answer in answers],
+        max_new_tokens=[limits[answer.prompt] for answer in answers],
+        sequence_ids=[answer.sample for answer in answers],
+        sampling=config.sampling,
+        stop=config.stop,
+    ):
+        speed.step(len(step))
+        for piece in step:
+            answers[piece.row].add(piece)
+        yield step
 
 
 def _stream(steps: "Iterator[list[AnswerPiece]]") -> None:

@@ -9,7 +9,7 @@ from ziphius.engine.engine import Engine
 from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded
 from ziphius.engine.sequence import FinishReason, Request
-from ziphius.engine.text import stream_text
+from ziphius.engine.text import StopStrings, stream_text
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.chat import ChatFormat, ContentText, Event, Message
 from ziphius.text.tokenizer import Tokenizer
@@ -114,8 +114,9 @@ def stream_answers(
         Request(prompt.ids, most, sequence_id, sampling, prompt.stop_ids)
         for prompt, most, sequence_id in zip(prompts, max_new_tokens, sequence_ids, strict=True)
     ]
+    stops = [StopStrings(stop) for _ in prompts]
     readers = [prompt.read() for prompt in prompts]
-    with closing(stream_text(engine, tokenizer, requests, stop)) as steps:
+    with closing(stream_text(engine, tokenizer, requests, stops)) as steps:
         for step in steps:
             pieces = []
             for piece in step:

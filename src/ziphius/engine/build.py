@@ -9,7 +9,8 @@ from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts import Target, build_proposer
-from ziphius.engine.engine import Engine, Limits
+from ziphius.engine.engine import Engine
+from ziphius.engine.limits import Limits
 from ziphius.engine.runner import TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs

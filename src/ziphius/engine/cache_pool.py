@@ -171,7 +171,8 @@ class CachePool:
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]
-        assert key is not None and self._index[key] == block
+        assert key is not None
+        assert self._index[key] == block
         del self._index[key]
         self._keys[block] = None
 

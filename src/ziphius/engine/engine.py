@@ -12,7 +12,7 @@ Y expert layers, K experts per token.
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.drawing import Run, draw_runs, told
+from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
+from ziphius.engine.prompt_scores import score_prompt
 from ziphius.engine.runner import Runner, RunnerOutput
 from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
 from ziphius.engine.scheduler import Scheduler
@@ -34,15 +36,6 @@ from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
 
 _PLACES = {Status.PREFILLING: "prefill", Status.DECODING: "decode"}
-
-
-class Limits(NamedTuple):
-    """What a model can be asked."""
-
-    context_length: int
-    """Tokens of prompt and completion together."""
-    vocab_size: int
-    """Rows of its embedding."""
 
 
 class Engine:
@@ -140,7 +133,7 @@ class Engine:
 
     def _check_room(self, request: Request) -> None:
         length, new = len(request.prompt_ids), request.max_new_tokens
-        if self._pool.blocks_for(length + new - 1) > self._pool.num_blocks:
+        if self._pool.blocks_for(length + max(new, 1) - 1) > self._pool.num_blocks:
             raise ConfigError(
                 f"the prompt has {length} tokens and asks for {new} more, but the cache holds "
                 f"{self._pool.num_blocks * self._pool.block_size}: ask for less, or give the "
@@ -207,19 +200,26 @@ class Engine:
         batch = self._arrays.batch(chunks)
         try:
             output = self._forward(batch)
+            logits_ZW = self._scored(output.logits_LW, self._arrays, chunks)
         except Exception:
             if self._speculation is not None:
                 self._speculation.spoil(batch, self._arrays.sequences, chunks)
             return self._logits_apart(chunks, outputs)
         if self._speculation is not None:
             self._speculation.begin(batch, self._arrays.sequences, chunks, output.hidden_MD)
-        return output.logits_LW, chunks
+        return logits_ZW, chunks
 
     def _forward(self, batch: ForwardBatch) -> RunnerOutput:
         output = self._runner(batch)
         if output.routes_MYK is not None:
             self._keep_routes(batch, output)
         return output
+
+    def _scored(self, logits_LW: Tensor, arrays: StepArrays, chunks: list[Chunk]) -> Tensor:
+        """Score prompts that want it; return the logits that are drawn from."""
+        if any(chunk.sequence.wants_scores for chunk in chunks):
+            return _score_prompts(logits_LW, arrays.num_drawn, chunks)
+        return logits_LW
 
     def _logits_apart(
         self, chunks: list[Chunk], outputs: list[StepOutput]
@@ -230,7 +230,8 @@ class Engine:
         for chunk in [*rows, *chunks]:
             apart = StepArrays(self._cache, 1, self._device)
             try:
-                logits[chunk.sequence] = self._forward(apart.batch([chunk])).logits_LW[0].clone()
+                output = self._forward(apart.batch([chunk]))
+                logits[chunk.sequence] = self._scored(output.logits_LW, apart, [chunk])[0].clone()
             except Exception as error:
                 self._fail(chunk.sequence, told(error), outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
@@ -253,7 +254,9 @@ class Engine:
                 self._fail(sequence, NOT_FINITE, outputs)
                 continue
             self._scheduler.computed(chunk)
-            if is_complete:
+            if is_complete and sequence.request.max_new_tokens == 0:
+                outputs.append(self._end_scoring(sequence))
+            elif is_complete:
                 followers, copies = self._scheduler.fork(sequence)
                 if copies:
                     self._copy(copies)
@@ -296,7 +299,11 @@ class Engine:
                 self._fail(sequence, failures[place], outputs)
             else:
                 output = self._accept(sequence, token_id, logprob, now)
-                outputs.append(output._replace(top=top[place]) if place in top else output)
+                if place in top:
+                    output = output._replace(top=top[place])
+                if place >= rows and sequence.prompt_scores:
+                    output = output._replace(prompt_scores=sequence.prompt_scores)
+                outputs.append(output)
 
     def _draw_behind_drafts(
         self,
@@ -327,13 +334,17 @@ class Engine:
             if place in sampled.failures:
                 self._fail(sequence, sampled.failures[place], outputs)
                 break
-            if sequence.status is Status.DECODING:
+            is_first = sequence.status is not Status.DECODING
+            if not is_first:
                 latency.observe(now - sequence.last_token_time)
             self._metrics.generation_tokens += 1
             token_id = int(sampled.ids_L[place])
             output = self._accept(sequence, token_id, float(sampled.logprobs_L[place]), now)
-            top = sampled.top.get(place)
-            outputs.append(output if top is None else output._replace(top=top))
+            if place in sampled.top:
+                output = output._replace(top=sampled.top[place])
+            if is_first and sequence.prompt_scores:
+                output = output._replace(prompt_scores=sequence.prompt_scores)
+            outputs.append(output)
             if not run.matches(token_id) or sequence.status is not Status.DECODING:
                 break
 
@@ -379,6 +390,14 @@ class Engine:
             return self._sampler.accept(sequence.seat, token_id), None
         except Exception as error:
             return None, told(error)
+
+    def _end_scoring(self, sequence: SequenceState) -> StepOutput:
+        """End a sequence of which nothing was wanted but the scores of its prompt."""
+        self._metrics.count_first_token(sequence, self._clock())
+        self._finish(sequence, "length")
+        scores = sequence.prompt_scores
+        number, sample = sequence.request_id, sequence.sample
+        return StepOutput(number, sample, None, math.nan, "length", prompt_scores=scores)
 
     def _fail(self, sequence: SequenceState, error: str, outputs: list[StepOutput]) -> None:
         """End a sequence, and those that wait for it to compute their prompt."""
@@ -441,7 +460,8 @@ class Engine:
 
     def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
         """Put the routes of a step down by slot: shared like the rows of the cache."""
-        assert output.routes_MYK is not None and batch.paged is not None
+        assert output.routes_MYK is not None
+        assert batch.paged is not None
         if self._routes is None:
             slots = self._cache.num_blocks * self._cache.block_size
             self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])
@@ -478,34 +498,22 @@ class Engine:
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
 
 
-def check_request(request: Request, limits: Limits, name: str = "the prompt") -> None:
-    """Refuse a request that the model can never answer.
+def _score_prompts(logits_LW: Tensor, rows: int, chunks: list[Chunk]) -> Tensor:
+    """Score the tokens of chunks that want it; return the logits that are drawn from.
 
-    Args:
-        request: to be looked at.
-        limits: of the model.
-        name: of its prompt, for the message.
-
-    Raises:
-        ConfigError: what is wrong, and what to do.
+    Those are the first `rows`, and each chunk's last.
     """
-    length, new = len(request.prompt_ids), request.max_new_tokens
-    if length == 0:
-        raise ConfigError(f"{name} is empty: it needs at least one token to start from")
-    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
-        wrong = next(i for i in request.prompt_ids if not 0 <= i < limits.vocab_size)
-        raise ConfigError(
-            f"{name} holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: the "
-            "tokenizer does not belong to this model"
-        )
-    if new < 1:
-        raise ConfigError(f"max_new_tokens of {name} is {new}; it must be at least 1")
-    if request.n < 1:
-        raise ConfigError(f"n of {name} is {request.n}; it must be at least 1")
-    room = limits.context_length - length
-    if new > room:
-        remedy = f"set max_new_tokens to at most {room}" if room > 0 else "shorten the prompt"
-        raise ConfigError(
-            f"{name} has {length} tokens and asks for {new} more, but the model's context "
-            f"(max_position_embeddings) is {limits.context_length} tokens: {remedy}"
-        )
+    ends, place = list(range(rows)), rows
+    for chunk in chunks:
+        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        count = 1
+        if sequence.wants_scores:
+            count, top_k = chunk.num_tokens, sequence.request.prompt_logprobs
+            ids = sequence.tokens[start + 1 : min(start + count + 1, sequence.num_prompt)]
+            assert top_k is not None
+            scores = score_prompt(logits_LW[place : place + len(ids)], ids, top_k)
+            # After a preemption some are there already.
+            sequence.prompt_scores += scores[len(sequence.prompt_scores) - start :]
+        place += count
+        ends.append(place - 1)
+    return logits_LW[torch.tensor(ends, dtype=torch.int64, device=logits_LW.device)]

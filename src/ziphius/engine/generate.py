@@ -15,7 +15,8 @@ from ziphius.core.closing import Closing
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.engine.build import build_engine, evaluation_mode, limits_of
 from ziphius.engine.config import EngineConfig
-from ziphius.engine.engine import Engine, check_request
+from ziphius.engine.engine import Engine
+from ziphius.engine.limits import check_request
 from ziphius.engine.sequence import FinishReason, Request, StepOutput
 from ziphius.models.model import Model
 
@@ -36,8 +37,8 @@ class NewToken(NamedTuple):
     """Natural log of its probability at the request's temperature (1 if greedy), before filters."""
     finish_reason: FinishReason | None
     """Set with the last token of the sequence."""
-    routes_TYK: Tensor | None = None
-    """See `StepOutput`."""
+    output: StepOutput | None = None
+    """What else the engine says of it."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,7 @@ class Generation(Closing):
             raise CheckpointError(f"prompt {row}: {output.error}")
         if output.finish_reason is not None:
             del self._rows[output.request_id, output.sample]
-        return NewToken(
-            row, output.token_id, output.logprob, output.finish_reason, output.routes_TYK
-        )
+        return NewToken(row, output.token_id, output.logprob, output.finish_reason, output)
 
 
 @dataclass
@@ -127,9 +126,10 @@ class _Told:
     last: NewToken | None = None
 
     def completion(self, expert_layers: Sequence[int]) -> Completion:
-        assert self.last is not None and self.last.finish_reason is not None
-        routes, routes_TYK = None, self.last.routes_TYK
-        if routes_TYK is not None:
+        assert self.last is not None
+        assert self.last.finish_reason is not None
+        routes, output = None, self.last.output
+        if output is not None and (routes_TYK := output.routes_TYK) is not None:
             routes = {layer: routes_TYK[:, place] for place, layer in enumerate(expert_layers)}
         return Completion(
             tuple(self.token_ids), tuple(self.logprobs), self.last.finish_reason, routes

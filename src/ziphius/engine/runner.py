@@ -56,6 +56,7 @@ class TorchRunner:
     @torch.inference_mode()
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step."""
+        assert not self._model.training, "a model that is being trained is not asked"
         output = self._model(batch)
         logits_LW = self._model.logits(output.wanted_LD).float()
         hidden_MD = output.hidden_BTD[0] if self._return_hidden else None

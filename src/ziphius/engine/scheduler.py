@@ -138,8 +138,8 @@ class Scheduler:
         )
 
     def _find(self, sequence: SequenceState) -> list[int]:
-        """Look up the beginning of a sequence; the last token is always computed, for its logits."""
-        if not self._config.prefix_caching:
+        """Look up the beginning of a sequence, but for its last token, whose logits are wanted."""
+        if not self._config.prefix_caching or sequence.wants_scores:
             return []
         limit = (len(sequence.tokens) - 1) // self.pool.block_size
         sequence.extend_keys(self.pool.block_size, limit)
@@ -148,7 +148,7 @@ class Scheduler:
     def _comes_soon(self, sequence: SequenceState, found: int) -> bool:
         """Tell whether a prefilling sequence is about to publish the block that follows."""
         limit = (len(sequence.tokens) - 1) // self.pool.block_size
-        if not self._config.prefix_caching or found == limit:
+        if not self._config.prefix_caching or sequence.wants_scores or found == limit:
             return False
         owner = self._coming.get(sequence.keys[found])
         return owner is not None and owner.order < sequence.order

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ziphius.engine.cache_pool import block_key, root_key
 from ziphius.engine.processors import LogitsProcessor
+from ziphius.engine.prompt_scores import TokenScore
 from ziphius.engine.sampler import TopLogprobs
 from ziphius.ops.sampling_config import SamplingConfig
 
@@ -44,6 +45,9 @@ class Request:
     tenant keeps them from learning by the clock what others have asked."""
     logprobs: int = 0
     """Most likely tokens to return at each position."""
+    prompt_logprobs: int | None = None
+    """Score the prompt's own tokens, with this many of the most likely ones beside each; only then
+    may `max_new_tokens` be 0."""
     processors: Callable[[], Sequence[LogitsProcessor]] | None = None
     """Makes what may change the logits of one sample, such as a grammar, or end it; called anew for
     every sample, and when one goes on after a preemption."""
@@ -56,7 +60,7 @@ class StepOutput(NamedTuple):
     sample: int
     """Which of the request's n."""
     token_id: int | None
-    """None only with an error."""
+    """None only with an error, or where no token was asked for."""
     logprob: float
     """Natural log of its probability at the request's temperature (1 if greedy), before filters."""
     finish_reason: FinishReason | None
@@ -67,6 +71,9 @@ class StepOutput(NamedTuple):
     """The most likely tokens, where the request wants them."""
     stop_reason: str | None = None
     """Which processor ended it, where one did."""
+    prompt_scores: Sequence[TokenScore] | None = None
+    """With the first output, where they were asked for: of all tokens of the prompt but the
+    first."""
     routes_TYK: Tensor | None = None
     """With the last output, where routes are recorded: the experts of every token that the model
     saw, int16, expert layers in their order."""
@@ -103,6 +110,7 @@ class SequenceState:
         "num_prompt",
         "num_published",
         "order",
+        "prompt_scores",
         "request",
         "request_id",
         "row",
@@ -152,6 +160,8 @@ class SequenceState:
         """Guesses behind the last token, for the coming step."""
         self.num_cached = 0
         """Tokens of the prompt that were found in the index."""
+        self.prompt_scores: list[TokenScore] = []
+        """Of the tokens from the second on, as far as they were asked for and are known."""
         self.was_preempted = False
         self.arrival_time = arrival_time
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
@@ -160,6 +170,12 @@ class SequenceState:
     def sequence_id(self) -> int:
         """Number of this sequence under its seed."""
         return self.request.sequence_id + self.sample
+
+    @property
+    def wants_scores(self) -> bool:
+        """Some token of its prompt is still to be scored."""
+        asked = self.request.prompt_logprobs is not None
+        return asked and len(self.prompt_scores) < self.num_prompt - 1
 
     @property
     def num_remaining(self) -> int:

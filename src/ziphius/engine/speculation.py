@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.drafts.lengths import DraftLengths
 from ziphius.engine.drafts.proposer import Computed, Proposer
 from ziphius.engine.drawing import Run, told
 from ziphius.engine.sampler import BatchSampler
 from ziphius.engine.sequence import SequenceState, Status
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.step import Chunk
 from ziphius.models.forward_batch import ForwardBatch
 

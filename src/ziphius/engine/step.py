@@ -106,6 +106,11 @@ class StepArrays:
         sequence.row = -1
         self._seats = self._steady = None
 
+    @property
+    def num_drawn(self) -> int:
+        """Tokens of the rows that are drawn behind, drafts included."""
+        return sum(1 + len(sequence.drafts) for sequence in self.sequences)
+
     def rows_at_edge(self) -> Ints:
         """Return the rows whose next token begins a block."""
         return np.flatnonzero(self._positions[: len(self.sequences)] % self._block_size == 0)
@@ -146,15 +151,14 @@ class StepArrays:
     def batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         """Return what the model has to compute in this step.
 
-        It asks for the logits of each sequence's last token, and of all tokens of those with drafts
-        (`SequenceState.drafts`).
+        Logits are wanted of the last token of each sequence, of all tokens of a row with drafts
+        (`SequenceState.drafts`), and of all tokens of a chunk whose prompt is to be scored.
         """
         if not chunks and not any(sequence.drafts for sequence in self.sequences):
             if self._steady is None or self._device.type != "cpu":
                 rows = len(self.sequences)
                 self._steady = self._assemble(
                     self._ids[:rows],
-                    self._positions[:rows],
                     self._slots[:rows],
                     self._ones[: rows + 1],
                     self._lengths[:rows],
@@ -182,19 +186,20 @@ class StepArrays:
         at = np.arange(len(ids)) + np.repeat(firsts_Z - bounds[:-1], counts_Z)
         owners = np.repeat(np.arange(len(counts)), counts_Z)
         blocks = self._tables[owners, at // self._block_size]
+        wanted = [np.arange(bounds[rows])]
+        for chunk, start, end in zip(chunks, bounds[rows:-1], bounds[rows + 1 :], strict=True):
+            wanted.append(np.arange(start if chunk.sequence.wants_scores else end - 1, end))
         return self._assemble(
             np.array(ids, np.int64),
-            at,
             blocks * self._block_size + at % self._block_size,
             bounds,
             firsts_Z + counts_Z,
-            np.concatenate([np.arange(bounds[rows]), bounds[rows + 1 :] - 1]),
+            np.concatenate(wanted),
         )
 
     def _assemble(
         self,
         ids: Ints,
-        positions: Ints,
         slots: Ints,
         bounds: Ints,
         lengths: Ints,
@@ -209,7 +214,6 @@ class StepArrays:
         )
         return ForwardBatch(
             send(torch.from_numpy(ids)[None], self._device),
-            send(torch.from_numpy(positions)[None], self._device),
             paged=paged,
             logits_rows_L=send(torch.from_numpy(logits_rows), self._device),
         )

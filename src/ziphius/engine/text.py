@@ -30,12 +30,17 @@ class StopStrings:
 
     Holds back the longest end of the text that may still become a stop string, and no more. The
     string that is complete first wins, so that cutting the text differently changes nothing.
+
+    Args:
+        strings: to look for.
+        min_pushes: let this many pieces pass as they are.
     """
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Sequence[str], min_pushes: int = 0) -> None:
         if "" in strings:
             raise ConfigError("a stop string is empty: it would end every text before it starts")
-        self._strings = tuple(strings)
+        self.strings = tuple(strings)
+        self._passing = min_pushes
         self._held = ""
         self.found = False
         """True once a stop string was complete."""
@@ -44,10 +49,13 @@ class StopStrings:
         """Take more text; return what can be shown now."""
         if self.found:
             return ""
+        if self._passing:
+            self._passing -= 1
+            return text
         self._held += text
         hits = [
             (start + len(string), start)
-            for string in self._strings
+            for string in self.strings
             if (start := self._held.find(string)) >= 0
         ]
         if hits:
@@ -55,7 +63,7 @@ class StopStrings:
             _, start = min(hits)
             shown, self._held = self._held[:start], ""
             return shown
-        keep = max((_overlap(self._held, string) for string in self._strings), default=0)
+        keep = max((_overlap(self._held, string) for string in self.strings), default=0)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
@@ -73,15 +81,23 @@ def _overlap(text: str, string: str) -> int:
 
 
 def stream_text(
-    engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request], stop: Sequence[str] = ()
+    engine: Engine,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    stops: Sequence[StopStrings],
 ) -> Generator[list[TextPiece], None, None]:
     """Run requests of one sample each, and yield each step's tokens together with their text.
 
     A token of `Request.stop_ids` shows no text; other special tokens show theirs, because chat
     formats are parsed from them. Close the iterator to stop early.
+
+    Args:
+        engine: that runs nothing else meanwhile.
+        tokenizer: of its model.
+        requests: what to run.
+        stops: one for each request.
     """
     detokenizers = [tokenizer.detokenizer() for _ in requests]
-    stops = [StopStrings(stop) for _ in requests]
     with Generation(engine, requests) as steps:
         for step in steps:
             pieces = []

@@ -36,10 +36,10 @@ class Script:
         self.requests: list = []
         self.stop: tuple[str, ...] | None = None
 
-    def stream_text(self, model, tokenizer, requests, stop):
+    def stream_text(self, engine, tokenizer, requests, stops):
         [request] = requests
         self.requests.append(request)
-        self.stop = stop
+        self.stop = stops[0].strings
         self.prompts.append(self.loaded.tokenizer.decode(request.prompt_ids))
         answer = self.answers.pop(0)
         text = answer.removesuffix("^C")

@@ -30,10 +30,11 @@ def seen(monkeypatch) -> list:
     """Let the model answer "Hm.</think>Yes." to everything, and collect what it was asked."""
     requests_seen: list = []
 
-    def stream_text(model, tokenizer, requests, stop):
+    def stream_text(engine, tokenizer, requests, stops):
         requests_seen.extend(requests)
         text = "Hm.</think>Yes."
-        text = text[: text.index(stop[0])] if stop else text
+        for string in stops[0].strings:
+            text = text[: text.index(string)]
         for index, character in enumerate(text):
             reason = "stop" if index == len(text) - 1 else None
             yield [
@@ -145,7 +146,7 @@ def test_standard_input_that_is_no_text_is_refused(monkeypatch, capsys):
 
 
 def test_an_interruption_keeps_what_was_written(monkeypatch, capsys):
-    def stream_text(model, tokenizer, requests, stop):
+    def stream_text(engine, tokenizer, requests, stops):
         yield [TextPiece(NewToken(0, 1, 0.0, None), "half an ans", None)]
         raise KeyboardInterrupt
 

@@ -5,6 +5,8 @@ import torch
 
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, room_left, stream_answers
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import NewToken, generate
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import TextPiece
@@ -20,7 +22,8 @@ def loaded() -> Loaded:
 def answers(loaded: Loaded, prompts: list[Prompt], stop: tuple[str, ...] = ()) -> list[list]:
     events: list[list] = [[] for _ in prompts]
     steps = stream_answers(
-        loaded,
+        build_engine(loaded.model, EngineConfig(num_blocks=32)),
+        loaded.tokenizer,
         prompts,
         max_new_tokens=[30] * len(prompts),
         sequence_ids=range(len(prompts)),
@@ -36,7 +39,7 @@ def answers(loaded: Loaded, prompts: list[Prompt], stop: tuple[str, ...] = ()) -
 def scripted(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
     """Let the model write these texts, one character a token."""
 
-    def stream_text(model, tokenizer, requests, stop):
+    def stream_text(engine, tokenizer, requests, stops):
         for index in range(max(map(len, texts))):
             pieces = []
             for row, text in enumerate(texts):
@@ -116,17 +119,19 @@ def test_room_is_what_the_context_leaves(loaded):
         room_left(loaded, Prompt([1] * context, (), None))
 
 
-def test_closing_an_answer_early_gives_the_model_back(loaded):
-    loaded.model.train()
-    steps = stream_answers(
-        loaded,
-        [raw_prompt("x", loaded.tokenizer)],
-        max_new_tokens=[30],
-        sequence_ids=[0],
-        sampling=SamplingConfig(),
-    )
-    next(steps)
-    assert not loaded.model.training
-    steps.close()
-    assert loaded.model.training
-    loaded.model.eval()
+def test_closing_an_answer_early_leaves_an_engine_that_can_answer_again(loaded):
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=8))
+    for _ in range(2):
+        steps = stream_answers(
+            engine,
+            loaded.tokenizer,
+            [raw_prompt("x", loaded.tokenizer)],
+            max_new_tokens=[30],
+            sequence_ids=[0],
+            sampling=SamplingConfig(),
+        )
+        next(steps)
+        assert engine.has_work
+        steps.close()
+        assert not engine.has_work
+        engine.check()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.mock_engine import BOMB, POISON, VOCAB, Log, Told, mock_engine, mock_logits, oracle
-from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.drafts.proposer import Computed, Draw
 from ziphius.engine.processors import ProcessorError
 from ziphius.engine.sequence import Request, SequenceState
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.step import Ints
 from ziphius.ops.sampling_config import SamplingConfig
 

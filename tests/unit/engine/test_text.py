@@ -1,5 +1,7 @@
 """`engine/text.py`: no half characters, nothing of a stop string, however the text is cut."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.text import StopStrings, stream_text
@@ -69,10 +73,16 @@ def requests(loaded: Loaded, max_new_tokens: int = 40) -> list[Request]:
     ]
 
 
+def streamed(loaded: Loaded, asked: list[Request], stop=(), limit: int | None = None) -> Iterator:
+    limit = limit or loaded.tokenizer.vocab_size
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=32), vocab_limit=limit)
+    stops = [StopStrings(stop) for _ in asked]
+    return stream_text(engine, loaded.tokenizer, asked, stops)
+
+
 def collect(loaded: Loaded, stop: list[str], max_new_tokens: int = 40) -> list[tuple[str, str]]:
     texts, reasons = ["", ""], ["", ""]
-    steps = stream_text(loaded.model, loaded.tokenizer, requests(loaded, max_new_tokens), stop)
-    for step in steps:
+    for step in streamed(loaded, requests(loaded, max_new_tokens), stop):
         for piece in step:
             assert reasons[piece.row] == "", "nothing comes after the last piece"
             texts[piece.row] += piece.text
@@ -111,7 +121,7 @@ def test_a_stop_token_shows_no_text(loaded):
         Request(r.prompt_ids, 40, sequence_id=0, sampling=r.sampling, stop_ids=(stop_id,))
         for r in requests(loaded)[:1]
     ]
-    pieces = [step[0] for step in stream_text(model, tokenizer, [request])]
+    pieces = [step[0] for step in streamed(loaded, [request])]
     assert pieces[-1].finish_reason == "stop"
     assert "".join(piece.text for piece in pieces) == tokenizer.decode(full.token_ids[:first])
 
@@ -121,9 +131,12 @@ def test_ids_the_tokenizer_lacks_are_never_drawn(loaded):
     with torch.no_grad():
         model.lm_head.weight[500:] = 50.0  # what padding rows of an embedding could hold
 
-    class Short:
-        vocab_size = 500
-        detokenizer = loaded.tokenizer.detokenizer
-
-    for step in stream_text(model, Short(), requests(loaded)):
+    damaged = loaded._replace(model=model)
+    for step in streamed(damaged, requests(loaded), limit=500):
         assert all(piece.token.token_id < 500 for piece in step)
+
+
+def test_a_stop_string_does_not_count_in_the_first_pieces():
+    watcher = StopStrings(["ab"], min_pushes=2)
+    assert [watcher.push(piece) for piece in ("ab", "a", "b", "ab")] == ["ab", "a", "b", ""]
+    assert watcher.found

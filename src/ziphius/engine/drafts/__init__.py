@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.drafts.model import ModelProposer
 from ziphius.engine.drafts.mtp import MtpProposer, TorchMtpRunner
 from ziphius.engine.drafts.ngram import MOST_TOKENS, NgramProposer
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.runner import TorchRunner
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.models.attention_spec import cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.model import Model

@@ -1,0 +1,212 @@
+"""`LLM`: a model, its tokenizer and one engine, for scripts; vLLM's class of that name in spirit.
+
+Example:
+    llm = LLM("my-model")
+    for output in llm.generate(["Name a whale."], SamplingParams(max_tokens=50, n=3)):
+        print([completion.text for completion in output.outputs])
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.load import Loaded, load_for_inference
+from ziphius.engine.processors import LogitsProcessor, of_params
+from ziphius.engine.prompt_scores import TokenScore
+from ziphius.engine.sampling_params import SamplingParams
+from ziphius.engine.sequence import FinishReason, Request
+from ziphius.engine.text import StopStrings, TextPiece, stream_text
+from ziphius.text.chat import Message, get_chat_format
+
+PromptLike = str | Sequence[int] | Sequence[Message]
+"""A text to go on with, its token ids, or a conversation to answer in the model's chat format."""
+
+
+@dataclass
+class CompletionOutput:
+    """One completion of a prompt."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Of these tokens, natural, at the sampling temperature and before filters."""
+    finish_reason: FinishReason | None = None
+
+    def add(self, piece: TextPiece) -> None:
+        """Take one more token in."""
+        self.text += piece.text
+        self.token_ids.append(piece.token.token_id)
+        self.logprobs.append(piece.token.logprob)
+        self.finish_reason = piece.finish_reason
+
+
+@dataclass
+class RequestOutput:
+    """A prompt and its completions."""
+
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_scores: Sequence[TokenScore] | None = None
+    """Of the prompt's tokens but the first, where `prompt_logprobs` asks for them."""
+
+    def keep_best(self, count: int) -> None:
+        """Keep the completions with the highest mean log-probability, where there are more."""
+        if len(self.outputs) > count:
+            self.outputs.sort(key=lambda one: -sum(one.logprobs) / len(one.logprobs))
+            del self.outputs[count:]
+
+
+class LLM:
+    """A model with an engine that keeps what it has computed of earlier texts.
+
+    Args:
+        model: a model folder, .gguf file or preset, or what `load_for_inference` made of one.
+        config: limits of the engine.
+        device: a word that `resolve_device` knows; not with a loaded model.
+        dtype: a word that `resolve_dtype` knows; not with a loaded model.
+    """
+
+    def __init__(
+        self,
+        model: str | Loaded,
+        config: EngineConfig | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        if isinstance(model, str):
+            model = load_for_inference(model, device=device, dtype=dtype)
+        elif (device, dtype) != ("auto", "auto"):
+            raise ConfigError("device and dtype have no effect on a model that is loaded already")
+        self.loaded = model
+        self.tokenizer = model.tokenizer
+        self.engine = build_engine(
+            model.model, config or EngineConfig(), vocab_limit=self.tokenizer.vocab_size
+        )
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts; return the completions of each, in order.
+
+        Args:
+            prompts: one, or a list of them.
+            params: for all prompts, or for each its own; by default `SamplingParams()`.
+        """
+        asked = [self._prompt(prompt) for prompt in _listed(prompts)]
+        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
+        if len(each) != len(asked):
+            raise ConfigError(f"{len(asked)} prompts and {len(each)} params: give one for each")
+        for one in each:
+            _refuse_unsupported(one)
+        answered = [
+            RequestOutput(list(prompt.ids), [CompletionOutput(i) for i in range(one.completions)])
+            for prompt, one in zip(asked, each, strict=True)
+        ]
+        self._run(asked, each, answered)
+        for output, one in zip(answered, each, strict=True):
+            output.keep_best(one.n)
+        return answered
+
+    def _run(
+        self,
+        prompts: Sequence[Prompt],
+        each: Sequence[SamplingParams],
+        answered: Sequence[RequestOutput],
+    ) -> None:
+        requests: list[Request] = []
+        stops: list[StopStrings] = []
+        rows: list[tuple[RequestOutput, CompletionOutput]] = []
+        for prompt, params, output in zip(prompts, each, answered, strict=True):
+            requests += self._requests(prompt, params)
+            stops += [StopStrings(params.stop, params.min_tokens) for _ in output.outputs]
+            rows += [(output, completion) for completion in output.outputs]
+        with closing(stream_text(self.engine, self.tokenizer, requests, stops)) as steps:
+            for step in steps:
+                for piece in step:
+                    output, completion = rows[piece.row]
+                    completion.add(piece)
+                    told = piece.token.output
+                    if told is not None and told.prompt_scores is not None:
+                        output.prompt_scores = told.prompt_scores
+
+    def score(
+        self, prompts: PromptLike | Sequence[PromptLike], logprobs: int = 0
+    ) -> list[Sequence[TokenScore]]:
+        """Return how likely the model finds the tokens of each prompt, from the second one on.
+
+        Args:
+            prompts: one, or a list of them.
+            logprobs: most likely tokens to return beside each.
+        """
+        asked = [self._prompt(prompt) for prompt in _listed(prompts)]
+        scores: list[Sequence[TokenScore]] = []
+        for prompt in asked:
+            self.engine.add(Request(prompt.ids, 0, prompt_logprobs=logprobs))
+            while self.engine.has_work:
+                for output in self.engine.step():
+                    if output.error is not None:
+                        raise CheckpointError(output.error)
+                    scores.append(output.prompt_scores or ())
+        return scores
+
+    def _prompt(self, prompt: PromptLike) -> Prompt:
+        if isinstance(prompt, str):
+            return raw_prompt(prompt, self.tokenizer)
+        if all(isinstance(part, int) for part in prompt):
+            ids = [part for part in prompt if isinstance(part, int)]
+            return Prompt(ids, self.tokenizer.eos_ids, None)
+        messages = [part for part in prompt if isinstance(part, Message)]
+        if len(messages) != len(prompt):
+            raise ConfigError("a prompt is a text, token ids, or Messages")
+        if self.tokenizer.chat_format is None:
+            raise ConfigError(
+                "the model has no chat format for a prompt of messages: give texts, or name one "
+                "with Tokenizer.with_chat_format"
+            )
+        return chat_prompt(messages, self.tokenizer, get_chat_format(self.tokenizer.chat_format))
+
+    def _requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
+        """Make the requests of one prompt's completions."""
+        ends = () if params.ignore_eos else prompt.stop_ids
+        stop_ids = (*ends, *params.stop_token_ids)
+        processors: Callable[[], Sequence[LogitsProcessor]] = partial(
+            of_params, params, stop_ids=stop_ids
+        )
+        return [
+            Request(
+                prompt.ids,
+                params.max_tokens,
+                number,
+                params,
+                stop_ids,
+                logprobs=params.logprobs,
+                prompt_logprobs=params.prompt_logprobs if number == 0 else None,
+                processors=processors,
+            )
+            for number in range(params.completions)
+        ]
+
+
+def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
+    """Make a list of prompts of a single one."""
+    if isinstance(prompts, str) or not prompts or isinstance(prompts[0], int | Message):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+def _refuse_unsupported(params: SamplingParams) -> None:
+    """Raise where a setting would have no effect here."""
+    if params.max_tokens == 0:
+        raise ConfigError("max_tokens is 0: nothing would be generated; score prompts with `score`")
+    for name in ("structured_outputs", "thinking_token_budget"):
+        if getattr(params, name) is not None:
+            raise ConfigError(f"{name} has no effect in LLM.generate: leave it out")

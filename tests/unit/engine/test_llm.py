@@ -1,0 +1,102 @@
+"""`engine/llm.py`: prompts of every form in, completions in their order out."""
+
+import pytest
+import torch
+
+from ziphius.core.errors import ConfigError
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.generate import Request, generate
+from ziphius.engine.llm import LLM
+from ziphius.engine.load import load_preset
+from ziphius.engine.sampling_params import SamplingParams
+from ziphius.text.chat import Message
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    loaded = load_preset("v3-tiny", device=torch.device("cpu"))
+    return LLM(loaded, EngineConfig(num_blocks=64, max_num_seqs=3))
+
+
+def test_completions_are_those_of_generate(llm):
+    prompts = ["Call me Ishmael.", [5, 6, 7], [Message("user", "Hi")], "One"]
+    params = SamplingParams(max_tokens=9, n=2, seed=4)
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt_token_ids[:2] for output in outputs[1:2]] == [[5, 6]]
+    for output in outputs:
+        requests = [
+            Request(output.prompt_token_ids, 9, n, params, llm.tokenizer.eos_ids) for n in (0, 1)
+        ]
+        limit = llm.tokenizer.vocab_size
+        for found, wanted in zip(
+            output.outputs, generate(llm.loaded.model, requests, vocab_limit=limit), strict=True
+        ):
+            assert tuple(found.token_ids) == wanted.token_ids
+            assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
+            assert found.text == llm.tokenizer.decode(found.token_ids)
+            assert found.finish_reason == wanted.finish_reason
+    llm.engine.check()
+
+
+def test_a_single_prompt_and_params_of_its_own(llm):
+    [output] = llm.generate("Whale", SamplingParams(max_tokens=2))
+    assert len(output.outputs[0].token_ids) == 2
+    first, second = llm.generate(
+        [[1], [2]], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=3)]
+    )
+    assert len(first.outputs[0].token_ids) == 1
+    assert len(second.outputs[0].token_ids) == 3
+
+
+def test_best_of_keeps_the_likeliest(llm):
+    params = SamplingParams(max_tokens=5, n=2, best_of=6, seed=1)
+    [kept] = llm.generate([[3, 4]], params)
+    [every] = llm.generate([[3, 4]], SamplingParams(max_tokens=5, n=6, seed=1))
+    means = [sum(one.logprobs) / len(one.logprobs) for one in every.outputs]
+    best = sorted(range(6), key=lambda index: -means[index])[:2]
+    assert [one.index for one in kept.outputs] == best
+
+
+def test_a_stop_string_counts_after_min_tokens_alone(llm):
+    [plain] = llm.generate([[7]], SamplingParams(max_tokens=30, seed=2))
+    text = plain.outputs[0].text
+    stop = text[2:4]
+    [stopped] = llm.generate([[7]], SamplingParams(max_tokens=30, seed=2, stop=(stop,)))
+    assert stopped.outputs[0].text == text[: text.index(stop)]
+    assert stopped.outputs[0].finish_reason == "stop"
+    params = SamplingParams(max_tokens=30, seed=2, stop=(stop,), min_tokens=20)
+    [later] = llm.generate([[7]], params)
+    assert len(later.outputs[0].token_ids) >= 20
+
+
+def test_scores_are_the_logprobs_of_a_forward_pass_whatever_the_chunks(llm):
+    ids = [5, 17, 3, 88, 41, 2, 9, 9, 9]
+    model = llm.loaded.model
+    with torch.no_grad():
+        logprobs = model.logits(model(torch.tensor([ids])).hidden_BTD)[0].log_softmax(-1)
+    expected = [float(logprobs[place, token]) for place, token in enumerate(ids[1:])]
+    engines = [
+        llm,
+        LLM(llm.loaded, EngineConfig(num_blocks=64, max_num_seqs=3, max_prefill_chunk=2)),
+    ]
+    for one in engines:
+        [scores, _] = one.score([ids, [1, 2]], logprobs=3)
+        assert [score.logprob for score in scores] == pytest.approx(expected, abs=1e-4)
+        for score, row in zip(scores, logprobs, strict=False):
+            assert list(score.top.ids) == row.topk(3).indices.tolist()
+        [output] = one.generate([ids], SamplingParams(max_tokens=2, prompt_logprobs=0))
+        assert [s.logprob for s in output.prompt_scores] == [score.logprob for score in scores]
+        assert output.prompt_scores[0].top.ids == ()
+
+
+def test_what_cannot_work_says_why(llm):
+    cases = [
+        (["a", "b"], [SamplingParams()], "2 prompts and 1 params"),
+        ("a", SamplingParams(max_tokens=0, prompt_logprobs=0), "max_tokens is 0"),
+        ("a", SamplingParams(thinking_token_budget=3), "thinking_token_budget has no effect"),
+    ]
+    for prompts, params, words in cases:
+        with pytest.raises(ConfigError, match=words):
+            llm.generate(prompts, params)
+    with pytest.raises(ConfigError, match="loaded already"):
+        LLM(llm.loaded, device="cpu")
