@@ -293,6 +293,8 @@ def waits(arm: Arm) -> Counter[str]:
 
 def generation(model: Model, sequences: int, prompt: int, new: int) -> dict[str, float]:
     """Prefill and decode through the engine; tokens per second of both."""
+    from ziphius.engine.build import build_engine
+    from ziphius.engine.config import EngineConfig
     from ziphius.engine.generate import Generation, Request
     from ziphius.ops.sampling_config import SamplingConfig
 
@@ -304,10 +306,16 @@ def generation(model: Model, sequences: int, prompt: int, new: int) -> dict[str,
     ]
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the first one warms up
-        with Generation(model, requests) as steps:
+        model.eval()
+        config = EngineConfig(
+            max_num_seqs=sequences,
+            max_num_batched_tokens=sequences * prompt,
+            num_blocks=sequences * (-(-(prompt + new) // 16)),
+        )
+        with Generation(build_engine(model, config), requests) as steps:
             torch.cuda.synchronize()
             times = [time.perf_counter()]
-            while steps.draw() is not None:
+            for _ in steps:
                 torch.cuda.synchronize()
                 times.append(time.perf_counter())
     return {

@@ -174,7 +174,9 @@ def drafting_engine(
     cache = PagedCache(cache_specs(model.config), num_blocks, config.block_size)
     watched = None
     if speculation is not None:
-        target = Target(model, cache, config.max_num_batched_tokens, torch.device("cpu"))
+        target = Target(
+            model, cache, config.max_num_batched_tokens, lambda its, view: TorchRunner(its)
+        )
         proposer = build_proposer(speculation, target, draft_model)
         watched = Watched(proposer, is_independent=is_independent)
     needs_hidden = watched is not None and watched.needs_hidden

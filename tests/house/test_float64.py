@@ -11,7 +11,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "ziphius"
 # Functions that name torch's float64, and why they never ask it of a device without it.
 ALLOWED = {
     "dist/world.py:_exact": "the tensor is made where core/device.py says that float64 is",
+    "engine/sampler.py:_columns": "settings stay on the CPU",
     "models/capacity.py:drop_overflow": "moved where core/device.py says that float64 is",
+    "ops/native/sampling.py:sample": "a kernel of the CPU",
     "ops/precision.py:prefer_onednn_for_float32": "a product on the CPU, to try the CPU",
     "ops/sampling.py:keep_top_p": "moved where core/device.py says that float64 is",
     "ops/sampling.py:inverse_cdf": "moved where core/device.py says that float64 is",

@@ -150,6 +150,7 @@ class AsyncEngine:
         loop, done = asyncio.get_running_loop(), asyncio.Queue[tuple[Any, Exception | None]](1)
 
         def run() -> None:
+            result: tuple[Any, Exception | None]
             try:
                 result = function(self._engine), None
             except Exception as error:

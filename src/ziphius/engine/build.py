@@ -11,12 +11,14 @@ from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.runner import TorchRunner
+from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
+from ziphius.ops.native.program import NotNative
 
 
 @contextmanager
@@ -67,19 +69,27 @@ def build_engine(
     )
     proposer = None
     if config.speculation is not None:
-        target = Target(model, cache, config.max_num_batched_tokens, embedding.device)
+        target = Target(
+            model, cache, config.max_num_batched_tokens, lambda *pair: build_runner(*pair)[0]
+        )
         proposer = build_proposer(config.speculation, target, draft_model)
     elif draft_model is not None:
         raise ConfigError("a draft model would have no effect without speculation")
-    needs_hidden = proposer is not None and proposer.needs_hidden
+    runner, not_native = build_runner(
+        model,
+        cache,
+        record_routes=record_routes,
+        return_hidden=proposer is not None and proposer.needs_hidden,
+    )
     return Engine(
-        TorchRunner(model, record_routes=record_routes, return_hidden=needs_hidden),
+        runner,
         cache,
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
         proposer=proposer,
         device=embedding.device,
+        not_native=not_native,
     )
 
 
@@ -87,6 +97,22 @@ def _specs(model: ModelConfig, config: EngineConfig) -> list[CacheSpec]:
     """Say what is cached: of the MTP layers at most the first, and that only to draft with."""
     drafts = config.speculation is not None and config.speculation.method == "mtp"
     return cache_specs(model)[: model.num_hidden_layers + drafts]
+
+
+def build_runner(
+    model: Model, cache: PagedCache, *, record_routes: bool = False, return_hidden: bool = False
+) -> tuple[Runner, str | None]:
+    """Return the native program of a model; where it has none the module tree, and why."""
+    device = model.model.embed_tokens.weight.device
+    try:
+        if device.type != "cpu":
+            raise NotNative(f"native programs run on a CPU, not on {device}")
+        if return_hidden:
+            raise NotNative("native programs do not return the hidden states that MTP drafts need")
+        return NativeRunner(model, cache, record_routes=record_routes), None
+    except NotNative as reason:
+        runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
+        return runner, str(reason)
 
 
 def _default_blocks(

@@ -56,6 +56,7 @@ class Engine:
         limits: of the model.
         proposer: of drafts, if the config has `speculation`; the runner returns what it needs.
         device: where the runner wants ids and slots.
+        not_native: why the runner is not the native program of its model, to be told.
         clock: seconds, rising.
     """
 
@@ -69,12 +70,14 @@ class Engine:
         *,
         proposer: Proposer | None = None,
         device: torch.device | None = None,
+        not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
         self._cache = cache
         self._sampler = sampler
         self.config = config
+        self.not_native = not_native
         self._limits = limits
         self._clock = clock
         self._device = device or torch.device("cpu")
@@ -470,8 +473,8 @@ class Engine:
     def _routes_of(self, sequence: SequenceState) -> Tensor | None:
         if self._routes is None:
             return None
-        blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))[sequence.blocks]
-        return blocks.flatten(0, 1)[: sequence.num_computed].clone()
+        blocks: Tensor = self._routes.unflatten(0, (self._cache.num_blocks, -1))
+        return blocks[sequence.blocks].flatten(0, 1)[: sequence.num_computed].clone()
 
     def metrics(self) -> dict[str, Any]:
         """Return counters, gauges and histograms as plain data."""

@@ -78,7 +78,7 @@ class _Selection:
 
     def without_choice(self, redrawn: Draws) -> dict[int, str]:
         """Say which rows with processors have no token left: nothing that is finite."""
-        stuck = redrawn.logprobs_L.isnan().tolist()
+        stuck = (~redrawn.logprobs_L.isfinite()).tolist()
         pairs = zip(self.processed, stuck, strict=True)
         return {place: NOTHING_LEFT for place, is_stuck in pairs if is_stuck}
 
@@ -211,8 +211,8 @@ class BatchSampler:
             failures = {**selection.without_choice(redrawn), **failures}
             draws = selection.merged(draws, redrawn, logits_LW)
         ids_L, logprobs_L = draws.ids_L.cpu(), draws.logprobs_L.cpu()
-        if bool(logprobs_L.isnan().any()):
-            bad = logprobs_L.isnan().nonzero().flatten().tolist()
+        if not bool(logprobs_L.isfinite().all()):
+            bad = (~logprobs_L.isfinite()).nonzero().flatten().tolist()
             failures |= dict.fromkeys(bad, NOT_FINITE)
         top = selection.most_likely(draws, logits_LW) if selection.top else {}
         return Sampled(ids_L, logprobs_L, top, failures)

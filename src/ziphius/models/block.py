@@ -10,6 +10,9 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.layers import FeedForward, RMSNorm
 from ziphius.models.moe import MixtureOfExperts
+from ziphius.models.native import native
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import Place
 
 
 class Block(nn.Module):
@@ -37,3 +40,10 @@ class Block(nn.Module):
         else:
             out_BTD = self.mlp(normed_BTD)
         return hidden_BTD + out_BTD
+
+    def emit(self, program: Program, stream: Place, angles: Place) -> None:
+        """Have a native program add both parts to the stream."""
+        norm = native(self.input_layernorm).emit(program)
+        native(self.self_attn).emit(program, norm, stream, angles)
+        norm = native(self.post_attention_layernorm).emit(program)
+        native(self.mlp).emit(program, norm, stream)

@@ -59,7 +59,7 @@ class Flops:
     """Floating-point operations per token; all but `decode` at the mean context of a sequence."""
 
     training: int
-    """Forward and backward (twice the forward), attention in its first form, MTP layers left out."""
+    """Forward and backward (twice the forward), first form of attention, MTP layers left out."""
     training_mtp: int
     """What the MTP layers add to it."""
     prefill: int

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ziphius.models.int8 import Int8Linear
+from ziphius.models.native import native
 from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.linear import linear
+from ziphius.ops.native.program import Program, Projection
+from ziphius.ops.native.program_records import Gated, Into, Norm, Place
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.swiglu import swiglu
 
@@ -29,6 +32,10 @@ class Linear(nn.Linear):
         """Project the last dimension."""
         return linear(x_I, self.weight, self.bias)
 
+    def emit(self) -> Projection:
+        """Say what a native program multiplies by."""
+        return Projection(self.weight, self.bias)
+
     def to_int8(self) -> Int8Linear:
         """Make the layer that takes this one's place in an INT8 model."""
         return Int8Linear(self)
@@ -39,6 +46,10 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Leave the weights unfilled."""
+
+    def emit(self) -> Tensor:
+        """Say where a native program looks tokens up, [W, D]."""
+        return self.weight
 
 
 class RMSNorm(nn.Module):
@@ -57,6 +68,10 @@ class RMSNorm(nn.Module):
         """Return the residual stream after an update, and that normalised."""
         return add_rms_norm(stream_D, update_D, self.weight, self.eps)
 
+    def emit(self, program: Program) -> Norm:
+        """Have a native program normalise what goes into a product."""
+        return Norm(program.vector(self.weight), self.eps)
+
 
 class FeedForward(nn.Module):
     """The gated feed-forward layer down(silu(gate x) * up x): SwiGLU (arXiv 2002.05202)."""
@@ -74,3 +89,20 @@ class FeedForward(nn.Module):
             return feed_forward(x_D, *(layer.weight for layer in layers))
         out_D: Tensor = self.down_proj(swiglu(self.gate_proj(x_D), self.up_proj(x_D)))
         return out_D
+
+    def emit(self, program: Program, norm: Norm, stream: Place) -> None:
+        """Have a native program add the layer of the normalised stream to the stream."""
+        gate_FD, up_FD, down_DF = self.weights()
+        width, hidden = gate_FD.shape
+        [inner] = program.place("inner", width)
+        first = program.weight_pairs([(gate_FD, up_FD)])
+        program.add(Gated(norm, stream, hidden, first, width, inner))
+        program.project([Projection(down_DF)], Norm(), inner, stream, Into.ADD)
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights of gate, up and down projection for a native program."""
+        gate, up, down = (
+            native(layer).emit() for layer in (self.gate_proj, self.up_proj, self.down_proj)
+        )
+        assert gate.bias_O is None
+        return gate.weight_OI, up.weight_OI, down.weight_OI

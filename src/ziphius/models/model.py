@@ -27,9 +27,12 @@ from ziphius.models.heads import HEADS
 from ziphius.models.layers import Embedding, RMSNorm
 from ziphius.models.moe import MixtureOfExperts
 from ziphius.models.mtp import MtpLayer
+from ziphius.models.native import native
 from ziphius.models.patterns import build_pattern, document_positions
-from ziphius.models.rope import build_rope
+from ziphius.models.rope import build_rope, rope_frequencies, rope_multiplier
 from ziphius.models.segments import branch_positions
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import Into, Norm, Place
 from ziphius.ops.targets import shift_left
 
 
@@ -86,6 +89,21 @@ class Trunk(nn.Module):
             hidden_BTD = layer(hidden_BTD, context)
         normed_BTD: Tensor = self.norm(hidden_BTD)
         return normed_BTD
+
+    def emit(self, program: Program, frequencies_r: Tensor, factor: float) -> tuple[Norm, Place]:
+        """Have a native program compute the stream; returns the final norm and where the stream is.
+
+        Args:
+            program: to be written.
+            frequencies_r: of the rotation.
+            factor: on its cosines and sines.
+        """
+        table_WD = native(self.embed_tokens).emit()
+        [stream] = program.place("stream", table_WD.shape[1])
+        angles = program.embed(table_WD, stream, frequencies_r, factor)
+        for layer in self.layers[: self.num_hidden_layers]:
+            native(layer).emit(program, stream, angles)
+        return native(self.norm).emit(program), stream
 
     @property
     def mtp_layers(self) -> list[MtpLayer]:
@@ -197,6 +215,21 @@ class Model(nn.Module):
         """
         layer = self.model.mtp_layers[depth - 1]
         return layer.predict(hidden_BTD, self.model.embed_tokens(next_ids_BT), output.context)
+
+    def emit(self, program: Program) -> None:
+        """Write the model into a native program: what `forward` and `logits` compute of a batch.
+
+        Raises:
+            NotNative: some module of it has no native operation.
+        """
+        native(self.pattern).emit(program)
+        width = self.config.qk_rope_head_dim or self.config.head_dim
+        assert width is not None
+        theta, scaling = self.config.rope_theta, self.config.rope_scaling
+        frequencies_r = rope_frequencies(width, theta, scaling)
+        norm, stream = native(self.model).emit(program, frequencies_r, rope_multiplier(scaling))
+        head = native(self.head).emit()
+        program.project([head], norm, stream, Place(0), Into.LOGITS)
 
     @property
     def head(self) -> nn.Module:

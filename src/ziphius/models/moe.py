@@ -12,7 +12,10 @@ from ziphius.models.context import ForwardContext
 from ziphius.models.gates import GATES, Routing
 from ziphius.models.int8 import Int8Experts
 from ziphius.models.layers import FeedForward
+from ziphius.models.native import native
 from ziphius.ops.experts import routed_experts
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import NONE, Experts, Norm, Place, padded
 
 
 class RoutedExperts(nn.Module):
@@ -34,6 +37,11 @@ class RoutedExperts(nn.Module):
         """Add up each token's experts by weight, on top of `base_MD`, [M, D]."""
         weights = self.gate_up_proj, self.down_proj
         return routed_experts(x_MD, experts_MK, weights_MK, *weights, base_MD)
+
+    def emit(self, program: Program) -> tuple[int, int]:
+        """Keep the weights of all experts for a native program; returns where the two parts are."""
+        pairs = (tuple(gate_up_2FD.chunk(2)) for gate_up_2FD in self.gate_up_proj)
+        return program.weight_pairs(pairs), program.weights(*self.down_proj)
 
     def to_int8(self) -> Int8Experts:
         """Make the layer that takes this one's place in an INT8 model."""
@@ -76,3 +84,21 @@ class MixtureOfExperts(nn.Module):
         shared_MD = None if self.shared_experts is None else self.shared_experts(x_MD)
         out_MD: Tensor = self.experts(x_MD, routing.experts_MK, routing.weights_MK, shared_MD)
         return out_MD.view_as(x_BTD)
+
+    def emit(self, program: Program, norm: Norm, stream: Place) -> None:
+        """Have a native program add the layer of the normalised stream to the stream."""
+        chosen, weights = native(self.gate).emit(program, norm, stream)
+        first, second = native(self.experts).emit(program)
+        experts, hidden, width = self.experts.down_proj.shape
+        top, shared_width, shared = self.gate.top_k, 0, (NONE, NONE)
+        if self.shared_experts is not None:
+            gate_FD, up_FD, down_DF = native(self.shared_experts).weights()
+            shared_width = len(gate_FD)
+            shared = program.weight_pairs([(gate_FD, up_FD)]), program.weights(down_DF)
+        [inner] = program.place("experts' inner", top * padded(width))
+        [shared_inner] = program.place("inner", shared_width)
+        [out] = program.place("experts' out", top * padded(hidden))
+        [shared_out] = program.place("shared out", hidden)
+        sizes = (experts, top, width, first, second, shared_width, *shared)
+        places = (inner, shared_inner, out, shared_out)
+        program.add(Experts(norm, stream, hidden, chosen, weights, *sizes, *places))

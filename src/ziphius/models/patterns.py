@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ziphius.models.config import ModelConfig
+from ziphius.ops.native.program import Program
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Causal(Pattern):
         """Compare positions."""
         return key_B1S <= query_BT1
 
+    def emit(self, program: Program) -> None:
+        """Have a native program show all earlier tokens."""
+        program.window, program.sinks = 0, 0
+
 
 class SlidingWindow(Pattern):
     """The last `window` tokens, and the first `sinks` of the document (arXiv 2309.17453)."""
@@ -53,6 +58,10 @@ class SlidingWindow(Pattern):
         """Compare distance with the window, and position with the sinks."""
         near = key_B1S > query_BT1 - self.window
         return (key_B1S <= query_BT1) & (near | (key_B1S < self.sinks))
+
+    def emit(self, program: Program) -> None:
+        """Have a native program show the window and the sinks."""
+        program.window, program.sinks = self.window, self.sinks
 
 
 def build_pattern(config: ModelConfig) -> Pattern:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import float64_device, with_float64
+from ziphius.core.errors import ConfigError
 from ziphius.ops import native
 from ziphius.ops.logprobs import divided, score_rows
 from ziphius.ops.native import sampling
@@ -157,7 +158,7 @@ def sample_rows(
     """Draw the token of each row that will stand at its position.
 
     A row's result depends on nothing but the row, its settings and its position, to the last bit
-    on a CPU. NaN logits give a valid id, and NaN as its log-probability.
+    on a CPU. Logits that are not finite give a valid id and a log-probability that is not either.
 
     Args:
         logits_LW: float32.
@@ -210,6 +211,10 @@ class Sampler:
         sequence_ids: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> None:
+        if any(config.penalties or config.logit_bias for config in configs):
+            raise ConfigError(
+                "penalties and logit_bias have no effect here: they are for requests of the engine"
+            )
         self._configs = tuple(configs)
         self._sequence_ids = tuple(sequence_ids)
         self._device = torch.device(device)

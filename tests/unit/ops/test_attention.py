@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -58,7 +59,7 @@ def test_each_row_has_a_mask_of_its_own():
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("new_tokens", [1, 3])
+@pytest.mark.parametrize("new_tokens", [1, 3, 9])  # more than a query is wide: not folded
 def test_heads_of_a_group_share_keys_and_values(groups, new_tokens):
     query_BNTH = torch.randn(2, 4, new_tokens, 6)
     key_BGSH, value_BGSV = torch.randn(2, groups, 5, 6), torch.randn(2, groups, 5, 3)
@@ -70,6 +71,26 @@ def test_heads_of_a_group_share_keys_and_values(groups, new_tokens):
 
     repeated = (x.repeat_interleave(4 // groups, 1) for x in (key_BGSH, value_BGSV))
     torch.testing.assert_close(of(key_BGSH, value_BGSV), of(*repeated))
+
+
+def peak_bytes(run):
+    """Follow the allocations of a run to their highest sum."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    return max(itertools.accumulate(size for _, size in sorted(changes, key=lambda it: it[0])))
+
+
+@pytest.mark.parametrize("queries", [64, 200])  # folded into one head, and too many for that
+def test_a_key_that_many_heads_share_is_not_copied_for_each(queries):
+    heads, keys, width = 16, 4_096, 128
+    query_BNTH, row_B1SH = torch.randn(1, heads, queries, width), torch.randn(1, 1, keys, width)
+    mask_BTS = torch.ones(1, queries, keys, dtype=torch.bool)
+    arguments = {"mask_BTS": mask_BTS, "is_causal": False, "scale": 0.1}
+    peak = peak_bytes(lambda: attend(query_BNTH, row_B1SH, row_B1SH, **arguments))
+    assert peak < heads * row_B1SH.nbytes
 
 
 def test_values_wider_than_queries_are_refused():

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from ziphius.ops import native
-from ziphius.ops.logprobs import cross_entropy_and_squares, head_logprobs, token_logprobs
+from ziphius.ops.logprobs import (
+    cross_entropy_and_squares,
+    head_logprobs,
+    score_rows,
+    token_logprobs,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -120,3 +125,36 @@ def test_no_tokens_have_gradients_of_zeros() -> None:
         assert part == 0
         _, grad_WD = torch.autograd.grad(part, (hidden_XD, weight_WD), retain_graph=True)
         assert not grad_WD.any()
+
+
+@pytest.mark.parametrize("native_serves", [True, False])
+@pytest.mark.parametrize("width", [5, 64, 1000, 40_000])
+def test_scores_are_the_same_alone_and_together(
+    native_serves: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads would share the sum of a lone row of the twin's."""
+    if not native_serves:
+        monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    generator = torch.Generator().manual_seed(0)
+    logits_LW = torch.randn(7, width, generator=generator) * 3
+    ids_L = torch.randint(width, (7,), generator=generator)
+    temperatures_L = torch.tensor([0.0, 1.0, 0.5, 1.0, 2.0, 0.0, 0.7])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    logprobs_L, normalizers_L = score_rows(logits_LW, ids_L, temperatures_L)
+    for row in range(7):
+        own = slice(row, row + 1)
+        alone = score_rows(logits_LW[own], ids_L[own], temperatures_L[own])
+        assert alone == (logprobs_L[own], normalizers_L[own])
+    torch.set_num_threads(before)
+    divisors_L = temperatures_L.masked_fill(temperatures_L == 0, 1)
+    expected = token_logprobs(logits_LW.double(), ids_L, temperature=divisors_L)
+    torch.testing.assert_close(logprobs_L, expected.float(), rtol=0, atol=3e-6)
+
+
+def test_rows_of_wider_ones_are_scored_where_they_lie() -> None:
+    wide = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    ids_L, temperatures_L = torch.tensor([0, 5, 89, 3]), torch.ones(4)
+    together = score_rows(wide[:, :90], ids_L, temperatures_L)
+    apart = score_rows(wide[:, :90].contiguous(), ids_L, temperatures_L)
+    assert torch.equal(together[0], apart[0])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ziphius.core.errors import ConfigError
 from ziphius.ops.sampling import (
     Sampler,
     inverse_cdf,
@@ -128,6 +129,12 @@ def test_uniforms_are_uniform_over_ids_positions_and_seeds():
         assert sample.max() < 1
     assert abs(np.corrcoef(over_ids[1:], over_ids[:-1])[0, 1]) < 0.03
     assert abs(np.corrcoef(over_ids, over_positions)[0, 1]) < 0.03
+
+
+def test_penalties_are_not_passed_over():
+    for config in (SamplingConfig(presence_penalty=1.0), SamplingConfig(logit_bias={3: 1.0})):
+        with pytest.raises(ConfigError, match="penalties and logit_bias have no effect here"):
+            Sampler([SamplingConfig(), config], range(2))
 
 
 def test_the_generator_is_splitmix64():

@@ -10,7 +10,7 @@ from ziphius.engine.drafts.model import ModelProposer
 from ziphius.engine.drafts.mtp import MtpProposer, TorchMtpRunner
 from ziphius.engine.drafts.ngram import MOST_TOKENS, NgramProposer
 from ziphius.engine.drafts.proposer import Proposer
-from ziphius.engine.runner import TorchRunner
+from ziphius.engine.runner import Runner
 from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.models.attention_spec import cache_specs
 from ziphius.models.cache import PagedCache
@@ -24,7 +24,13 @@ class Target:
     model: Model
     cache: PagedCache
     max_num_batched_tokens: int
-    device: torch.device
+    build_runner: Callable[[Model, PagedCache], Runner]
+    """Makes the runner of a draft model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.model.embed_tokens.weight.device
 
 
 def build_proposer(
@@ -70,7 +76,7 @@ def _model(config: SpeculationConfig, target: Target, draft_model: Model | None)
         device=target.device,
     )
     return ModelProposer(
-        TorchRunner(draft_model),
+        lambda view: target.build_runner(draft_model, view),
         cache,
         context_length=draft_model.config.max_position_embeddings,
         max_num_batched_tokens=target.max_num_batched_tokens,

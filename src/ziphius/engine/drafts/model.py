@@ -3,7 +3,7 @@
 Its cache has as many blocks as the target's, and a token lies in the same slot of both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class ModelProposer:
     """Lets a draft model read what the target has read, and go on.
 
     Args:
-        runner: of the draft model.
+        build_runner: makes the runner of the draft model, over a view of its cache.
         cache: of the draft model, with the blocks of the target's.
         context_length: tokens the draft model can read; longer sequences get no drafts.
         max_num_batched_tokens: most tokens it reads in one step before it drafts: sequences whose
@@ -44,16 +44,16 @@ class ModelProposer:
 
     def __init__(
         self,
-        runner: Runner,
+        build_runner: Callable[[PagedCache], Runner],
         cache: PagedCache,
         *,
         context_length: int,
         max_num_batched_tokens: int,
         device: torch.device | None = None,
     ) -> None:
-        self._runner = runner
         self._cache = cache
         self._by_slot = cache.by_slot()
+        self._runner = build_runner(self._by_slot)
         self._marks = SlotMarks(cache.num_blocks, cache.block_size)
         self._context_length = context_length
         self._budget = max_num_batched_tokens

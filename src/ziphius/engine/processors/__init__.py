@@ -6,6 +6,7 @@ think block last, because it is the one that leaves no choice.
 
 from collections.abc import Sequence
 
+from ziphius.core.errors import ConfigError
 from ziphius.engine.processors.bias import BadWords, LogitBias, MinTokens
 from ziphius.engine.processors.penalties import Penalties
 from ziphius.engine.processors.processor import LogitsProcessor, ProcessorError
@@ -40,8 +41,12 @@ def of_params(
         params: of the request.
         stop_ids: all tokens that end it.
         thinking: how the model thinks, where it does.
-        grammar: the processor of `params.structured_outputs`.
+        grammar: the processor of `params.structured_outputs`, and given exactly where those are.
+
+    Raises:
+        ConfigError: a budget for the thinking of a model that does not think.
     """
+    assert (grammar is None) == (params.structured_outputs is None)
     found: list[LogitsProcessor] = []
     if params.bad_words:
         found.append(BadWords(params.bad_words))
@@ -49,7 +54,12 @@ def of_params(
         found.append(MinTokens(params.min_tokens, stop_ids))
     if grammar is not None:
         found.append(grammar)
-    if params.thinking_token_budget is not None and thinking is not None:
+    if params.thinking_token_budget is not None:
+        if thinking is None:
+            raise ConfigError(
+                "thinking_token_budget has no effect: the model has no think block, or thinking is "
+                "switched off"
+            )
         found.append(ThinkingBudget(params.thinking_token_budget, thinking))
     if params.repetition_detection is not None:
         found.append(RepetitionGuard(params.repetition_detection))

@@ -8,6 +8,8 @@ from torch import Tensor
 from ziphius.engine.sampling_params import RepetitionDetection
 
 REASON = "repetition"
+_KEPT = 256
+"""Tokens that can be taken back: more than anybody drafts."""
 
 
 class RepetitionGuard:
@@ -38,9 +40,11 @@ class RepetitionGuard:
         equal = before[longest - self._sizes] == token_id
         runs = np.where(equal, self._runs[-1] + 1, 0)
         self._runs.append(runs)
+        del self._runs[: -1 - _KEPT]
         return REASON if bool((runs >= self._needed).any()) else None
 
     def rollback(self, count: int) -> None:
         """Go back."""
+        assert count < len(self._runs)
         if count:
             del self._history[-count:], self._runs[-count:]

@@ -10,8 +10,19 @@ from ziphius.models.attention.backend import AttentionGroup, AttentionMetadata
 from ziphius.models.attention_spec import attention_spec
 from ziphius.models.config import ModelConfig
 from ziphius.models.layers import Linear, RMSNorm
+from ziphius.models.native import native
 from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import (
+    NONE,
+    Attend,
+    GroupedHeads,
+    Into,
+    Norm,
+    Place,
+    padded,
+)
 from ziphius.ops.rotary import rotate_halves
 
 
@@ -79,6 +90,31 @@ class GroupedAttention(nn.Module):
             scale=self.scale,
         )
         return out_BNTH.transpose(1, 2).flatten(-2)
+
+    def emit(self, program: Program, norm: Norm, stream: Place, angles: Place) -> None:
+        """Have a native program add attention of the normalised stream to the stream."""
+        layers = [native(layer).emit() for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        query_width, key_width, _ = (len(layer.weight_OI) for layer in layers)
+        query, key, value = program.project(layers, norm, stream, "projected")
+        query_norm = key_norm = Norm()
+        if self.has_qk_norm:
+            query_norm, key_norm = (
+                native(layer).emit(program) for layer in (self.q_norm, self.k_norm)
+            )
+        width = self.head_dim
+        heads, key_heads = query_width // width, key_width // width
+        [queries] = program.place("queries", heads * padded(width))
+        [attended] = program.place("attended", query_width)
+        program.cache_widths[self.layer_idx] = (key_width, key_width)
+        sizes = (heads, key_heads, width)
+        program.add(
+            GroupedHeads(
+                self.layer_idx, query, key, value, query_norm, key_norm, angles, *sizes, queries
+            )
+        )
+        seen = (self.scale, program.window, program.sinks)
+        program.add(Attend(self.layer_idx, queries, *sizes, width, *seen, NONE, width, attended))
+        program.project([native(self.o_proj).emit()], Norm(), attended, stream, Into.ADD)
 
     def _heads(self, x_BSX: Tensor) -> Tensor:
         """View cached rows as the heads of keys and values, [B, G, S, H]."""

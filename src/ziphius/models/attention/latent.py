@@ -15,9 +15,12 @@ from ziphius.models.attention.backend import AttentionGroup, AttentionMetadata
 from ziphius.models.attention_spec import attention_spec
 from ziphius.models.config import ModelConfig
 from ziphius.models.layers import Linear, RMSNorm
+from ziphius.models.native import native
 from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
 from ziphius.ops.latent_heads import key_value_heads, query_heads
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import Attend, Into, LatentHeads, Norm, Place, padded
 from ziphius.ops.rotary import rotate_pairs
 
 # The published code fixes this, whatever rms_norm_eps says.
@@ -126,6 +129,58 @@ class LatentAttention(nn.Module):
             scale=self.scale,
         )
         return torch.einsum("bntc,nvc->btnv", out_BNTX[..., : self.latent_width], w_v_NVC)
+
+    def emit(self, program: Program, norm: Norm, stream: Place, angles: Place) -> None:
+        """Have a native program add attention of the normalised stream to the stream.
+
+        In the absorbed form alone, whatever the number of queries: sums have one order.
+        """
+        row_layer = native(self.kv_a_proj_with_mqa).emit()
+        if self.has_query_latent:
+            first = [native(self.q_a_proj).emit(), row_layer]
+            latent, row = program.project(first, norm, stream, "projected")
+            query_norm = native(self.q_a_layernorm).emit(program)
+            second = [native(self.q_b_proj).emit()]
+            [raw] = program.project(second, query_norm, latent, "raw queries")
+        else:
+            first = [native(self.q_proj).emit(), row_layer]
+            raw, row = program.project(first, norm, stream, "projected")
+        heads, nope, rope, latent_width = (
+            self.num_heads,
+            self.nope_width,
+            self.rope_width,
+            self.latent_width,
+        )
+        key_width = latent_width + rope
+        weight_NXC = native(self.kv_b_proj).emit().weight_OI.unflatten(0, (heads, -1))
+        w_k_NPC, w_v_NVC = weight_NXC.split((nope, self.value_width), 1)
+        [queries] = program.place("queries", heads * padded(key_width))
+        [attended] = program.place("attended", heads * self.value_width)
+        program.cache_widths[self.layer_idx] = (key_width,)
+        program.add(
+            LatentHeads(
+                self.layer_idx,
+                raw,
+                row,
+                native(self.kv_a_layernorm).emit(program),
+                angles,
+                *(heads, nope, rope, latent_width),
+                program.weights(*w_k_NPC.mT),
+                queries,
+            )
+        )
+        program.add(
+            Attend(
+                self.layer_idx,
+                queries,
+                *(heads, 1, key_width, latent_width),
+                *(self.scale, program.window, program.sinks),
+                program.weights(*w_v_NVC),
+                self.value_width,
+                attended,
+            )
+        )
+        program.project([native(self.o_proj).emit()], Norm(), attended, stream, Into.ADD)
 
     def _query(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """Project to rotated heads [B, N, T, P + R], through the query latent if there is one."""

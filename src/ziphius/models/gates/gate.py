@@ -4,13 +4,17 @@ Shapes: M tokens of a batch in one row, D hidden, E experts, K experts per token
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ziphius.models.config import ModelConfig
+from ziphius.ops.native.program import Program, Projection
+from ziphius.ops.native.program_records import NONE, Choose, Norm, Place
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,47 @@ class Gate(nn.Module, ABC):
         scores_ME = self.scores(logits_ME)
         experts_MK = self.choose(scores_ME.detach()) if replayed_MK is None else replayed_MK
         return self.weigh(scores_ME, experts_MK)
+
+    def emit_choice(
+        self, program: Program, norm: Norm, stream: Place, how: Mapping[str, int | float]
+    ) -> tuple[Place, Place]:
+        """Have a native program choose experts, as the `emit` of each gate says.
+
+        Args:
+            program: to be written.
+            norm: of the stream, on the way into the router.
+            stream: residual stream.
+            how: fields of `Choose` that gates differ in.
+
+        Returns:
+            Where the chosen experts and their weights are.
+        """
+        router = Projection(self.weight.detach().float())
+        [logits] = program.project([router], norm, stream, "router", dtype=torch.float32)
+        [chosen] = program.place("chosen", 2 * self.top_k)
+        [weights] = program.place("weights", self.top_k)
+        fields: dict[str, Any] = {
+            "groups": 1,
+            "best_groups": 1,
+            "judges": 1,
+            "bias": NONE,
+            "normalise": 0,
+            "over_chosen": 0,
+            "scaling": self.scaling,
+        }
+        program.add(
+            Choose(
+                logits=logits,
+                experts=self.num_experts,
+                top=self.top_k,
+                route=program.route_layers,
+                chosen=chosen,
+                weights=weights,
+                **fields | dict(how),
+            )
+        )
+        program.route_layers, program.top_k = program.route_layers + 1, self.top_k
+        return chosen, weights
 
     @abstractmethod
     def scores(self, logits_ME: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ziphius.models.config import ModelConfig
 from ziphius.models.gates.gate import Gate, Routing
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import Norm, Place, Scoring
 from ziphius.ops.top_experts import top_experts
 
 # A group (node) is judged by its best experts: K / topk_group = 2 of them in V3, fixed in its code.
@@ -66,6 +68,18 @@ class BiasedSigmoidGate(Gate):
             probs_ME=scores_ME / scores_ME.sum(dim=-1, keepdim=True),
             preferred_MK=top_experts(scores_ME.detach(), self.top_k),
         )
+
+    def emit(self, program: Program, norm: Norm, stream: Place) -> tuple[Place, Place]:
+        """Have a native program choose by score plus bias and weigh by score."""
+        how = {
+            "scoring": Scoring.BY_SIGMOID,
+            "groups": self.num_groups,
+            "best_groups": self.top_groups,
+            "judges": EXPERTS_PER_GROUP_SCORE,
+            "bias": program.vector(self.e_score_correction_bias),
+            "normalise": int(self.normalise),
+        }
+        return self.emit_choice(program, norm, stream, how)
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor, rate: float) -> None:

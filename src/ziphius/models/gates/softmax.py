@@ -11,6 +11,8 @@ Shapes: M tokens, E experts, K experts per token.
 from torch import Tensor
 
 from ziphius.models.gates.gate import Gate, Routing
+from ziphius.ops.native.program import Program
+from ziphius.ops.native.program_records import Norm, Place, Scoring
 from ziphius.ops.top_experts import top_experts
 
 
@@ -34,6 +36,14 @@ class GreedyGate(Gate):
             weights_MK = weights_MK * self.scaling
         return Routing(experts_MK, weights_MK, scores_ME, preferred_MK=experts_MK)
 
+    def emit(self, program: Program, norm: Norm, stream: Place) -> tuple[Place, Place]:
+        """Have a native program choose and weigh by probability."""
+        return self.emit_choice(program, norm, stream, self._how())
+
+    def _how(self) -> dict[str, int | float]:
+        how: dict[str, int | float] = {"scoring": Scoring.BY_SOFTMAX}
+        return how | ({"normalise": 1, "scaling": 1.0} if self.normalise else {})
+
 
 class GroupLimitedGate(GreedyGate):
     """Take the K best experts within the best groups, a group as good as its best expert (V2)."""
@@ -43,6 +53,11 @@ class GroupLimitedGate(GreedyGate):
         return top_experts(
             scores_ME, self.top_k, groups=self.num_groups, top_groups=self.top_groups
         )
+
+    def emit(self, program: Program, norm: Norm, stream: Place) -> tuple[Place, Place]:
+        """Have a native program choose within the best groups."""
+        how = self._how() | {"groups": self.num_groups, "best_groups": self.top_groups}
+        return self.emit_choice(program, norm, stream, how)
 
 
 class TopKGate(Gate):
@@ -60,3 +75,8 @@ class TopKGate(Gate):
         """Weigh by the softmax over the chosen logits."""
         weights_MK = scores_ME.gather(1, experts_MK).softmax(dim=-1) * self.scaling
         return Routing(experts_MK, weights_MK, scores_ME.softmax(dim=-1), experts_MK)
+
+    def emit(self, program: Program, norm: Norm, stream: Place) -> tuple[Place, Place]:
+        """Have a native program choose by logit and weigh by the softmax over the chosen."""
+        how = {"scoring": Scoring.BY_LOGIT, "over_chosen": 1}
+        return self.emit_choice(program, norm, stream, how)

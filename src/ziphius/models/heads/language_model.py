@@ -2,6 +2,7 @@
 
 from ziphius.models.config import ModelConfig
 from ziphius.models.layers import Linear
+from ziphius.ops.native.program import Projection
 
 
 class LanguageModelHead(Linear):
@@ -11,3 +12,7 @@ class LanguageModelHead(Linear):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size)
+
+    def emit(self) -> Projection:
+        """Say what a native program multiplies by."""
+        return super().emit()

@@ -1,22 +1,10 @@
 // From projections to the heads of attention and back, rotations included. heads.py calls them.
 
-#include "numbers.h"
+#include "rotary.h"
 
 #include <vector>
 
 namespace {
-
-// Rotate neighbouring pairs; `direction` -1 rotates back.
-template <class T>
-inline void rotate_pairs(const T* from, T* to, const float* cosine, const float* sine, int64_t pairs,
-                         float direction) {
-    for (int64_t i = 0; i < pairs; i++) {
-        float a = load(from[2 * i]), b = load(from[2 * i + 1]);
-        float c = cosine[i], s = direction * sine[i];
-        store(to + 2 * i, a * c - b * s);
-        store(to + 2 * i + 1, b * c + a * s);
-    }
-}
 
 // Queries [B, T, N, P + R] to heads-first [B, N, T, P + R] with the last R rotated, or back.
 template <class T>
@@ -36,18 +24,6 @@ void latent_queries(const T* from, T* to, const float* cosine, const float* sine
                 rotate_pairs(source + nope, target + nope, c, s, rope / 2, backward ? -1.0f : 1.0f);
             }
         }
-    }
-}
-
-// Rotate number i with number i + half.
-template <class T>
-inline void rotate_halves(const T* from, T* to, const float* cosine, const float* sine, int64_t half,
-                          float direction) {
-#pragma omp simd
-    for (int64_t i = 0; i < half; i++) {
-        float a = load(from[i]), b = load(from[half + i]), s = direction * sine[i];
-        store(to + i, a * cosine[i] - b * s);
-        store(to + half + i, b * cosine[i] + a * s);
     }
 }
 

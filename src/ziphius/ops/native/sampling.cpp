@@ -75,7 +75,7 @@ template <class F>
 double sum(int64_t count, double* reached, const F& f) {
     double total = 0;
     for (int64_t from = 0; from < count; from += BLOCK) {
-        total += block_sum(std::min(BLOCK, count - from), [&](int64_t j) { return f(from + j); });
+        total += block_sum(std::min(BLOCK, count - from), [=](int64_t j) { return f(from + j); });
         if (reached) reached[from / BLOCK] = total;
     }
     return total;
@@ -170,12 +170,12 @@ int64_t draw_filtered(const float* x, int64_t limit, double total, const Filters
         float lowest = kth_largest(x, limit, filters.top_k, own.some);
 #pragma omp simd
         for (int64_t j = 0; j < limit; j++) weights[j] = x[j] < lowest ? 0.0f : weights[j];
-        if (filters.top_p < 1) total = sum(limit, nullptr, [&](int64_t j) { return weights[j]; });
+        if (filters.top_p < 1) total = sum(limit, nullptr, [=](int64_t j) { return weights[j]; });
     }
     float least = filters.min_p;  // the most likely token weighs 1
     if (filters.top_p < 1)
         least = std::max(least, nucleus_floor(weights, limit, filters.top_p * total, total, own.some));
-    auto kept = [&](int64_t j) { return weights[j] < least ? 0.0f : weights[j]; };
+    auto kept = [=](int64_t j) { return weights[j] < least ? 0.0f : weights[j]; };
     sum(limit, own.reached.data(), kept);
     return inverse_cdf(limit, own.reached.data(), share, kept);
 }
@@ -198,12 +198,17 @@ struct Normal {
 // are in all; `reached` and `weights` receive what `sum` and each of them is, if that is wanted.
 Normal normalize(const float* x, int64_t width, int64_t limit, double* reached, float* weights) {
     float top = largest(x, limit), more = largest(x + limit, width - limit);
-    auto weight = [&](int64_t j) { return weight_of(x[j] - top); };
-    double total = weights ? sum(limit, reached, [&](int64_t j) { return weights[j] = weight(j); })
-                           : sum(limit, reached, weight);
+    double total;
+    if (weights) {
+#pragma omp simd
+        for (int64_t j = 0; j < limit; j++) weights[j] = weight_of(x[j] - top);
+        total = sum(limit, reached, [=](int64_t j) { return weights[j]; });
+    } else {
+        total = sum(limit, reached, [=](int64_t j) { return weight_of(x[j] - top); });
+    }
     if (limit == width) return {top, top + float(std::log(total)), total};
     float all = std::max(top, more);
-    double rest = sum(width - limit, nullptr, [&](int64_t j) { return weight_of(x[limit + j] - all); });
+    double rest = sum(width - limit, nullptr, [=](int64_t j) { return weight_of(x[limit + j] - all); });
     double share = all > top ? std::exp(double(top) - double(all)) : 1;
     return {top, all + float(std::log(total * share + rest)), total};
 }
@@ -235,7 +240,7 @@ void sample(const float* logits, int64_t stride, const int64_t* keys, const floa
             ids[i] = draw_filtered(x, limit, normal.total, filters, share, own);
         else
             ids[i] = inverse_cdf(limit, own.reached.data(), share,
-                                 [&](int64_t j) { return weight_of(x[j] - normal.top); });
+                                 [=](int64_t j) { return weight_of(x[j] - normal.top); });
         normalizers[i] = normal.normalizer;
         logprobs[i] = x[ids[i]] - normal.normalizer;
     }

@@ -193,3 +193,31 @@ def test_only_mtp_drafts_take_room_for_an_mtp_layer() -> None:
     model = Model(latent_config(num_nextn_predict_layers=2))
     for method, layers in (("mtp", 3), ("ngram", 2)):
         assert len(build_engine(model, config(method))._cache.parts) == layers
+
+
+@pytest.mark.parametrize("method", sorted(DRAFTS))
+def test_engines_as_they_are_built_draft_without_a_trace(method: str) -> None:
+    """Native programs where there are some, lengths that adapt, whole prompts."""
+    told = {}
+    for chosen in (None, method):
+        speculation = (
+            None if chosen is None else SpeculationConfig.model_validate({"method": chosen})
+        )
+        engine = build_engine(
+            trained("target"),
+            EngineConfig(num_blocks=24, block_size=8, speculation=speculation),
+            draft_model=trained("draft") if chosen == "model" else None,
+        )
+        log = Log(engine)
+        for request in mixed_requests():
+            engine.add(dataclasses.replace(request, max_new_tokens=25))
+        log.run()
+        told[chosen] = log.told
+    assert engine.metrics()["spec_decode_num_drafts"] > 0
+    assert engine.metrics()["spec_decode_error"] is None
+    if method == "mtp":
+        # The module tree, whose sums hang on the batch: the same tokens, but not to the bit.
+        pairs = [(one.token_ids, told[None][key].token_ids) for key, one in told[method].items()]
+        assert all(mine == plain for mine, plain in pairs)
+    else:
+        assert told[method] == told[None]

@@ -13,10 +13,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny import build as build_model
+from tests.tiny import grouped_config
 from tests.twins import draw
 from tests.unit.ops.native.test_sizes import KERNELS
 from ziphius.ops import native
-from ziphius.ops.native import attention, build, dense, experts, heads, int8, pointwise, routing
+from ziphius.ops.native import (
+    attention,
+    build,
+    dense,
+    experts,
+    heads,
+    int8,
+    pointwise,
+    program,
+    routing,
+    sampling,
+)
 from ziphius.ops.native.binding import Kernel, address, own_address, row_address
 
 FOLDER = Path(build.__file__).parent
@@ -230,14 +243,73 @@ def product_calls() -> dict[str, Call]:
     }
 
 
+def sampling_calls() -> dict[str, Call]:
+    columns = {
+        "keys_L": torch.arange(6),
+        "temperatures_L": draw(6).abs() + 0.1,
+        "top_k_L": torch.arange(6),
+        "top_p_L": torch.full((6,), 0.9, dtype=torch.float64),
+        "min_p_L": torch.full((6,), 0.1),
+        "positions_L": torch.arange(6),
+    }
+    logits = {"logits_LW": draw(6, 8)}
+    given = {"ids_L": torch.arange(6), "temperatures_L": columns["temperatures_L"]}
+    return {
+        "sample": (partial(sampling.sample, limit=8), logits | columns),
+        "score": (partial(sampling.score, limit=8), logits | given),
+    }
+
+
+def program_calls() -> dict[str, Call]:
+    """A step of two sequences, one with a token before the new one."""
+    written = program.Program(torch.float32)
+    model = build_model(grouped_config())
+    model.emit(written)
+    written.pack()
+    parts = {f"part{index}": torch.zeros(8, 16) for index in range(4)}
+    tokens = {
+        "input_ids_M": torch.tensor([3, 5, 7]),
+        "cu_seqlens_Z1": torch.tensor([0, 2, 3]),
+        "seq_lens_Z": torch.tensor([2, 2]),
+        "slot_mapping_M": torch.tensor([0, 1, 5]),
+        "block_tables_ZJ": torch.tensor([[0], [1]]),
+        "logits_rows_L": torch.tensor([1, 2]),
+    }
+
+    def run(part0: Tensor, part1: Tensor, part2: Tensor, part3: Tensor, **named: Tensor) -> Any:
+        pages = program.Pages([(part0, part1), (part2, part3)], 4)
+        return written.run(program.StepTokens(**named), pages, threads=1)
+
+    def pack(weight_OI: Tensor, arena: Tensor) -> None:
+        program.pack_weight(weight_OI, arena, 0, 1)
+
+    return {
+        "program_run": (run, tokens | parts),
+        "pack_weight": (
+            pack,
+            {"weight_OI": draw(3, 5), "arena": torch.zeros(4096, dtype=torch.uint8)},
+        ),
+    }
+
+
 def calls() -> dict[str, Call]:
     """A call of each wrapper that works, its tensors by name."""
-    return pointwise_calls() | attention_calls() | expert_calls() | product_calls()
+    parts = (
+        pointwise_calls(),
+        attention_calls(),
+        expert_calls(),
+        product_calls(),
+        program_calls(),
+        sampling_calls(),
+    )
+    return {name: call for part in parts for name, call in part.items()}
 
 
 ALLOWED = {
     "longer": {  # the last dimension is what gives the kernel its size
         ("cross_entropy", "logits_XW"),
+        ("sample", "logits_LW"),
+        ("score", "logits_LW"),
         ("latent_queries", "from_"),
         ("latent_keys", "expanded_BTNX"),
         ("latent_keys", "shared_BTR"),
@@ -247,6 +319,10 @@ ALLOWED = {
         ("sort_pairs", "experts_MK"),
         ("dense_gradient", "grad_MO"),
         ("dense_gradient", "x_MI"),
+        ("pack_weight", "weight_OI"),
+        ("pack_weight", "arena"),
+        ("program_run", "block_tables_ZJ"),  # entries behind a sequence's last block
+        ("program_run", "logits_rows_L"),
     },
     "dimension": {("int8_linear", "x_JK")},  # rows of any leading shape
     "gaps": {("rotate", "x_BTNR")},  # is made contiguous
@@ -299,6 +375,10 @@ def test_each_tensor_of_each_kernel_is_looked_at(name: str) -> None:
         (lambda: heads.latent_keys(draw(1, 1, 1, 3), draw(1, 1, 2), 4), "4 of 3"),
         (lambda: heads.latent_keys_backward(draw(1, 1, 1, 3), draw(1, 1, 1, 2), 4), "4 of 3"),
         (lambda: causal(3, 4), "3 have 4"),
+        (lambda: scored([0, 5]), "ids are 0 to 5; a vocabulary of 5"),
+        (lambda: scored([0, -1]), "ids are -1 to 0"),
+        (lambda: scored([0, 1], limit=6), "up to 6 cannot be drawn from a vocabulary of 5"),
+        (lambda: scored([0, 1], limit=0), "up to 0"),
         (lambda: dense.dense(draw(2, 3), draw(4, 3).bfloat16(), transposed=True), "dense takes"),
     ],
 )
@@ -313,6 +393,10 @@ ANGLE = torch.zeros(1, 1, 1)
 def top(**changes: int) -> Tensor:
     options = {"top_k": 2, "groups": 2, "top_groups": 1, "judges": 1} | changes
     return routing.top_experts(draw(3, 8), **options)
+
+
+def scored(ids: list[int], limit: int = 5) -> Any:
+    return sampling.score(draw(2, 5), torch.tensor(ids), torch.ones(2), limit=limit)
 
 
 def in_groups(starts: list[int] | None, groups: int = 1) -> Tensor:

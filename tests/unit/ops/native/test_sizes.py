@@ -7,6 +7,9 @@ seen. `make sanitize` runs this file under ASan and UBSan, on more examples.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
+from functools import partial
+from math import nan
 from typing import Any
 
 import pytest
@@ -16,7 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.examples import examples
+from tests.numerics.oracles import CONFIGS
+from tests.paged import Sequences, logits_of, paged_cache
+from tests.tiny import build, random_ids
 from tests.twins import BOUNDS, assert_equal_within, draw
+from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.runner import Runner, TorchRunner
+from ziphius.models.cache import PagedCache
+from ziphius.models.presets import derive
 from ziphius.ops import logprobs, native
 from ziphius.ops.attention import attend
 from ziphius.ops.experts import routed_experts
@@ -24,11 +34,22 @@ from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.int8 import grouped_int8_linear, int8_linear, quantize_rows
 from ziphius.ops.latent_heads import key_value_heads, query_heads
 from ziphius.ops.linear import linear
-from ziphius.ops.logprobs import cross_entropy_and_squares
-from ziphius.ops.native import attention, dense, experts, heads, int8, pointwise, routing
+from ziphius.ops.logprobs import cross_entropy_and_squares, score_rows
+from ziphius.ops.native import (
+    attention,
+    dense,
+    experts,
+    heads,
+    int8,
+    pointwise,
+    program,
+    routing,
+    sampling,
+)
 from ziphius.ops.native.binding import Kernel
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
+from ziphius.ops.sampling import RowSettings, sample_rows
 from ziphius.ops.swiglu import swiglu
 from ziphius.ops.top_experts import top_experts
 
@@ -36,7 +57,7 @@ pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {na
 EXAMPLES = int(os.environ.get("ZIPHIUS_FUZZ_EXAMPLES", "12"))
 KERNELS = {
     kernel.name: kernel
-    for module in (attention, dense, experts, heads, int8, pointwise, routing)
+    for module in (attention, dense, experts, heads, int8, pointwise, program, routing, sampling)
     for kernel in vars(module).values()
     if isinstance(kernel, Kernel)
 }
@@ -204,6 +225,64 @@ def products_in_int8(sizes: Sizes) -> Case:
     return lambda factor: factor * grouped_int8_linear(x, starts, weight, scale), [factor]
 
 
+def next_tokens(sizes: Sizes) -> Case:
+    rows, width = sizes(ROWS, WIDE)
+    [limit] = sizes(st.integers(1, width))
+    generator = torch.Generator().manual_seed(rows + width)
+    temperatures_L = torch.tensor([0.0, 1.0, 0.6, 1.7])[torch.arange(rows) % 4]
+    settings = RowSettings(
+        torch.randint(2**62, (rows,), generator=generator),
+        temperatures_L,
+        torch.randint(sizes.one_of(1, 4, 90), (rows,), generator=generator),
+        torch.rand(rows, generator=generator, dtype=torch.float64).clamp(min=0.5) * 2 % 1 + 1e-9,
+        torch.rand(rows, generator=generator) * sizes.one_of(0, 0.3),
+    )
+    logits_LW = sizes.tensor(rows, width, dtype=torch.float32) * 3
+    factor = sizes.tensor(rows, dtype=torch.float32)  # has a gradient; a draw has none
+
+    def drawn(factor: Tensor) -> tuple[Tensor, ...]:
+        draws = sample_rows(logits_LW, settings, torch.arange(rows), limit=limit)
+        scores = score_rows(logits_LW, draws.ids_L, temperatures_L, limit=limit)
+        assert [x.tolist() for x in scores] == [x.tolist() for x in draws[1:]]
+        return factor * draws.ids_L, factor * draws.logprobs_L, factor * draws.normalizers_L
+
+    return drawn, [factor]
+
+
+def whole_model(sizes: Sizes) -> Case:
+    """A program of any config, over sequences cut and mixed at random."""
+    config = sizes.data.draw(sizes.one_of(*CONFIGS.values()))
+    hidden, vocabulary = sizes(st.integers(8, 130), st.integers(2, 140))
+    config = derive(config, hidden_size=hidden, vocab_size=vocabulary)
+    model = build(config, seed=sizes.one_of(0, 1)).to(sizes.dtype).eval()
+    lengths = sizes.data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    lengths[0] += sizes.one_of(0, 0, 0, 100, 530)
+    ids = [random_ids(1, length, vocabulary, seed=length)[0] for length in lengths]
+    block_size, threads = sizes.one_of(1, 3, 16), sizes.one_of(1, 2, 3)
+    cache_dtype = sizes.one_of(torch.float32, sizes.dtype)
+    chunks = sizes.one_of(None, [1, 5], [7, 16], [200])
+
+    def logits(runner: Callable[[PagedCache], Runner], dtype: torch.dtype, empty: float) -> Tensor:
+        blocks = sum(-(-length // block_size) for length in lengths) + 1
+        # What nobody may read is NaN for the program; modules multiply it by 0.
+        cache = paged_cache(model, blocks, block_size, dtype, empty=empty)
+        return torch.cat(logits_of(runner(cache), Sequences(cache, ids), chunks, threads))
+
+    def weighed(factor: Tensor) -> Tensor:
+        if native.serves():
+            ours = partial(NativeRunner, model, threads=threads)
+            found = logits(ours, cache_dtype, nan)
+            # Rounded rows of a cache may send a token to another expert, and nothing is alike then.
+            if cache_dtype == torch.float32 or not config.n_routed_experts:
+                return factor * found
+        # Modules in float32 with the same weights.
+        with torch.autocast("cpu", enabled=False):
+            theirs = deepcopy(model).float()
+            return factor * logits(lambda cache: TorchRunner(theirs), torch.float32, 0.0)
+
+    return weighed, [sizes.tensor(vocabulary, dtype=torch.float32)]
+
+
 ROUTING = {"sort_pairs", "combine"}
 CASES: dict[Callable[[Sizes], Case], set[str]] = {
     norm: {"rms_norm", "rms_norm_backward"},
@@ -220,6 +299,8 @@ CASES: dict[Callable[[Sizes], Case], set[str]] = {
     choice_of_experts: {"top_experts"},
     product_in_int8: {"int8_linear"},
     products_in_int8: {"int8_linear"},
+    next_tokens: {"sample", "score"},
+    whole_model: {"pack_weight", "program_run"},
 }
 """Functions that draw an example, and the kernels that examples of it run."""
 

@@ -1,0 +1,120 @@
+"""The runner that computes a step as one native program (`ops/native/program.py`).
+
+Every row has one order of sums: its cached rows, logits and routes are the same to the bit whatever
+else is in the batch, however its prompt is cut into chunks, wherever its blocks lie and however
+many threads there are.
+
+Shapes: M tokens of the batch, L rows whose logits are wanted, Z sequences.
+"""
+
+import torch
+from torch import Tensor
+
+from ziphius.engine.runner import RunnerOutput
+from ziphius.models.cache import PagedCache
+from ziphius.models.forward_batch import ForwardBatch
+from ziphius.models.model import Model
+from ziphius.models.native import native
+from ziphius.ops.native.program import Pages, Program, StepTokens
+
+
+class NativeRunner:
+    """Runs a native program of a model, whose weights it keeps in packed form.
+
+    Where the weights of the model change, also in place, `refresh` must be called before the next
+    step: until then it runs with old ones, of which embeddings alone are read where they lie.
+
+    Args:
+        model: shared; its embeddings are read in place, all other weights are copied.
+        cache: that every batch names; it must stay where it is.
+        threads: that share the work of a step; by default as many as torch's operations.
+        exact: leave out matrix units where a CPU has some: sums then go in the order of vectors.
+        record_routes: return the experts of every token.
+
+    Raises:
+        NotNative: some part of the model has no native operation; the text says which.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: PagedCache,
+        *,
+        threads: int | None = None,
+        exact: bool = False,
+        record_routes: bool = False,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._pages = Pages(cache.parts, cache.block_size)
+        self._threads = threads
+        self._exact = exact
+        self._record_routes = record_routes
+        self._program = write_program(model)
+
+    def refresh(self) -> None:
+        """Pack the model's weights anew, into the same memory.
+
+        Raises:
+            NotNative: the model was changed to one that is not native; this runner is at its end.
+        """
+        self._program = write_program(self._model, self._program.give_arena())
+
+    @torch.inference_mode()
+    def __call__(self, batch: ForwardBatch) -> RunnerOutput:
+        """Run one step.
+
+        Raises:
+            ValueError: the batch is none of this cache, or says what cannot be; nothing was
+                written.
+        """
+        paged = batch.paged
+        if paged is None or paged.cache is not self._cache:
+            raise ValueError("batch: a native runner takes flat batches of its own cache.")
+        if batch.routes:
+            raise ValueError("batch: a native runner does not replay routes.")
+        if batch.positions_BT is not None and not torch.equal(
+            batch.positions_BT[0], paged.positions_M()
+        ):
+            raise ValueError("batch: positions differ from those that the lengths give.")
+        rows_L = batch.logits_rows_L
+        if rows_L is None:
+            rows_L = torch.arange(batch.input_ids_BT.shape[1])
+        tokens = StepTokens(
+            _row(batch.input_ids_BT),
+            paged.cu_seqlens_Z1,
+            paged.seq_lens_Z,
+            paged.slot_mapping_M,
+            paged.block_tables_ZJ,
+            rows_L,
+        )
+        logits_LW, routes_MYK = self._program.run(
+            tokens,
+            self._pages,
+            threads=self._threads or torch.get_num_threads(),
+            exact=self._exact,
+            record_routes=self._record_routes,
+        )
+        return RunnerOutput(logits_LW, routes_MYK)
+
+
+def write_program(model: Model, arena: Tensor | None = None) -> Program:
+    """Write a model into a program and pack its weights.
+
+    Args:
+        model: in float32 or bfloat16.
+        arena: memory of an earlier program of the model, for the weights.
+
+    Raises:
+        NotNative: some part of the model has no native operation.
+    """
+    program = Program(model.model.embed_tokens.weight.dtype)
+    native(model).emit(program)
+    program.pack(arena)
+    return program
+
+
+def _row(input_ids_BT: Tensor) -> Tensor:
+    if len(input_ids_BT) != 1:
+        raise ValueError(f"batch: a flat batch has one row, not {len(input_ids_BT)}.")
+    return input_ids_BT[0]

@@ -1,0 +1,109 @@
+"""The native program equals the modules, and each row of it equals itself, bit for bit."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.examples import examples
+from tests.figures import seen
+from tests.numerics.oracles import CONFIGS, seeds
+from tests.paged import Sequences, logits_of, paged_cache
+from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
+from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.runner import TorchRunner
+from ziphius.models.config import ModelConfig
+from ziphius.models.model import Model
+from ziphius.models.presets import derive, get_preset
+from ziphius.ops import native
+
+pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
+TOLERANCE = 1e-5
+TOPK = {name: value for name, value in V3_EXPERTS.items() if not name.startswith(("n_g", "topk"))}
+TOPK |= {"topk_method": "topk", "scoring_func": "softmax", "norm_topk_prob": False}
+WINDOW = {"pattern": "sliding_window", "sliding_window": 5, "attention_sinks": 2}
+ODD = {"hidden_size": 40, "intermediate_size": 70, "vocab_size": 101}
+SHAPES = {
+    "topk": latent_config(**TOPK),
+    "no shared expert": latent_config(**V3_EXPERTS | {"n_shared_experts": 0}),
+    "window": latent_config(**WINDOW),
+    "grouped window": grouped_config(**WINDOW),
+    "odd": latent_config(**ODD),
+    "odd groups": grouped_config(**ODD, num_key_value_heads=3, head_dim=10),
+    "many heads": latent_config(num_attention_heads=41, num_key_value_heads=41),
+    "wide": latent_config(hidden_size=600, vocab_size=700),
+}
+
+
+def sequences_of(model: Model, lengths: list[int], *, empty: float = torch.nan) -> Sequences:
+    blocks = sum(-(-length // 4) for length in lengths) + 3
+    cache = paged_cache(model, blocks, 4, model.model.norm.weight.dtype, empty=empty)
+    vocabulary = model.config.vocab_size
+    return Sequences(cache, [random_ids(1, n, vocabulary, seed=n)[0] for n in lengths])
+
+
+def assert_native_is_torch(model: Model, lengths: list[int], chunks: list[int] | None) -> None:
+    # Modules multiply what they hide by 0, so it is no NaN.
+    ours, theirs = sequences_of(model, lengths), sequences_of(model, lengths, empty=0.0)
+    found = torch.cat(logits_of(NativeRunner(model, ours.cache, threads=1), ours, chunks))
+    expected = torch.cat(logits_of(TorchRunner(model), theirs))
+    assert found.isfinite().all()
+    difference = (found - expected).norm() / expected.norm()
+    assert seen("native program = modules, logits", difference, TOLERANCE)
+
+
+@examples(60)
+@given(config=st.one_of(*CONFIGS.values()), seed=seeds, data=st.data())
+def test_any_model(config: ModelConfig, seed: int, data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    chunks = data.draw(st.sampled_from([None, [1], [1, 3], [2, 7, 16]]))
+    assert_native_is_torch(build(config, seed).eval(), lengths, chunks)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_further_shapes(name: str) -> None:
+    assert_native_is_torch(build(SHAPES[name]).eval(), [33, 5, 21], [1, 7, 16])
+
+
+def test_more_rows_than_a_block_and_more_keys_than_a_tile() -> None:
+    assert_native_is_torch(build(get_preset("v3-tiny")).eval(), [150, 700], [400])
+
+
+@pytest.mark.parametrize("preset", ["v2-tiny", "v2-lite-tiny", "qwen3-tiny"])
+def test_bfloat16_weights_multiply_float32_rows(preset: str) -> None:
+    """Held to modules in float32 with the same weights; a route may flip, so by the median row."""
+    model = build(get_preset(preset)).bfloat16().eval()
+    ours = sequences_of(model, [40, 9])
+    found = torch.cat(logits_of(NativeRunner(model, ours.cache), ours, [1, 7]))
+    model = model.float()
+    theirs = sequences_of(model, [40, 9], empty=0.0)
+    expected = torch.cat(logits_of(TorchRunner(model), theirs))
+    error = ((found - expected).norm(dim=1) / expected.norm(dim=1)).median()
+    assert seen("native program in bfloat16, median row", error, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        get_preset("v3-tiny"),
+        get_preset("v2-lite-tiny"),
+        get_preset("qwen3-tiny"),
+        derive(get_preset("r1-distill-llama-tiny"), num_key_value_heads=1, **WINDOW),
+    ],
+    ids=["v3", "v2-lite", "qwen3", "llama, window"],
+)
+def test_a_row_is_the_same_bits_in_any_batch(config: ModelConfig, dtype: torch.dtype) -> None:
+    """Whatever is beside it, however its prompt is cut, wherever its blocks lie, in any team."""
+    model = build(config).to(dtype).eval()
+    lengths = [1100, 200, 37, 5]
+    ids = [random_ids(1, n, config.vocab_size, seed=n)[0] for n in lengths]
+    expected = None
+    for seed, (chunks, block_size) in enumerate(
+        [(None, 16), ([1, 7, 16], 8), ([64], 32), ([1, 333], 16), ([1100], 4)]
+    ):
+        cache = paged_cache(model, 2_000 // block_size, block_size, dtype)
+        runner = NativeRunner(model, cache, threads=1 + seed % 3)
+        found = logits_of(runner, Sequences(cache, ids, seed), chunks, seed)
+        expected = expected or found
+        assert all(map(torch.equal, found, expected))
