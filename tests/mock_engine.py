@@ -5,6 +5,7 @@ every sequence back through the block tables, and hashes that to logits. So a wr
 copy or a block that two sequences write to changes tokens, and `oracle` says what they should be.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
 from ziphius.engine.runner import RunnerOutput
@@ -21,7 +23,6 @@ from ziphius.engine.sampler import BatchSampler, Sampled
 from ziphius.engine.sequence import Request
 from ziphius.models.cache import CacheSpec, PagedCache
 from ziphius.models.forward_batch import ForwardBatch
-from ziphius.ops.sampling_config import SamplingConfig
 
 VOCAB = 32
 CONTEXT = 256
@@ -99,25 +100,40 @@ class MockSampler(BatchSampler):
             self.lengths[row] += 1
         return super().accept(row, token_id)
 
+    def rollback(self, row: int, count: int) -> None:
+        self.lengths[row] -= count
+        super().rollback(row, count)
+
     def remove(self, row: int) -> None:
         super().remove(row)
         del self.lengths[row], self.sequence_ids[row]
         self.broken.discard(row)
 
     def __call__(self, logits_LW: Tensor, rows, positions, drafts=None) -> Sampled:
-        assert [self.lengths[row] for row in rows] == list(positions)
+        before: Counter[int] = Counter()
+        for row, position in zip(rows, positions, strict=True):
+            assert self.lengths[row] + before[row] == position
+            before[row] += 1
+        assert {row: n - 1 for row, n in before.items() if n > 1} == {
+            row: len(drafted) for row, drafted in (drafts or {}).items()
+        }
         if self.broken & set(rows):
             raise RuntimeError("the sampler gave up")
         return super().__call__(logits_LW, rows, positions, drafts)
 
 
-def draw(
-    logits_W: Tensor, sampling: SamplingConfig, sequence_id: int, position: int
-) -> tuple[int, float]:
-    """Draw one token."""
-    sampler = BatchSampler()
-    sampler.add(0, sampling, sequence_id)
-    sampled = sampler(logits_W[None], [0], [position])
+def draw(logits_W: Tensor, request: Request, sample: int, tokens: list[int]) -> tuple[int, float]:
+    """Draw the token behind a prompt and what was drawn."""
+    sampler, prompt = BatchSampler(), len(request.prompt_ids)
+    sampler.add(
+        0,
+        request.sampling,
+        request.sequence_id + sample,
+        request.prompt_ids,
+        [] if request.processors is None else request.processors(),
+        token_ids=tokens[prompt:],
+    )
+    sampled = sampler(logits_W[None], [0], [len(tokens)])
     return int(sampled.ids_L), float(sampled.logprobs_L)
 
 
@@ -136,9 +152,7 @@ def oracle(request: Request, sample: int = 0) -> Told:
         if BOMB in tokens or POISON in tokens:
             reason = "error"
             break
-        token, logprob = draw(
-            mock_logits(tokens), request.sampling, request.sequence_id + sample, len(tokens)
-        )
+        token, logprob = draw(mock_logits(tokens), request, sample, tokens)
         tokens.append(token)
         logprobs.append(logprob)
         if token in request.stop_ids or len(logprobs) == request.max_new_tokens:
@@ -147,7 +161,7 @@ def oracle(request: Request, sample: int = 0) -> Told:
     return Told(tokens[len(request.prompt_ids) :], logprobs, reason)
 
 
-def mock_engine(num_blocks: int = 64, **settings) -> Engine:
+def mock_engine(num_blocks: int = 64, *, proposer: Proposer | None = None, **settings) -> Engine:
     """An engine of 8 seats and blocks of 4 tokens, if nothing else is said."""
     config = EngineConfig(
         **(
@@ -157,7 +171,7 @@ def mock_engine(num_blocks: int = 64, **settings) -> Engine:
     )
     cache = PagedCache([CacheSpec((1,))], num_blocks, config.block_size)
     limits = Limits(CONTEXT, VOCAB)
-    return Engine(MockRunner(), cache, MockSampler(), config, limits)
+    return Engine(MockRunner(), cache, MockSampler(), config, limits, proposer=proposer)
 
 
 class Log:

@@ -10,12 +10,13 @@ from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
 from ziphius.engine.adapters import AdapterRunner, AdapterStore
 from ziphius.engine.config import EngineConfig
+from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
 from ziphius.engine.native_runner import NativeRunner
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
-from ziphius.models.attention_spec import cache_specs
+from ziphius.models.attention_spec import CacheSpec, cache_specs
 from ziphius.models.cache import PagedCache
 from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
@@ -48,6 +49,7 @@ def build_engine(
     vocab_limit: int | None = None,
     record_routes: bool = False,
     adapters: AdapterStore | None = None,
+    draft_model: Model | None = None,
 ) -> Engine:
     """Give a model an engine.
 
@@ -60,12 +62,32 @@ def build_engine(
             count them.
         record_routes: return with a sequence's last token the experts of all.
         adapters: of this model, that requests may name; more can be added later.
+        draft_model: of `config.speculation`, if its method is `model`; in evaluation mode.
+
+    Raises:
+        ConfigError: settings that exclude each other, or a method of speculation that does not suit
+            the model or the draft model.
     """
     if record_routes and config.disk_cache is not None:
         raise ConfigError("routes are not kept on disk: record them without disk_cache.")
+    if adapters is not None and config.speculation is not None:
+        raise ConfigError("drafts know no adapters: leave out either speculation or adapters.")
     device = model.model.embed_tokens.weight.device
     cache = new_cache(model, config)
-    runner, not_native = build_runner(model, cache, record_routes=record_routes)
+    proposer = None
+    if config.speculation is not None:
+        target = Target(
+            model, cache, config.max_num_batched_tokens, lambda *pair: build_runner(*pair)[0]
+        )
+        proposer = build_proposer(config.speculation, target, draft_model)
+    elif draft_model is not None:
+        raise ConfigError("a draft model would have no effect without speculation")
+    runner, not_native = build_runner(
+        model,
+        cache,
+        record_routes=record_routes,
+        return_hidden=proposer is not None and proposer.needs_hidden,
+    )
     kind = type(runner).__name__
     if adapters is not None:
         runner = AdapterRunner(runner, model, adapters, record_routes=record_routes)
@@ -75,6 +97,7 @@ def build_engine(
         BatchSampler(vocab_limit),
         config,
         limits_of(model),
+        proposer=proposer,
         device=device,
         adapters=adapters,
         not_native=not_native,
@@ -97,8 +120,7 @@ def new_cache(model: Model, config: EngineConfig) -> PagedCache:
     """
     embedding = model.model.embed_tokens.weight
     dtype = torch.bfloat16 if config.cache_dtype == "bfloat16" else embedding.dtype
-    # No step runs the MTP layers, so nothing is kept for them.
-    specs = cache_specs(model.config)[: model.config.num_hidden_layers]
+    specs = _specs(model.config, config)
     block_bytes = sum(spec.numbers for spec in specs) * config.block_size * dtype.itemsize
     return PagedCache(
         specs,
@@ -110,17 +132,26 @@ def new_cache(model: Model, config: EngineConfig) -> PagedCache:
     )
 
 
+def _specs(model: ModelConfig, config: EngineConfig) -> list[CacheSpec]:
+    """Say what is cached: of the MTP layers at most the first, and that only to draft with."""
+    drafts = config.speculation is not None and config.speculation.method == "mtp"
+    return cache_specs(model)[: model.num_hidden_layers + drafts]
+
+
 def build_runner(
-    model: Model, cache: PagedCache, *, record_routes: bool = False
+    model: Model, cache: PagedCache, *, record_routes: bool = False, return_hidden: bool = False
 ) -> tuple[Runner, str | None]:
     """Return the native program of a model; where it has none the module tree, and why."""
     device = model.model.embed_tokens.weight.device
     try:
         if device.type != "cpu":
             raise NotNative(f"native programs run on a CPU, not on {device}")
+        if return_hidden:
+            raise NotNative("native programs do not return the hidden states that MTP drafts need")
         return NativeRunner(model, cache, record_routes=record_routes), None
     except NotNative as reason:
-        return TorchRunner(model, record_routes=record_routes), str(reason)
+        runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
+        return runner, str(reason)
 
 
 def _default_blocks(

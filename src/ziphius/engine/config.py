@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from ziphius.core.config import Config
 from ziphius.core.errors import ConfigError
+from ziphius.engine.speculation_config import SpeculationConfig
 
 
 class EngineConfig(Config):
@@ -36,6 +37,8 @@ class EngineConfig(Config):
     after a restart. Whoever can read it can read prompts out of it."""
     disk_cache_bytes: Annotated[int, Field(ge=1)] = 10 * 2**30
     """Size of that folder at most."""
+    speculation: SpeculationConfig | None = None
+    """How tokens are guessed ahead, so that a step can give a sequence several; by default not."""
     max_queue: Annotated[int, Field(ge=1)] = 4096
     """Requests that may wait; one more is refused."""
 

@@ -24,14 +24,17 @@ from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.cache_pool import BlockCopy, CachePool
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
+from ziphius.engine.drafts.proposer import Proposer
+from ziphius.engine.drawing import Run, draw_runs, told
 from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
 from ziphius.engine.prompt_scores import score_prompt
 from ziphius.engine.runner import Runner, RunnerOutput
-from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled, TopLogprobs
+from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
-from ziphius.engine.step import Chunk, Ints, StepArrays
+from ziphius.engine.speculation import Speculation
+from ziphius.engine.step import Chunk, StepArrays
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
 
@@ -54,6 +57,7 @@ class Engine:
         sampler: of this engine alone.
         config: limits; `num_blocks` is the cache's.
         limits: of the model.
+        proposer: of drafts, if the config has `speculation`; the runner returns what it needs.
         device: where the runner wants ids and slots.
         adapters: that requests may name, where the runner knows them.
         not_native: why the runner is not the native program of its model, to be told.
@@ -68,6 +72,7 @@ class Engine:
         config: EngineConfig,
         limits: Limits,
         *,
+        proposer: Proposer | None = None,
         device: torch.device | None = None,
         adapters: AdapterStore | None = None,
         not_native: str | None = None,
@@ -92,6 +97,10 @@ class Engine:
         self._tier: DiskTier | None = None
         self.figures: list[Callable[[], Mapping[str, int]]] = []
         """Of other parts of the model and the engine, for `metrics`."""
+        assert (proposer is None) == (config.speculation is None)
+        self._speculation = None
+        if proposer is not None and config.speculation is not None:
+            self._speculation = Speculation(proposer, config.speculation, sampler, clock)
 
     @property
     def has_work(self) -> bool:
@@ -213,17 +222,23 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one step, and return what it did to each sequence that got a token or ended."""
+        speculation = self._speculation
+        if speculation is not None:
+            speculation.plan(self._arrays.sequences)
         chunks = self._scheduler.schedule()
         if not chunks and not self._arrays.sequences:
             assert not self._scheduler.waiting, "sequences wait for nothing"
             return []
+        if speculation is not None:
+            speculation.propose(self._arrays.sequences)
         outputs: list[StepOutput] = []
-        logits_ZW, chunks = self._logits(chunks, outputs)
+        logits_LW, chunks = self._logits(chunks, outputs)
+        started: list[SequenceState] = []
         if chunks:
-            logits_LW, started = self._after_chunks(logits_ZW, chunks, outputs)
-        else:
-            logits_LW, started = logits_ZW, []
-        if len(logits_LW):
+            logits_LW, started = self._after_chunks(logits_LW, chunks, outputs)
+        if speculation is not None:
+            self._draw_behind_drafts(speculation, logits_LW, started, outputs)
+        elif len(logits_LW):
             self._draw(logits_LW, started, outputs)
         self._metrics.num_steps += 1
         return outputs
@@ -233,20 +248,29 @@ class Engine:
         now = self._clock()
         for chunk in chunks:
             chunk.sequence.scheduled_time = chunk.sequence.scheduled_time or now
+        batch = self._arrays.batch(chunks)
         try:
-            return self._forward(self._arrays, chunks), chunks
+            output = self._forward(batch)
+            logits_ZW = self._scored(output.logits_LW, self._arrays, chunks)
         except Exception:
+            if self._speculation is not None:
+                self._speculation.spoil(batch, self._arrays.sequences, chunks)
             return self._logits_apart(chunks, outputs)
+        if self._speculation is not None:
+            self._speculation.begin(batch, self._arrays.sequences, chunks, output.hidden_MD)
+        return logits_ZW, chunks
 
-    def _forward(self, arrays: StepArrays, chunks: list[Chunk]) -> Tensor:
-        """Compute rows and chunks; return the logits of each sequence's last token [Z, W]."""
-        batch = arrays.batch(chunks)
+    def _forward(self, batch: ForwardBatch) -> RunnerOutput:
         output = self._runner(batch)
         if output.routes_MYK is not None and self._tier is None:
             self._keep_routes(batch, output)
+        return output
+
+    def _scored(self, logits_LW: Tensor, arrays: StepArrays, chunks: list[Chunk]) -> Tensor:
+        """Score prompts that want it; return the logits that are drawn from."""
         if any(chunk.sequence.wants_scores for chunk in chunks):
-            return _score_prompts(output.logits_LW, len(arrays), chunks)
-        return output.logits_LW
+            return _score_prompts(logits_LW, arrays.num_drawn, chunks)
+        return logits_LW
 
     def _logits_apart(
         self, chunks: list[Chunk], outputs: list[StepOutput]
@@ -257,9 +281,10 @@ class Engine:
         for chunk in [*rows, *chunks]:
             apart = StepArrays(self._cache, 1, self._device)
             try:
-                logits[chunk.sequence] = self._forward(apart, [chunk])[0].clone()
+                output = self._forward(apart.batch([chunk]))
+                logits[chunk.sequence] = self._scored(output.logits_LW, apart, [chunk])[0].clone()
             except Exception as error:
-                self._fail(chunk.sequence, _told(error), outputs)
+                self._fail(chunk.sequence, told(error), outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
         left = [*self._arrays.sequences, *(chunk.sequence for chunk in chunks)]
         if not left:
@@ -267,12 +292,12 @@ class Engine:
         return torch.stack([logits[sequence] for sequence in left]), chunks
 
     def _after_chunks(
-        self, logits_ZW: Tensor, chunks: list[Chunk], outputs: list[StepOutput]
+        self, logits_LW: Tensor, chunks: list[Chunk], outputs: list[StepOutput]
     ) -> tuple[Tensor, list[SequenceState]]:
         """Sort out which prompts are complete; return what to draw from, and who starts with it."""
-        rows = len(self._arrays)
+        rows = len(logits_LW) - len(chunks)
         picks, started = list(range(rows)), []
-        is_finite = logits_ZW[rows:].sum(-1).isfinite().tolist()
+        is_finite = logits_LW[rows:].sum(-1).isfinite().tolist()
         for row, (chunk, is_good) in enumerate(zip(chunks, is_finite, strict=True), rows):
             sequence = chunk.sequence
             is_complete = chunk.num_tokens == sequence.num_remaining
@@ -290,9 +315,9 @@ class Engine:
                     if self._take_seat(one, outputs):
                         started.append(one)
                         picks.append(row)
-        if picks == list(range(len(logits_ZW))):
-            return logits_ZW, started
-        return logits_ZW[torch.tensor(picks, dtype=torch.int64, device=logits_ZW.device)], started
+        if picks == list(range(len(logits_LW))):
+            return logits_LW, started
+        return logits_LW[torch.tensor(picks, dtype=torch.int64, device=logits_LW.device)], started
 
     def _draw(
         self, logits_LW: Tensor, started: list[SequenceState], outputs: list[StepOutput]
@@ -305,7 +330,11 @@ class Engine:
             seats = [*seats, *(sequence.seat for sequence in started)]
             starts = [len(sequence.tokens) for sequence in started]
             positions = np.concatenate([positions, starts])
-        sampled = self._sample(logits_LW, seats, positions)
+        try:
+            sampled = self._sampler(logits_LW, seats, positions.tolist())
+        except Exception:
+            alone = [Run(s, [], place) for place, s in enumerate([*arrays.sequences, *started])]
+            sampled = draw_runs(self._sampler, logits_LW, alone)
         ids_L = sampled.ids_L.numpy()
         now = self._clock()
         if rows:
@@ -327,28 +356,48 @@ class Engine:
                     output = output._replace(prompt_scores=sequence.prompt_scores)
                 outputs.append(output)
 
-    def _sample(self, logits_LW: Tensor, seats: list[int], positions: Ints) -> Sampled:
-        """Draw; if that raises, draw for every row alone, and note on which it does."""
-        try:
-            return self._sampler(logits_LW, seats, positions.tolist())
-        except Exception:
-            ids = torch.zeros(len(seats), dtype=torch.int64)
-            together = Sampled(ids, torch.full((len(seats),), math.nan), {}, {})
-        top: dict[int, TopLogprobs] = {}
-        failures: dict[int, str] = {}
-        for place, (seat, position) in enumerate(zip(seats, positions.tolist(), strict=True)):
-            try:
-                alone = self._sampler(logits_LW[place : place + 1], [seat], [position])
-            except Exception as error:
-                failures[place] = _told(error)
-            else:
-                together.ids_L[place] = alone.ids_L[0]
-                together.logprobs_L[place] = alone.logprobs_L[0]
-                if 0 in alone.top:
-                    top[place] = alone.top[0]
-                if 0 in alone.failures:
-                    failures[place] = alone.failures[0]
-        return Sampled(together.ids_L, together.logprobs_L, top, failures)
+    def _draw_behind_drafts(
+        self,
+        speculation: Speculation,
+        logits_LW: Tensor,
+        started: list[SequenceState],
+        outputs: list[StepOutput],
+    ) -> None:
+        """Draw for every sequence as long as its drafts are what is drawn, and one token more."""
+        runs, row = [], 0
+        for sequence in [*self._arrays.sequences, *started]:
+            drafts = sequence.drafts if sequence.status is Status.DECODING else []
+            runs.append(Run(sequence, drafts, row))
+            row += 1 + len(drafts)
+        if runs:
+            sampled = draw_runs(self._sampler, logits_LW, runs)
+            now = self._clock()
+            for run in runs:
+                self._take(run, sampled, now, outputs)
+            self._scheduler.settle(now)
+        speculation.finish(runs)
+
+    def _take(self, run: Run, sampled: Sampled, now: float, outputs: list[StepOutput]) -> None:
+        """Let a sequence go on with what was drawn for it, up to its first wrong draft."""
+        sequence = run.sequence
+        latency = self._metrics.histograms["inter_token_latency"]
+        for place in range(run.row, run.row + 1 + len(run.drafts)):
+            if place in sampled.failures:
+                self._fail(sequence, sampled.failures[place], outputs)
+                break
+            is_first = sequence.status is not Status.DECODING
+            if not is_first:
+                latency.observe(now - sequence.last_token_time)
+            self._metrics.generation_tokens += 1
+            token_id = int(sampled.ids_L[place])
+            output = self._accept(sequence, token_id, float(sampled.logprobs_L[place]), now)
+            if place in sampled.top:
+                output = output._replace(top=sampled.top[place])
+            if is_first and sequence.prompt_scores:
+                output = output._replace(prompt_scores=sequence.prompt_scores)
+            outputs.append(output)
+            if not run.matches(token_id) or sequence.status is not Status.DECODING:
+                break
 
     def _accept(
         self, sequence: SequenceState, token_id: int, logprob: float, now: float
@@ -391,7 +440,7 @@ class Engine:
         try:
             return self._sampler.accept(sequence.seat, token_id), None
         except Exception as error:
-            return None, _told(error)
+            return None, told(error)
 
     def _end_scoring(self, sequence: SequenceState) -> StepOutput:
         """End a sequence of which nothing was wanted but the scores of its prompt."""
@@ -439,7 +488,7 @@ class Engine:
                 logprobs=request.logprobs,
             )
         except Exception as error:
-            self._fail(sequence, _told(error), outputs)
+            self._fail(sequence, told(error), outputs)
             return False
         sequence.is_seated = True
         return True
@@ -448,6 +497,8 @@ class Engine:
         if sequence.is_seated:
             self._sampler.remove(sequence.seat)
             sequence.is_seated = False
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
 
     def _copy(self, copies: list[BlockCopy]) -> None:
         sources, targets = zip(*copies, strict=True)
@@ -455,6 +506,8 @@ class Engine:
         if self._routes is not None:
             blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))
             blocks[list(targets)] = blocks[list(sources)]
+        if self._speculation is not None:
+            self._speculation.proposer.copy_blocks(sources, targets)
 
     def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
         """Put the routes of a step down by slot: shared like the rows of the cache."""
@@ -482,6 +535,7 @@ class Engine:
             "num_preemptions": self._scheduler.num_preemptions,
             **{name: figure for part in self.figures for name, figure in part().items()},
             **self._metrics.snapshot(),
+            **(self._speculation.snapshot() if self._speculation is not None else {}),
         }
 
     def check(self) -> None:
@@ -496,12 +550,11 @@ class Engine:
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _score_prompts(logits_LW: Tensor, rows: int, chunks: list[Chunk]) -> Tensor:
-    """Score the tokens of chunks that want it; return the logits of each sequence's last token."""
+    """Score the tokens of chunks that want it; return the logits that are drawn from.
+
+    Those are the first `rows`, and each chunk's last.
+    """
     ends, place = list(range(rows)), rows
     for chunk in chunks:
         sequence, start = chunk.sequence, chunk.sequence.num_computed

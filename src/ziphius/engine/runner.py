@@ -21,6 +21,9 @@ class RunnerOutput(NamedTuple):
     routes_MYK: Tensor | None
     """int16, on the CPU: the experts of every token, expert layers in their order. None unless
     they are recorded, and where there are none."""
+    hidden_MD: Tensor | None = None
+    """Of every token, behind the final norm; overwritten by the next step. None unless asked for.
+    """
 
 
 class Runner(Protocol):
@@ -40,11 +43,15 @@ class TorchRunner:
     Args:
         model: shared, not copied, and in evaluation mode whenever a step runs.
         record_routes: return the experts of every token.
+        return_hidden: return the hidden states of every token.
     """
 
-    def __init__(self, model: Model, *, record_routes: bool = False) -> None:
+    def __init__(
+        self, model: Model, *, record_routes: bool = False, return_hidden: bool = False
+    ) -> None:
         self._model = model
         self._record_routes = record_routes
+        self._return_hidden = return_hidden
 
     @torch.inference_mode()
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
@@ -52,7 +59,9 @@ class TorchRunner:
         assert not self._model.training, "a model that is being trained is not asked"
         output = self._model(batch)
         logits_LW = self._model.logits(output.wanted_LD).float()
+        hidden_MD = output.hidden_BTD[0] if self._return_hidden else None
         if not (self._record_routes and output.routings):
-            return RunnerOutput(logits_LW, None)
+            return RunnerOutput(logits_LW, None, hidden_MD)
         experts = [output.routings[layer].experts_MK for layer in sorted(output.routings)]
-        return RunnerOutput(logits_LW, torch.stack(experts, dim=1).to("cpu", torch.int16))
+        routes_MYK = torch.stack(experts, dim=1).to("cpu", torch.int16)
+        return RunnerOutput(logits_LW, routes_MYK, hidden_MD)

@@ -242,6 +242,24 @@ class BatchSampler:
         own_PW = logits_LW[torch.tensor(places, device=logits_LW.device)]
         failures: dict[int, str] = {}
         taken: Counter[int] = Counter()
+        try:
+            self._apply(own_PW, rows, places, drafts, taken, failures)
+        finally:
+            # Also where a processor raises what it should not: the others' states stay right.
+            for row, count in taken.items():
+                self.rollback(row, count)
+        return own_PW, failures
+
+    def _apply(
+        self,
+        own_PW: Tensor,
+        rows: Sequence[int],
+        places: Sequence[int],
+        drafts: Mapping[int, Sequence[int]],
+        taken: Counter[int],
+        failures: dict[int, str],
+    ) -> None:
+        """Run the processors; put down how many drafts each row has accepted for it."""
         last: dict[int, Tensor] = {}
         over: set[int] = set()
         for logits_W, place in zip(own_PW, places, strict=True):
@@ -262,9 +280,6 @@ class BatchSampler:
             except ProcessorError as error:
                 failures[place] = str(error)
                 over.add(row)
-        for row, count in taken.items():
-            self.rollback(row, count)
-        return own_PW, failures
 
     def _check_bias(self, sampling: SamplingConfig) -> None:
         unknown = [

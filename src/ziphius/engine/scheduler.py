@@ -67,11 +67,45 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
 
     def schedule(self) -> list[Chunk]:
-        """Provide for one token of every decoding sequence, and return the pieces of prompts."""
+        """Provide for one token of every decoding sequence, and return the pieces of prompts.
+
+        What sequences want to look ahead is provided for as far as it takes nothing from others.
+        """
         self._provide_blocks()
         if self.waiting:
             self._admit()
+        looking = [sequence for sequence in self.arrays.sequences if sequence.num_lookahead]
+        if looking:
+            self._look_ahead(looking)
         return self._chunks() if self.prefilling else []
+
+    def _look_ahead(self, sequences: list[SequenceState]) -> None:
+        """Provide blocks for drafts, where there are any and the token budget has room."""
+        left = self._config.max_num_batched_tokens - len(self.arrays)
+        if self.prefilling:
+            left //= 2
+        for sequence in sequences:
+            length, blocks = len(sequence.tokens), sequence.blocks
+            wanted = self.pool.blocks_for(length + min(sequence.num_lookahead, left)) - len(blocks)
+            if wanted > 0:
+                blocks += self.pool.allocate(min(wanted, self.pool.num_free))
+                self.arrays.set_table(sequence)
+            room = len(blocks) * self.pool.block_size - length
+            sequence.num_lookahead = min(sequence.num_lookahead, left, room)
+            left -= sequence.num_lookahead
+
+    def settle(self, now: float) -> None:
+        """Bring arrays and blocks in line with the tokens that decoding sequences have got.
+
+        Blocks that were looked ahead into and not reached are given back.
+        """
+        for sequence in self.arrays.sequences:
+            if sequence.num_lookahead:
+                self.publish(sequence)
+                copies = self.pool.truncate(sequence.blocks, sequence.num_computed)
+                assert not copies, "a block that is not full was shared"
+                sequence.num_lookahead = 0
+        self.arrays.settle(now)
 
     def _provide_blocks(self) -> None:
         sequences = self.arrays.sequences
@@ -155,7 +189,8 @@ class Scheduler:
 
     def _chunks(self) -> list[Chunk]:
         """Divide what decoding leaves of the budget among the prompts."""
-        budget = self._config.max_num_batched_tokens - len(self.arrays)
+        ahead = sum(sequence.num_lookahead for sequence in self.arrays.sequences)
+        budget = self._config.max_num_batched_tokens - len(self.arrays) - ahead
         most = self._config.max_prefill_chunk or budget
         oldest = min(self.prefilling, key=_order)
         grants = {oldest: min(-(-budget // 2), most, oldest.num_remaining)}

@@ -98,6 +98,7 @@ class SequenceState:
         "adapter_id",
         "arrival_time",
         "blocks",
+        "drafts",
         "finish_reason",
         "first_token_time",
         "followers",
@@ -108,6 +109,7 @@ class SequenceState:
         "max_tokens",
         "num_cached",
         "num_computed",
+        "num_lookahead",
         "num_prompt",
         "num_published",
         "order",
@@ -161,6 +163,10 @@ class SequenceState:
         """Place in the arrays of the decoding ones, which changes."""
         self.is_seated = False
         """The sampler knows its seat."""
+        self.num_lookahead = 0
+        """Tokens behind the next one that the coming step may compute: room for drafts."""
+        self.drafts: list[int] = []
+        """Guesses behind the last token, for the coming step."""
         self.num_cached = 0
         """Tokens of the prompt that were found in the index."""
         self.prompt_scores: list[TokenScore] = []

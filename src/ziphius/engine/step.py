@@ -106,9 +106,18 @@ class StepArrays:
         sequence.row = -1
         self._seats = self._steady = None
 
+    @property
+    def num_drawn(self) -> int:
+        """Tokens of the rows that are drawn behind, drafts included."""
+        return sum(1 + len(sequence.drafts) for sequence in self.sequences)
+
     def rows_at_edge(self) -> Ints:
         """Return the rows whose next token begins a block."""
         return np.flatnonzero(self._positions[: len(self.sequences)] % self._block_size == 0)
+
+    def set_table(self, sequence: SequenceState) -> None:
+        """Let a row read and write all blocks of its sequence."""
+        self._set_table(sequence.row, sequence.blocks)
 
     def set_block(self, sequence: SequenceState) -> None:
         """Let a row at the edge go on in the last block of its sequence, a new one."""
@@ -127,13 +136,25 @@ class StepArrays:
         self._slots[:rows] += 1
         self.last_times[:rows] = now
 
+    def settle(self, now: float) -> None:
+        """Put down that the rows have got any number of tokens, the last of each not computed."""
+        rows = len(self.sequences)
+        self._ids[:rows] = [sequence.tokens[-1] for sequence in self.sequences]
+        self._lengths[:rows] = [len(sequence.tokens) for sequence in self.sequences]
+        self._positions[:rows] = positions = self._lengths[:rows] - 1
+        # At the edge of a block there is no next one yet: `set_block` says it.
+        places = np.minimum(positions // self._block_size, self._tables.shape[1] - 1)
+        blocks = self._tables[np.arange(rows), places]
+        self._slots[:rows] = blocks * self._block_size + positions % self._block_size
+        self.last_times[:rows] = now
+
     def batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
         """Return what the model has to compute in this step.
 
-        Logits are wanted of the last token of each sequence, and of all tokens of a chunk whose
-        prompt is to be scored.
+        Logits are wanted of the last token of each sequence, of all tokens of a row with drafts
+        (`SequenceState.drafts`), and of all tokens of a chunk whose prompt is to be scored.
         """
-        if not chunks:
+        if not chunks and not any(sequence.drafts for sequence in self.sequences):
             if self._steady is None or self._device.type != "cpu":
                 rows = len(self.sequences)
                 self._steady = self._assemble(
@@ -148,32 +169,33 @@ class StepArrays:
         return self._mixed(chunks)
 
     def _mixed(self, chunks: Sequence[Chunk]) -> ForwardBatch:
+        """Lay drafts behind the tokens of their rows, and chunks behind all rows."""
         rows = len(self.sequences)
-        ids, slots = [self._ids[:rows]], [self._slots[:rows]]
+        ids: list[int] = []
+        for sequence, token_id in zip(self.sequences, self._ids[:rows].tolist(), strict=True):
+            ids += [token_id, *sequence.drafts]
+        counts = [1 + len(sequence.drafts) for sequence in self.sequences]
+        firsts = self._positions[:rows].tolist()
         for place, chunk in enumerate(chunks):
-            sequence, start = chunk.sequence, chunk.sequence.num_computed
-            end = start + chunk.num_tokens
-            self._set_table(rows + place, sequence.blocks)
-            self._lengths[rows + place] = end
-            at = np.arange(start, end)
-            blocks = self._tables[rows + place, at // self._block_size]
-            ids.append(np.array(sequence.tokens[start:end], np.int64))
-            slots.append(blocks * self._block_size + at % self._block_size)
-        ends = np.cumsum([chunk.num_tokens for chunk in chunks]) + rows
-        bounds = np.concatenate([self._ones[: rows + 1], ends])
-        wanted = bounds[1:] - 1
-        if any(chunk.sequence.wants_scores for chunk in chunks):
-            parts = [
-                np.arange(end - chunk.num_tokens, end) if chunk.sequence.wants_scores else [end - 1]
-                for chunk, end in zip(chunks, ends, strict=True)
-            ]
-            wanted = np.concatenate([self._ones[:rows], *parts])
+            start = chunk.sequence.num_computed
+            ids += chunk.sequence.tokens[start : start + chunk.num_tokens]
+            counts.append(chunk.num_tokens)
+            firsts.append(start)
+            self._set_table(rows + place, chunk.sequence.blocks)
+        counts_Z, firsts_Z = np.array(counts), np.array(firsts)
+        bounds = np.concatenate([[0], np.cumsum(counts_Z)])
+        at = np.arange(len(ids)) + np.repeat(firsts_Z - bounds[:-1], counts_Z)
+        owners = np.repeat(np.arange(len(counts)), counts_Z)
+        blocks = self._tables[owners, at // self._block_size]
+        wanted = [np.arange(bounds[rows])]
+        for chunk, start, end in zip(chunks, bounds[rows:-1], bounds[rows + 1 :], strict=True):
+            wanted.append(np.arange(start if chunk.sequence.wants_scores else end - 1, end))
         return self._assemble(
-            np.concatenate(ids),
-            np.concatenate(slots),
+            np.array(ids, np.int64),
+            blocks * self._block_size + at % self._block_size,
             bounds,
-            self._lengths[: rows + len(chunks)],
-            wanted,
+            firsts_Z + counts_Z,
+            np.concatenate(wanted),
             [*self.sequences, *(chunk.sequence for chunk in chunks)],
         )
 

@@ -103,6 +103,8 @@ def stream_text(
             pieces = []
             for token in step:
                 row = token.row
+                if stops[row].found:
+                    continue  # came with the end of the stop string, out of the same step
                 ended = token.finish_reason is not None
                 hidden = ended and token.token_id in requests[row].stop_ids
                 text = "" if hidden else detokenizers[row].push(token.token_id)

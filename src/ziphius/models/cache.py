@@ -6,6 +6,7 @@ all heads, grouped attention its keys and its values. Which slot is whose is dec
 Shapes: M new tokens, Z sequences, S slots read of each, X width of a part.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,12 @@ class PagedCache:
             for spec in specs
         ]
         """By layer."""
+
+    def by_slot(self) -> "PagedCache":
+        """Return the same memory as blocks of one slot, for sequences whose rows lie anywhere."""
+        view = copy.copy(self)
+        view.num_blocks, view.block_size = self.num_blocks * self.block_size, 1
+        return view
 
     def write(self, layer_idx: int, slots_M: Tensor, *rows: Tensor) -> None:
         """Store the rows [M, width] of each part."""

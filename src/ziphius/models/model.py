@@ -145,19 +145,22 @@ class Model(nn.Module):
         """
         if isinstance(batch, Tensor):
             batch = ForwardBatch(batch)
+        context = self.context(batch)
+        return Output(self.model(batch.input_ids_BT, context), context, batch.logits_rows_L)
+
+    def context(self, batch: ForwardBatch) -> ForwardContext:
+        """Say what every layer has to know of a batch; for passes that run single layers."""
         positions_BT = batch.positions_BT
         if positions_BT is None:
             positions_BT = _default_positions(batch)
         documents_BT = batch.documents_BT
-        context = ForwardContext(
+        return ForwardContext(
             build_rope(self.config, positions_BT),
             build_metadata(self.pattern, batch, positions_BT),
             replayed={layer: experts.flatten(0, 1) for layer, experts in batch.routes.items()},
             text_M=None if documents_BT is None else _text(documents_BT),
             first_row=batch.first_row,
         )
-        hidden_BTD = self.model(batch.input_ids_BT, context)
-        return Output(hidden_BTD, context, batch.logits_rows_L)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Apply the head to hidden states [..., D]; for the language model logits [..., W]."""

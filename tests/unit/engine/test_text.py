@@ -1,6 +1,6 @@
 """`engine/text.py`: no half characters, nothing of a stop string, however the text is cut."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,8 +11,10 @@ from ziphius.core.device import resolve_device
 from ziphius.core.errors import ConfigError
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
-from ziphius.engine.generate import Request, generate
+from ziphius.engine.drafts.ngram import NgramProposer
+from ziphius.engine.generate import Completion, Request, generate
 from ziphius.engine.load import Loaded, load_preset
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.engine.text import StopStrings, stream_text
 from ziphius.ops.sampling_config import SamplingConfig
 
@@ -73,16 +75,22 @@ def requests(loaded: Loaded, max_new_tokens: int = 40) -> list[Request]:
     ]
 
 
-def streamed(loaded: Loaded, asked: list[Request], stop=(), limit: int | None = None) -> Iterator:
+def streamed(
+    loaded: Loaded, asked: list[Request], stop=(), limit: int | None = None, speculation=None
+) -> Iterator:
     limit = limit or loaded.tokenizer.vocab_size
-    engine = build_engine(loaded.model, EngineConfig(num_blocks=32), vocab_limit=limit)
+    config = EngineConfig(num_blocks=32, speculation=speculation)
+    engine = build_engine(loaded.model, config, vocab_limit=limit)
     stops = [StopStrings(stop) for _ in asked]
     return stream_text(engine, loaded.tokenizer, asked, stops)
 
 
-def collect(loaded: Loaded, stop: list[str], max_new_tokens: int = 40) -> list[tuple[str, str]]:
+def collect(
+    loaded: Loaded, stop: list[str], max_new_tokens: int = 40, speculation=None
+) -> list[tuple[str, str]]:
     texts, reasons = ["", ""], ["", ""]
-    for step in streamed(loaded, requests(loaded, max_new_tokens), stop):
+    asked = requests(loaded, max_new_tokens)
+    for step in streamed(loaded, asked, stop, speculation=speculation):
         for piece in step:
             assert reasons[piece.row] == "", "nothing comes after the last piece"
             texts[piece.row] += piece.text
@@ -105,6 +113,37 @@ def test_a_stop_string_ends_its_sequence_alone(loaded):
     assert cut == first[: first.index(stop)]
     assert (reason, other_reason) == ("stop", "length")
     assert whole == second
+
+
+class Foreseeing(NgramProposer):
+    """Drafts the very tokens that come."""
+
+    def __init__(self, completions: Sequence[Completion]) -> None:
+        super().__init__(1, 1)
+        self.completions = completions
+
+    def propose(self, sequences, lengths, draw):
+        done = [len(s.tokens) - s.num_prompt for s in sequences]
+        return [
+            list(self.completions[s.sequence_id].token_ids[start : start + length])
+            for s, start, length in zip(sequences, done, lengths, strict=True)
+        ]
+
+
+def test_tokens_that_come_with_the_end_of_a_stop_string_show_nothing(loaded, monkeypatch):
+    completions = generate(loaded.model, requests(loaded))
+    (first, _), (second, _) = collect(loaded, [])
+    foreseeing = Foreseeing(completions)
+    monkeypatch.setattr("ziphius.engine.build.build_proposer", lambda *_: foreseeing)
+    settings = {"method": "ngram", "num_speculative_tokens": 8, "adaptive": False}
+    speculation = SpeculationConfig.model_validate(settings)
+    for start in (10, 13, 16, 19):
+        stop = first[start : start + 4]
+        if stop in second:
+            continue
+        (cut, reason), other = collect(loaded, [stop], speculation=speculation)
+        assert (cut, reason) == (first[: first.index(stop)], "stop")
+        assert other == (second, "length")
 
 
 def test_text_held_back_for_a_stop_string_comes_out_at_the_end(loaded):
