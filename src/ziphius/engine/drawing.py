@@ -43,7 +43,8 @@ def draw_runs(sampler: BatchSampler, logits_LW: Tensor, runs: Sequence[Run]) -> 
     Returns:
         What was drawn at each row; behind a draft that was not drawn it means nothing.
     """
-    seats, positions = [], []
+    seats: list[int] = []
+    positions: list[int] = []
     for run in runs:
         length, count = len(run.sequence.tokens), 1 + len(run.drafts)
         seats += [run.sequence.seat] * count
