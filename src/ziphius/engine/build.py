@@ -63,7 +63,8 @@ def build_engine(
     """
     embedding = model.model.embed_tokens.weight
     specs = _specs(model.config, config)
-    num_blocks = config.num_blocks or _default_blocks(specs, model.config, config, embedding)
+    kept = [*specs, *(cache_specs(draft_model.config) if draft_model is not None else [])]
+    num_blocks = config.num_blocks or _default_blocks(kept, model.config, config, embedding)
     cache = PagedCache(
         specs, num_blocks, config.block_size, dtype=embedding.dtype, device=embedding.device
     )
