@@ -68,20 +68,15 @@ def build_engine(
         ConfigError: settings that exclude each other, or a method of speculation that does not suit
             the model or the draft model.
     """
-    if record_routes and config.disk_cache is not None:
-        raise ConfigError("routes are not kept on disk: record them without disk_cache.")
-    if adapters is not None and config.speculation is not None:
-        raise ConfigError("drafts know no adapters: leave out either speculation or adapters.")
+    _refuse_together(config, adapters, draft_model, record_routes)
     device = model.model.embed_tokens.weight.device
-    cache = new_cache(model, config)
+    cache = new_cache(model, config, draft_model)
     proposer = None
     if config.speculation is not None:
         target = Target(
             model, cache, config.max_num_batched_tokens, lambda *pair: build_runner(*pair)[0]
         )
         proposer = build_proposer(config.speculation, target, draft_model)
-    elif draft_model is not None:
-        raise ConfigError("a draft model would have no effect without speculation")
     runner, not_native = build_runner(
         model,
         cache,
@@ -112,8 +107,28 @@ def build_engine(
     return engine
 
 
-def new_cache(model: Model, config: EngineConfig) -> PagedCache:
+def _refuse_together(
+    config: EngineConfig,
+    adapters: AdapterStore | None,
+    draft_model: Model | None,
+    record_routes: bool,
+) -> None:
+    """Raise for settings that exclude each other."""
+    if record_routes and config.disk_cache is not None:
+        raise ConfigError("routes are not kept on disk: record them without disk_cache.")
+    if adapters is not None and config.speculation is not None:
+        raise ConfigError("drafts know no adapters: leave out either speculation or adapters.")
+    if draft_model is not None and config.speculation is None:
+        raise ConfigError("a draft model would have no effect without speculation")
+
+
+def new_cache(model: Model, config: EngineConfig, draft_model: Model | None = None) -> PagedCache:
     """Make the cache of an engine, in the numbers of the weights or those of `cache_dtype`.
+
+    Args:
+        model: that the engine runs.
+        config: of the engine; without `num_blocks` what is free decides.
+        draft_model: for whose cache room is left.
 
     Raises:
         DeviceError: not even one sequence fits.
@@ -121,7 +136,8 @@ def new_cache(model: Model, config: EngineConfig) -> PagedCache:
     embedding = model.model.embed_tokens.weight
     dtype = torch.bfloat16 if config.cache_dtype == "bfloat16" else embedding.dtype
     specs = _specs(model.config, config)
-    block_bytes = sum(spec.numbers for spec in specs) * config.block_size * dtype.itemsize
+    kept = [*specs, *(cache_specs(draft_model.config) if draft_model is not None else [])]
+    block_bytes = sum(spec.numbers for spec in kept) * config.block_size * dtype.itemsize
     return PagedCache(
         specs,
         config.num_blocks or _default_blocks(model.config, config, block_bytes, embedding.device),
