@@ -65,7 +65,7 @@ inline void dots(const float* const* queries, const float* const* keys, int64_t 
         for (int q = 0; q < QUERIES; q++) {
             floats query = load_floats(queries[q] + i);
 #pragma GCC unroll 8
-            for (int k = 0; k < KEYS; k++) sums[q * KEYS + k] += query * key[k];
+            for (int k = 0; k < KEYS; k++) sums[q * KEYS + k] = multiply_add(query, key[k], sums[q * KEYS + k]);
         }
     }
     eight all = totals(sums);
@@ -109,7 +109,7 @@ inline void weigh(const float* probs, const float* const* values, int64_t count,
         for (int v = 0; v < VECTORS; v++) {
             floats right = load_floats(value + v * LANES);
 #pragma GCC unroll 6
-            for (int r = 0; r < ROWS; r++) sums[r][v] += probs[r * TILE + j] * right;
+            for (int r = 0; r < ROWS; r++) sums[r][v] = multiply_add(spread(probs[r * TILE + j]), right, sums[r][v]);
         }
     }
 #pragma GCC unroll 6
