@@ -89,9 +89,10 @@ def test_bfloat16_weights_multiply_float32_rows(preset: str) -> None:
         get_preset("v3-tiny"),
         get_preset("v2-lite-tiny"),
         get_preset("qwen3-tiny"),
+        get_preset("coder-tiny"),
         derive(get_preset("r1-distill-llama-tiny"), num_key_value_heads=1, **WINDOW),
     ],
-    ids=["v3", "v2-lite", "qwen3", "llama, window"],
+    ids=["v3", "v2-lite", "qwen3", "a key head each", "llama, window"],
 )
 def test_a_row_is_the_same_bits_in_any_batch(config: ModelConfig, dtype: torch.dtype) -> None:
     """Whatever is beside it, however its prompt is cut, wherever its blocks lie, in any team."""
@@ -107,3 +108,14 @@ def test_a_row_is_the_same_bits_in_any_batch(config: ModelConfig, dtype: torch.d
         found = logits_of(runner, Sequences(cache, ids, seed), chunks, seed)
         expected = expected or found
         assert all(map(torch.equal, found, expected))
+
+
+@examples(40)
+@given(config=st.one_of(*CONFIGS.values()), seed=seeds)
+def test_a_row_of_any_model_is_the_same_bits(config: ModelConfig, seed: int) -> None:
+    """Narrow and odd widths take the tiles that wide ones do not."""
+    model = build(config, seed).eval()
+    whole, cut = sequences_of(model, [9, 4]), sequences_of(model, [9, 4])
+    expected = logits_of(NativeRunner(model, whole.cache, threads=1), whole)
+    found = logits_of(NativeRunner(model, cut.cache, threads=2), cut, [1, 2, 3], seed)
+    assert all(map(torch.equal, found, expected))

@@ -22,8 +22,10 @@ from ziphius.ops.native.program_builder import Program
 class NativeRunner:
     """Runs a native program of a model, whose weights it keeps in packed form.
 
-    Where the weights of the model change, also in place, `refresh` must be called before the next
-    step: until then it runs with old ones, of which embeddings alone are read where they lie.
+    That is a second copy of them. Where the weights of the model change, also in place, `refresh`
+    must be called before the next step: until then it runs with old ones, beside embeddings that
+    are new, which alone are read where they lie. One step runs at a time; runners of other caches
+    or models run beside it.
 
     Args:
         model: shared; its embeddings are read in place, all other weights are copied.

@@ -10,7 +10,7 @@
 #include "numbers.h"
 
 #include <vector>
-#if defined(__AVX512F__) || defined(__AMX_BF16__)
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__AMX_BF16__)
 #include <immintrin.h>
 #endif
 #if defined(__AMX_BF16__)
@@ -160,6 +160,28 @@ constexpr int64_t LANES = 8, SUMS = 12, WIDE = 2, NARROW = WIDE;
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 
+// a * b + c, rounded once. Left to the compiler it hangs on the loop around it: where one sum is all that a loop
+// carries, GCC multiplies and adds apart on AMD's processors, and a row alone would differ from one among others.
+inline floats multiply_add(floats a, floats b, floats c) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline floats spread(float x) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_set1_ps(x);
+#elif defined(__FMA__)
+    return (floats)_mm256_set1_ps(x);
+#else
+    return floats{} + x;
+#endif
+}
+
 // Where vector v of a row of B is, in words of four bytes: a tile may go on in the next panel, `apart` words on.
 inline int64_t place_of(int64_t v, int64_t apart) { return v * LANES / UNIT * apart + v * LANES % UNIT; }
 
@@ -172,9 +194,9 @@ inline void add_terms(const float* a, int64_t row_stride, const float* b, int64_
     for (int64_t v = 0; v < VECTORS; v++) right[v] = *reinterpret_cast<const floats*>(b + place_of(v, apart));
 #pragma GCC unroll 12
     for (int64_t r = 0; r < ROWS; r++) {
-        float left = a[r * row_stride];
+        floats left = spread(a[r * row_stride]);
 #pragma GCC unroll 8
-        for (int64_t v = 0; v < VECTORS; v++) sums[r][v] += left * right[v];
+        for (int64_t v = 0; v < VECTORS; v++) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
     }
 }
 
@@ -214,8 +236,8 @@ inline void add_terms(const float* a, int64_t row_stride, const bf16* b, int64_t
 #pragma GCC unroll 8
         for (int64_t v = 0; v < VECTORS; v++) {
             words pairs = pairs_at(v);
-            sums[0][v] += a[0] * number(pairs, 0);
-            sums[0][v] += a[1] * number(pairs, 1);
+            sums[0][v] = multiply_add(spread(a[0]), number(pairs, 0), sums[0][v]);
+            sums[0][v] = multiply_add(spread(a[1]), number(pairs, 1), sums[0][v]);
         }
         return;
     }
@@ -226,9 +248,9 @@ inline void add_terms(const float* a, int64_t row_stride, const bf16* b, int64_t
         for (int64_t v = 0; v < VECTORS; v++) right[v] = number(pairs_at(v), term);
 #pragma GCC unroll 12
         for (int64_t r = 0; r < ROWS; r++) {
-            float left = a[r * row_stride + term];
+            floats left = spread(a[r * row_stride + term]);
 #pragma GCC unroll 8
-            for (int64_t v = 0; v < VECTORS; v++) sums[r][v] += left * right[v];
+            for (int64_t v = 0; v < VECTORS; v++) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
         }
     }
 }

@@ -65,7 +65,7 @@ inline void dots(const float* const* queries, const float* const* keys, int64_t 
         for (int q = 0; q < QUERIES; q++) {
             floats query = load_floats(queries[q] + i);
 #pragma GCC unroll 8
-            for (int k = 0; k < KEYS; k++) sums[q * KEYS + k] += query * key[k];
+            for (int k = 0; k < KEYS; k++) sums[q * KEYS + k] = multiply_add(query, key[k], sums[q * KEYS + k]);
         }
     }
     eight all = totals(sums);
@@ -74,10 +74,15 @@ inline void dots(const float* const* queries, const float* const* keys, int64_t 
         std::memcpy(scores + q * TILE, reinterpret_cast<float*>(&all) + q * KEYS, sizeof(float) * KEYS);
 }
 
-// Scores [rows, TILE] of the rows for `count` keys; pointers to keys are filled up to a multiple of SCORES.
-inline void score(const float* const* queries, int64_t rows, const float* const* keys, int64_t count, int64_t width,
-                  float* scores) {
+// Scores [rows, TILE] of the rows for `count` keys; pointers to keys are filled up to a multiple of SCORES. On the way
+// the rows of the next tile are asked for, since a long context is not near the core.
+template <class C>
+void score(const float* const* queries, int64_t rows, const float* const* keys, int64_t count, int64_t width,
+           float* scores, const C* const* next, int64_t num_next, int64_t used) {
+    constexpr int64_t line = 64 / sizeof(C);
     for (int64_t j = 0; j < count; j += SCORES) {
+        for (int64_t k = j; k < std::min(j + SCORES, num_next); k++)
+            for (int64_t i = 0; i < used; i += line) __builtin_prefetch(next[k] + i, 0, 2);
         int64_t r = 0;
         for (; r + 4 <= rows; r += 4)
             for (int64_t k = 0; k < SCORES; k += 2) dots<4>(queries + r, keys + j + k, width, scores + r * TILE + j + k);
@@ -104,7 +109,7 @@ inline void weigh(const float* probs, const float* const* values, int64_t count,
         for (int v = 0; v < VECTORS; v++) {
             floats right = load_floats(value + v * LANES);
 #pragma GCC unroll 6
-            for (int r = 0; r < ROWS; r++) sums[r][v] += probs[r * TILE + j] * right;
+            for (int r = 0; r < ROWS; r++) sums[r][v] = multiply_add(spread(probs[r * TILE + j]), right, sums[r][v]);
         }
     }
 #pragma GCC unroll 6
@@ -190,25 +195,29 @@ struct Pages {
     const int64_t* table;
     std::vector<float>& memory;
 
-    // Point to `count` rows from `start` on, at most TILE.
-    void point(int64_t start, int64_t count, const float** rows) const {
-        bool in_place = std::is_same_v<C, float> && used % LANES == 0;
-        int64_t stride = whole(used);
-        float* copies = in_place ? nullptr : scratch(memory, TILE * stride);
+    // Where `count` rows from `start` on lie, at most TILE.
+    void find(int64_t start, int64_t count, const C** rows) const {
         for (int64_t j = 0; j < count;) {
             int64_t block = (start + j) / block_size, offset = (start + j) % block_size;
             const C* row = part + (table[block] * block_size + offset) * row_width + column;
-            int64_t end = std::min(count, j + block_size - offset);
-            for (; j < end; j++, row += row_width) {
-                if constexpr (std::is_same_v<C, float>)
-                    if (in_place) {
-                        rows[j] = row;
-                        continue;
-                    }
-                load_row(row, used, copies + j * stride);
-                clear(copies + j * stride + used, stride - used);
-                rows[j] = copies + j * stride;
-            }
+            for (int64_t end = std::min(count, j + block_size - offset); j < end; j++, row += row_width) rows[j] = row;
+        }
+    }
+
+    // Point to these rows in float32, and to the last one again up to a multiple of SCORES.
+    void point(const C* const* found, int64_t count, const float** rows) const {
+        int64_t stride = whole(used);
+        bool in_place = std::is_same_v<C, float> && used == stride;
+        float* copies = in_place ? nullptr : scratch(memory, TILE * stride);
+        for (int64_t j = 0; j < count; j++) {
+            if constexpr (std::is_same_v<C, float>)
+                if (in_place) {
+                    rows[j] = found[j];
+                    continue;
+                }
+            load_row(found[j], used, copies + j * stride);
+            clear(copies + j * stride + used, stride - used);
+            rows[j] = copies + j * stride;
         }
         for (int64_t j = count; j < (count + SCORES - 1) / SCORES * SCORES; j++) rows[j] = rows[count - 1];
     }
@@ -245,19 +254,25 @@ void attend_split(const Queries& queries, const Pages<C>& keys, const Pages<C>* 
                   float* out, int64_t stride) {
     alignas(64) float scores[MOST_ROWS * TILE];
     const float *key_rows[TILE], *value_rows[TILE];
+    const C *found[TILE], *next[TILE], *found_values[TILE];
     std::fill(states, states + queries.count, State{-INFINITY, 0.0f});
     clear(out, queries.count * stride);
     int64_t end = std::min(queries.end(), (split + 1) * SPLIT), width = whole(queries.value_width);
     for (int64_t start = split * SPLIT; start < end; start += TILE) {
-        int64_t count = std::min(TILE, end - start);
+        int64_t count = std::min(TILE, end - start), num_next = std::min(TILE, end - start - count);
         if (queries.unseen(start, start + count)) continue;
-        keys.point(start, count, key_rows);
-        score(queries.rows, queries.count, key_rows, count, whole(queries.key_width), scores);
+        keys.find(start, count, found);
+        keys.find(start + count, num_next, next);
+        keys.point(found, count, key_rows);
+        score(queries.rows, queries.count, key_rows, count, whole(queries.key_width), scores, next, num_next, keys.used);
         for (int64_t r = 0; r < queries.count; r++) {
             hide(queries, r, start, whole(count), scores + r * TILE);
             soften(scores + r * TILE, whole(count), queries.scale, states[r], out + r * stride, width);
         }
-        if (values) values->point(start, count, value_rows);
+        if (values) {
+            values->find(start, count, found_values);
+            values->point(found_values, count, value_rows);
+        }
         mean(scores, queries.count, values ? value_rows : key_rows, count, width, out, stride);
     }
 }

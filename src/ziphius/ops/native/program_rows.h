@@ -31,11 +31,11 @@ ALONE float sum_of_squares(const float* row, int64_t width) {
     for (; j + CHAINS * LANES <= width; j += CHAINS * LANES)
         for (int64_t c = 0; c < CHAINS; c++) {
             floats x = load_floats(row + j + c * LANES);
-            sums[c] += x * x;
+            sums[c] = multiply_add(x, x, sums[c]);
         }
     for (; j < width; j += LANES) {
         floats x = j + LANES <= width ? load_floats(row + j) : load_floats(row + j, width - j);
-        sums[0] += x * x;
+        sums[0] = multiply_add(x, x, sums[0]);
     }
     return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
