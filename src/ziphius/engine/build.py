@@ -11,6 +11,7 @@ from ziphius.core.memory import free_bytes, refuse_too_large
 from ziphius.engine.adapters import AdapterRunner, AdapterStore
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts import Target, build_proposer
+from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
 from ziphius.engine.native_runner import NativeRunner
@@ -71,12 +72,7 @@ def build_engine(
     _refuse_together(config, adapters, draft_model, record_routes)
     device = model.model.embed_tokens.weight.device
     cache = new_cache(model, config, draft_model)
-    proposer = None
-    if config.speculation is not None:
-        target = Target(
-            model, cache, config.max_num_batched_tokens, lambda *pair: build_runner(*pair)[0]
-        )
-        proposer = build_proposer(config.speculation, target, draft_model)
+    proposer = _proposer(model, cache, config, draft_model)
     runner, not_native = build_runner(
         model,
         cache,
@@ -105,6 +101,18 @@ def build_engine(
         folder, size = config.disk_cache, config.disk_cache_bytes
         engine.keep_on_disk(folder, size, model=model_fingerprint(model), runner=kind)
     return engine
+
+
+def _proposer(
+    model: Model, cache: PagedCache, config: EngineConfig, draft_model: Model | None
+) -> Proposer | None:
+    """Make what guesses tokens ahead, if the config asks for it."""
+    if config.speculation is None:
+        return None
+    target = Target(
+        model, cache, config.max_num_batched_tokens, lambda *pair: build_runner(*pair)[0]
+    )
+    return build_proposer(config.speculation, target, draft_model)
 
 
 def _refuse_together(
