@@ -200,7 +200,7 @@ def sub_batch(batch: ForwardBatch, members: Sequence[int]) -> tuple[ForwardBatch
     paged, ids = batch.paged, batch.adapters_Z
     assert paged is not None
     assert ids is not None
-    assert batch.positions_BT is not None
+    positions_BT = batch.positions_BT
     bounds = paged.cu_seqlens_Z1.tolist()
     tokens_X = torch.cat([torch.arange(bounds[z], bounds[z + 1]) for z in members])
     place_M = torch.full((bounds[-1],), -1)
@@ -217,7 +217,7 @@ def sub_batch(batch: ForwardBatch, members: Sequence[int]) -> tuple[ForwardBatch
     )
     part = ForwardBatch(
         batch.input_ids_BT[:, tokens_X],
-        batch.positions_BT[:, tokens_X],
+        None if positions_BT is None else positions_BT[:, tokens_X],
         paged=own,
         logits_rows_L=place_M[wanted_L[wanted_X]],
         adapters_Z=tuple(ids[z] for z in members),
