@@ -172,10 +172,18 @@ def build_runner(
             raise NotNative(f"native programs run on a CPU, not on {device}")
         if return_hidden:
             raise NotNative("native programs do not return the hidden states that MTP drafts need")
+        if _autocast_rounds(model):
+            raise NotNative("autocast rounds at every product, and a native program at none")
         return NativeRunner(model, cache, record_routes=record_routes), None
     except NotNative as reason:
         runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
         return runner, str(reason)
+
+
+def _autocast_rounds(model: Model) -> bool:
+    """Tell whether modules would multiply in other numbers than their weights have."""
+    weight = model.model.layers[0].self_attn.o_proj.weight
+    return torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32
 
 
 def _default_blocks(

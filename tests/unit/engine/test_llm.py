@@ -125,6 +125,6 @@ def test_a_thinker_spends_its_budget_and_then_keeps_to_the_grammar(llm):
 def test_a_grammar_that_is_none_is_refused_before_anything_runs(llm):
     pytest.importorskip("llguidance")
     params = SamplingParams(structured_outputs=StructuredOutputs(regex="("))
-    with pytest.raises(ConfigError, match="regex|parse|grammar"):
+    with pytest.raises(ConfigError, match=r"regex|parse|grammar"):
         llm.generate("a", params)
     llm.engine.check()

@@ -1,6 +1,7 @@
 """`rollout/sample.py`: groups are what single sequences would be, read and verified."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.unit.rollout.tasks import add_echo, echo
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import chat_prompt
 from ziphius.engine.generate import Completion, Request, generate
+from ziphius.engine.step import Chunk, StepArrays
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
@@ -69,14 +71,15 @@ def test_how_many_are_decoded_together_changes_no_draw(model: Model) -> None:
 
 def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     fed = []
-    forward = Model.forward
+    lay_out = StepArrays.batch
 
-    def counted(self: Model, batch: ForwardBatch) -> object:
+    def counted(self: StepArrays, chunks: Sequence[Chunk]) -> ForwardBatch:
+        batch = lay_out(self, chunks)
         assert batch.paged is not None
         fed.append(batch.paged.cu_seqlens_Z1.diff().tolist())
-        return forward(self, batch)
+        return batch
 
-    monkeypatch.setattr(Model, "forward", counted)
+    monkeypatch.setattr(StepArrays, "batch", counted)
     [first, *_], *_ = sample_groups(model, TOKENIZER, [echo("a"), echo("b")], config(), seed=1)
     assert fed[0] == [len(first.prompt_ids)] * 2
     assert fed[1] == [1] * 6

@@ -1,13 +1,17 @@
 """`rollout/weights.py`: the numbers of autocast, and the weights as they were afterwards."""
 
 import copy
+from typing import NoReturn
 
 import pytest
 import torch
 
+from ziphius.engine import build
+from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import Request, generate
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
+from ziphius.ops.native.program_builder import NotNative
 from ziphius.rollout.weights import rounded_weights
 
 REQUESTS = [Request([1 + row, 5, 9], 12, row) for row in range(4)]
@@ -15,7 +19,13 @@ REQUESTS = [Request([1 + row, 5, 9], 12, row) for row in range(4)]
 
 @pytest.mark.parametrize("preset", ["v3-tiny", "v2-tiny", "r1-distill-llama-tiny"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_rounding_once_is_what_autocast_does_at_every_product(preset: str, tied: bool) -> None:
+def test_rounding_once_is_what_autocast_does_at_every_product(
+    preset: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **named: object) -> NoReturn:
+        raise NotNative("of the modules alone")
+
+    monkeypatch.setattr(build, "NativeRunner", refuse)
     model = Model(derive(get_preset(preset), tie_word_embeddings=tied))
     model.initialize(seed=0)
     before = copy.deepcopy(model.state_dict())
@@ -30,6 +40,18 @@ def test_rounding_once_is_what_autocast_does_at_every_product(preset: str, tied:
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name])
+
+
+def test_a_native_program_takes_rounded_weights_and_leaves_autocast_to_the_modules() -> None:
+    model = Model(get_preset("v3-tiny"))
+    model.initialize(seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in str(build.build_engine(model, EngineConfig(num_blocks=8)).not_native)
+        expected = generate(model, REQUESTS)
+        with rounded_weights(model, torch.bfloat16):
+            actual = generate(model, REQUESTS)
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.logprobs[0] == pytest.approx(theirs.logprobs[0], abs=0.02)
 
 
 def test_weights_come_back_after_an_error_and_keep_their_gradients() -> None:

@@ -79,22 +79,29 @@ class ModelProposer:
     def _look_at(self, sequence: SequenceState, length: int) -> None:
         """Find the slots of a sequence and of its drafts, and what of it is read already."""
         tokens = len(sequence.tokens)
-        lag = self._lags.get(sequence)
-        if lag is None:
-            slots = self._marks.slots(sequence, 0, tokens)
-            missing = np.flatnonzero(~self._marks.are_held(slots[:-1]))
-            lag = _Lag(slots, int(missing[0]) if len(missing) else tokens - 1)
-            self._lags[sequence] = lag
+        lag = self._lags.setdefault(sequence, _Lag(np.empty(0, np.int64), 0))
         # Blocks behind the last token may have been given back and others taken.
         known = lag.num_computed
         ahead = self._marks.slots(sequence, known, tokens + length - 1)
         lag.slots = np.concatenate([lag.slots[:known], ahead])
+        # Others that share its blocks may have read for it meanwhile.
+        missing = np.flatnonzero(~self._marks.are_held(ahead[: tokens - 1 - known]))
+        lag.num_computed = known + int(missing[0]) if len(missing) else tokens - 1
 
     def _catch_up(self, wanted: dict[SequenceState, int]) -> list[SequenceState]:
-        """Choose whom to read in this step, the shortest first; return who can be drafted for."""
+        """Choose whom to read in this step, the shortest first; return who can be drafted for.
+
+        Of sequences that share blocks which are not read yet, one reads for all.
+        """
         left, ready = self._budget, []
+        taken: set[int] = set()
         missing = {s: len(s.tokens) - self._lags[s].num_computed for s in wanted}
         for sequence in sorted(wanted, key=lambda s: missing[s]):
+            lag = self._lags[sequence]
+            first = int(lag.slots[lag.num_computed])
+            if first in taken:
+                continue
+            taken.add(first)
             if missing[sequence] <= left:
                 left -= missing[sequence]
                 ready.append(sequence)
