@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ziphius.core.device import multiplies_bfloat16
+
 BENCH = Path(__file__).parents[2] / "bench" / "large_folder.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="minutes on a CPU without bfloat16 units")
 def test_a_bfloat16_folder_is_used_without_a_float32_copy(tmp_path: Path) -> None:
     """Two layers of 1.5B's width; `bench/large_folder.py` without --small has all 28."""
     command = [sys.executable, str(BENCH), "--small", "--dtype", "bfloat16"]

@@ -253,7 +253,9 @@ class Engine:
         try:
             output = self._forward(batch)
             logits_ZW = self._scored(output.logits_LW, self._arrays, chunks)
-        except Exception:
+        except Exception as error:
+            self._metrics.num_steps_apart += 1
+            self._metrics.step_error = told(error)
             if self._speculation is not None:
                 self._speculation.spoil(batch, self._arrays.sequences, chunks)
             return self._logits_apart(chunks, outputs)

@@ -64,6 +64,10 @@ class Metrics:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     num_steps: int = 0
+    num_steps_apart: int = 0
+    """Steps that raised, and were computed anew sequence by sequence to find out why."""
+    step_error: str = ""
+    """What the last of them raised."""
     finished: Counter[str] = field(default_factory=Counter)
     """Sequences by finish reason."""
     admission_rejections: Counter[str] = field(default_factory=Counter)
@@ -102,6 +106,8 @@ class Metrics:
             "prompt_tokens": self.prompt_tokens,
             "generation_tokens": self.generation_tokens,
             "num_steps": self.num_steps,
+            "num_steps_apart": self.num_steps_apart,
+            "step_error": self.step_error,
             "request_success": dict(self.finished),
             "admission_rejections": dict(self.admission_rejections),
             **{f"cancelled_in_{place}": count for place, count in self.cancelled.items()},

@@ -224,6 +224,8 @@ def test_a_bad_prompt_ends_alone_and_cannot_be_found(token):
     log = all_told(requests)
     assert log.told == expected(requests)
     why = {POISON: "not finite", BOMB: "RuntimeError: the kernel gave up"}
+    assert (log.engine.metrics()["num_steps_apart"] > 0) == (token == BOMB)
+    assert (why[token] in log.engine.metrics()["step_error"]) == (token == BOMB)
     for key, number in {(6, 0): 0, (6, 1): 1, (7, 0): 0}.items():
         assert why[token] in log.errors[key]
         assert f"at position 12 of sequence {number}" in log.errors[key]

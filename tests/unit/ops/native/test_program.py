@@ -81,7 +81,7 @@ def changed(x: Tensor, place: Any, value: int) -> Tensor:
         ("logits_rows_L", 1, -1, "a row is not"),
         ("cu_seqlens_Z1", 0, 1, "do not rise from 0 to the 5 tokens"),
         ("cu_seqlens_Z1", 1, 5, "one or more a sequence"),
-        ("cu_seqlens_Z1", 2, 6, "do not rise"),
+        ("cu_seqlens_Z1", 1, 0, "one or more a sequence"),
         ("seq_lens_Z", 0, 3, "shorter than its new tokens"),
         ("seq_lens_Z", 0, 13, "longer than its block table"),
         ("block_tables_ZJ", (0, 0), 12, "a block is not one of the cache's 12"),
@@ -133,8 +133,6 @@ def test_batches_of_another_kind_are_refused() -> None:
         runner(replace(batch, routes={1: torch.zeros(1, 5, 2, dtype=torch.int64)}))
     with pytest.raises(ValueError, match="positions differ"):
         runner(replace(batch, positions_BT=torch.zeros(1, 5, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="one row, not 2"):
-        runner(replace(batch, input_ids_BT=batch.input_ids_BT.expand(2, -1)))
     runner(replace(batch, positions_BT=batch.paged.positions_M()[None]))
 
 
