@@ -224,11 +224,17 @@ def test_a_bad_prompt_ends_alone_and_cannot_be_found(token):
     log = all_told(requests)
     assert log.told == expected(requests)
     why = {POISON: "not finite", BOMB: "RuntimeError: the kernel gave up"}
-    assert (log.engine.metrics()["num_steps_apart"] > 0) == (token == BOMB)
-    assert (why[token] in log.engine.metrics()["step_error"]) == (token == BOMB)
     for key, number in {(6, 0): 0, (6, 1): 1, (7, 0): 0}.items():
         assert why[token] in log.errors[key]
         assert f"at position 12 of sequence {number}" in log.errors[key]
+
+
+def test_steps_that_raise_are_counted_and_told():
+    log = all_told([Request([1, 2, 3, POISON, 5], 5, 0, GREEDY)])
+    assert log.engine.metrics()["num_steps_apart"] == 0
+    log = all_told([Request([1, 2, 3, BOMB, 5], 5, 0, GREEDY)])
+    assert log.engine.metrics()["num_steps_apart"] == 1
+    assert log.engine.metrics()["step_error"] == "RuntimeError: the kernel gave up"
 
 
 def test_nothing_of_a_bad_prompt_is_published():
