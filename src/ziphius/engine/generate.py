@@ -32,7 +32,7 @@ class NewToken(NamedTuple):
     row: int
     """Which request."""
     token_id: int
-    """The token."""
+    """The token; -1 where a sequence ended with an error instead of one."""
     logprob: float
     """Natural log of its probability at the request's temperature (1 if greedy), before filters."""
     finish_reason: FinishReason | None
@@ -63,11 +63,16 @@ class Generation(Closing):
         engine: that runs nothing else meanwhile.
         requests: one sample each; `NewToken.row` counts in their order. More of them than the
             engine runs at once follow as others end.
+        keep_errors: end a sequence that goes wrong with reason `error`, which `NewToken.output`
+            tells; by default that is raised, and ends all of them.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], *, keep_errors: bool = False
+    ) -> None:
         assert not engine.has_work, "the engine runs something else"
         self._engine = engine
+        self._keep_errors = keep_errors
         self._left = deque(_joined(requests))
         self._rows: dict[tuple[int, int], int] = {}
         self._numbers: dict[int, tuple[int, int]] = {}
@@ -110,11 +115,12 @@ class Generation(Closing):
 
     def _token(self, output: StepOutput) -> NewToken:
         row = self._rows[output.request_id, output.sample]
-        if output.error is not None or output.token_id is None:
+        if output.error is not None and not self._keep_errors:
             raise CheckpointError(f"prompt {row}: {output.error}")
         if output.finish_reason is not None:
             del self._rows[output.request_id, output.sample]
-        return NewToken(row, output.token_id, output.logprob, output.finish_reason, output)
+        token_id = -1 if output.token_id is None else output.token_id
+        return NewToken(row, token_id, output.logprob, output.finish_reason, output)
 
 
 @dataclass

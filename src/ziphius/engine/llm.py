@@ -1,16 +1,18 @@
 """`LLM`: a model, its tokenizer and one engine, for scripts; vLLM's class of that name in spirit.
 
 Example:
-    llm = LLM("my-model")
-    for output in llm.generate(["Name a whale."], SamplingParams(max_tokens=50, n=3)):
-        print([completion.text for completion in output.outputs])
+    with LLM("my-model") as llm:
+        for output in llm.generate(["Name a whale."], SamplingParams(max_tokens=50, n=3)):
+            print([completion.text for completion in output.outputs])
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ziphius.core.closing import Closing
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, thinking_of
@@ -20,6 +22,7 @@ from ziphius.engine.grammar import GrammarCompiler
 from ziphius.engine.load import Loaded, load_for_inference
 from ziphius.engine.processors import LogitsProcessor, of_params
 from ziphius.engine.prompt_scores import TokenScore
+from ziphius.engine.sampler import TopLogprobs
 from ziphius.engine.sampling_params import SamplingParams
 from ziphius.engine.sequence import FinishReason, Request
 from ziphius.engine.text import StopStrings, TextPiece, stream_text
@@ -38,14 +41,26 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     """Of these tokens, natural, at the sampling temperature and before filters."""
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    """The most likely tokens at each place, as many as `SamplingParams.logprobs` asks for."""
     finish_reason: FinishReason | None = None
+    stop_reason: str | None = None
+    """Which rule ended it (a grammar that is complete, a repetition), where one did."""
+    error: str | None = None
+    """What went wrong with this completion alone, where the reason is `error`."""
 
     def add(self, piece: TextPiece) -> None:
         """Take one more token in."""
         self.text += piece.text
+        self.finish_reason = piece.finish_reason
+        if (told := piece.token.output) is not None:
+            self.stop_reason, self.error = told.stop_reason, told.error
+            if told.top is not None:
+                self.top_logprobs.append(told.top)
+        if self.error is not None:
+            return
         self.token_ids.append(piece.token.token_id)
         self.logprobs.append(piece.token.logprob)
-        self.finish_reason = piece.finish_reason
 
 
 @dataclass
@@ -60,11 +75,18 @@ class RequestOutput:
     def keep_best(self, count: int) -> None:
         """Keep the completions with the highest mean log-probability, where there are more."""
         if len(self.outputs) > count:
-            self.outputs.sort(key=lambda one: -sum(one.logprobs) / len(one.logprobs))
+            self.outputs.sort(key=_surprise)
             del self.outputs[count:]
 
 
-class LLM:
+def _surprise(completion: CompletionOutput) -> float:
+    """Return the mean of the negative log-probabilities; one that went wrong comes last."""
+    if completion.error is not None:
+        return math.inf
+    return -sum(completion.logprobs) / len(completion.logprobs)
+
+
+class LLM(Closing):
     """A model with an engine that keeps what it has computed of earlier texts.
 
     Args:
@@ -152,7 +174,7 @@ class LLM:
             requests += self._requests(prompt, params, name)
             stops += [StopStrings(params.stop, params.min_tokens) for _ in output.outputs]
             rows += [(output, completion) for completion in output.outputs]
-        with closing(stream_text(self.engine, self.tokenizer, requests, stops)) as steps:
+        with closing(self._stream(requests, stops)) as steps:
             for step in steps:
                 for piece in step:
                     output, completion = rows[piece.row]
@@ -160,6 +182,11 @@ class LLM:
                     told = piece.token.output
                     if told is not None and told.prompt_scores is not None:
                         output.prompt_scores = told.prompt_scores
+
+    def _stream(
+        self, requests: Sequence[Request], stops: Sequence[StopStrings]
+    ) -> Generator[list[TextPiece], None, None]:
+        return stream_text(self.engine, self.tokenizer, requests, stops, keep_errors=True)
 
     def score(
         self, prompts: PromptLike | Sequence[PromptLike], logprobs: int = 0

@@ -85,6 +85,8 @@ def stream_text(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     stops: Sequence[StopStrings],
+    *,
+    keep_errors: bool = False,
 ) -> Generator[list[TextPiece], None, None]:
     """Run requests of one sample each, and yield each step's tokens together with their text.
 
@@ -96,9 +98,10 @@ def stream_text(
         tokenizer: of its model.
         requests: what to run.
         stops: one for each request.
+        keep_errors: see `Generation`.
     """
     detokenizers = [tokenizer.detokenizer() for _ in requests]
-    with Generation(engine, requests) as steps:
+    with Generation(engine, requests, keep_errors=keep_errors) as steps:
         for step in steps:
             pieces = []
             for token in step:
@@ -106,7 +109,8 @@ def stream_text(
                 if stops[row].found:
                     continue  # came with the end of the stop string, out of the same step
                 ended = token.finish_reason is not None
-                hidden = ended and token.token_id in requests[row].stop_ids
+                has_stopped = ended and token.token_id in requests[row].stop_ids
+                hidden = has_stopped or token.finish_reason == "error"
                 text = "" if hidden else detokenizers[row].push(token.token_id)
                 if ended:
                     text += detokenizers[row].flush()

@@ -1,6 +1,7 @@
 """`engine/llm.py`: prompts of every form in, completions in their order out."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.llm import LLM
 from ziphius.engine.load import load_preset
+from ziphius.engine.processors.processor import ProcessorError
 from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
 from ziphius.text.chat import Message
 
@@ -106,6 +108,48 @@ def test_what_cannot_work_says_why(llm):
         LLM(llm.loaded, device="cpu")
 
 
+def test_the_likeliest_tokens_are_returned_beside_greedy_ones(llm):
+    [output] = llm.generate([[3, 4, 5]], SamplingParams(max_tokens=4, temperature=0, logprobs=3))
+    [completion] = output.outputs
+    assert [len(top.ids) for top in completion.top_logprobs] == [3] * 4
+    for token_id, logprob, top in zip(
+        completion.token_ids, completion.logprobs, completion.top_logprobs, strict=True
+    ):
+        assert top.ids[0] == token_id
+        assert top.logprobs[0] == logprob
+    [plain] = llm.generate([[3, 4, 5]], SamplingParams(max_tokens=4))
+    assert plain.outputs[0].top_logprobs == []
+
+
+class GivesUp:
+    """A processor that fails at the third token."""
+
+    def __call__(self, logits_W, token_ids):
+        if len(token_ids) == 2:
+            raise ProcessorError("no token is left")
+
+    def accept(self, token_id):
+        return None
+
+    def rollback(self, count):
+        """Nothing is kept."""
+
+
+def test_what_goes_wrong_with_one_completion_is_told_there_alone(llm, monkeypatch):
+    prompts = [[5, 6], [7, 8], [9]]
+    params = SamplingParams(max_tokens=5, seed=1)
+    expected = llm.generate(prompts, params)
+    chosen = iter([[], [GivesUp()], []])
+    monkeypatch.setattr(LLM, "_processors", lambda self, *given: partial(list, next(chosen)))
+    first, wrong, last = (output.outputs[0] for output in llm.generate(prompts, params))
+    assert wrong.finish_reason == "error"
+    assert "no token is left" in wrong.error
+    assert wrong.token_ids == expected[1].outputs[0].token_ids[:2]
+    assert len(wrong.logprobs) == 2
+    assert [first, last] == [expected[0].outputs[0], expected[2].outputs[0]]
+    llm.engine.check()
+
+
 def test_a_thinker_spends_its_budget_and_then_keeps_to_the_grammar(llm):
     pytest.importorskip("llguidance")
     params = SamplingParams(
@@ -120,6 +164,7 @@ def test_a_thinker_spends_its_budget_and_then_keeps_to_the_grammar(llm):
     assert completion.token_ids.index(end) == 3
     assert completion.text.split("</think>")[1] in ("whale", "seal")
     assert completion.finish_reason == "stop"
+    assert "grammar" in completion.stop_reason
 
 
 def test_a_grammar_that_is_none_is_refused_before_anything_runs(llm):
