@@ -182,8 +182,11 @@ def build_runner(
 
 def _autocast_rounds(model: Model) -> bool:
     """Tell whether modules would multiply in other numbers than their weights have."""
-    weight = model.model.layers[0].self_attn.o_proj.weight
-    return torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32
+    if not torch.is_autocast_enabled("cpu"):
+        return False
+    tied = model.model.embed_tokens.weight
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    return any(weight.dtype == torch.float32 and weight is not tied for weight in weights)
 
 
 def _default_blocks(
