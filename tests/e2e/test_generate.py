@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from ziphius.models.model import Model
+from ziphius.models.presets import derive, get_preset
+from ziphius.models.weights import save
+from ziphius.text.vocabulary import deepseek_tokenizer
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "ziphius.cli.main"]
@@ -69,9 +74,24 @@ def test_errors_are_one_line_and_code_2():
         assert text in last_line
 
 
-def test_ctrl_c_ends_generate_with_what_it_has_written():
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory) -> str:
+    """A model with room for an answer that lasts however fast it is: pipes fill up behind it."""
+    config = derive(get_preset("v3-tiny"), max_position_embeddings=200_000)
+    model = Model(config)
+    model.initialize(0)
+    folder = tmp_path_factory.mktemp("endless") / "model"
+    tokenizer = deepseek_tokenizer(config.vocab_size).with_chat_format("deepseek-r1")
+    save(model, folder, tokenizer)
+    return str(folder)
+
+
+ENDLESS = ["--ignore-eos", "--max-new-tokens", "150000"]
+
+
+def test_ctrl_c_ends_generate_with_what_it_has_written(endless):
     process = subprocess.Popen(
-        [*COMMAND, "generate", "v3-tiny", "x", "--raw", "--max-new-tokens", "2000"],
+        [*COMMAND, "generate", endless, "x", "--raw", *ENDLESS],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -124,12 +144,11 @@ class Terminal:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves_the_chat():
-    terminal = Terminal("chat", "v3-tiny", "--max-new-tokens", "2000")
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves_the_chat(endless):
+    terminal = Terminal("chat", endless, *ENDLESS)
     place = terminal.wait_for(b"> ")
     terminal.type(b"Hello\r")
     place = terminal.wait_for(b"thinking", after=place)
-    time.sleep(0.5)
     terminal.type(b"\x03")
     place = terminal.wait_for(b"tokens in", after=place)
     place = terminal.wait_for(b"> ", after=place)

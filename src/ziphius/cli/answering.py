@@ -38,6 +38,8 @@ class AnswerOptions(SamplingConfig):
     fit."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End before this text; may be given several times."""
+    ignore_eos: bool = False
+    """Go on after the model's own ends, up to --max-new-tokens."""
     chat_format: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Write the conversation in this format instead of the model's own."""
     thinking: bool = False

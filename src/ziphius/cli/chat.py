@@ -180,6 +180,7 @@ class Chat:
             sequence_ids=[self._answers],
             sampling=self._config.sampling,
             stop=self._config.stop,
+            ignore_eos=self._config.ignore_eos,
         )
         self._answers += 1
         with contextlib.closing(steps):

@@ -175,6 +175,7 @@ def _steps(
         sequence_ids=[answer.sample for answer in answers],
         sampling=config.sampling,
         stop=config.stop,
+        ignore_eos=config.ignore_eos,
     ):
         speed.step(len(step))
         for piece in step:

@@ -113,6 +113,7 @@ def stream_answers(
     sequence_ids: Sequence[int],
     sampling: SamplingConfig,
     stop: Sequence[str] = (),
+    ignore_eos: bool = False,
 ) -> Generator[list[AnswerPiece], None, None]:
     """Answer all prompts, and yield each step's tokens with the events they make.
 
@@ -124,9 +125,10 @@ def stream_answers(
         sequence_ids: of each answer; see `Request.sequence_id`.
         sampling: of all answers.
         stop: strings that end an answer and are not shown.
+        ignore_eos: go on after the model's own ends.
     """
     requests = [
-        Request(prompt.ids, most, sequence_id, sampling, prompt.stop_ids)
+        Request(prompt.ids, most, sequence_id, sampling, () if ignore_eos else prompt.stop_ids)
         for prompt, most, sequence_id in zip(prompts, max_new_tokens, sequence_ids, strict=True)
     ]
     stops = [StopStrings(stop) for _ in prompts]

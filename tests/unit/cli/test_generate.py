@@ -87,6 +87,12 @@ def test_sampling_and_stop_strings_reach_the_engine(seen, capsys):
     assert seen[0].sampling == SamplingConfig(temperature=0.7, top_k=9, seed=5)
 
 
+def test_the_models_own_ends_can_be_ignored(seen, loaded, capsys):
+    run(capsys, "Hi", raw=True)
+    run(capsys, "Hi", raw=True, ignore_eos=True)
+    assert [request.stop_ids for request in seen] == [loaded.tokenizer.eos_ids, ()]
+
+
 def test_every_prompt_gets_n_answers_in_order(seen, capsys):
     out, _ = run(capsys, "One", "Two", n=2)
     headings = [line.split("\u2500")[0].strip() for line in out.splitlines()[::2]]
