@@ -249,6 +249,9 @@ def test_the_fingerprint_knows_the_numbers_of_the_cache():
         PagedCache([CacheSpec((3,))], 4, 4),
         PagedCache([CacheSpec((3,))], 4, 2),
         PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.bfloat16),
+        PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.int8),
+        PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.float8_e4m3fn),
+        PagedCache([CacheSpec((3,), kept=1)], 4, 4, dtype=torch.int8),
         PagedCache([CacheSpec((1, 2))], 4, 4),
         PagedCache([CacheSpec((3,))] * 2, 4, 4),
     ]
