@@ -94,9 +94,14 @@ class ExpertReader:
                 check_finite(name, place, self._plan.stored[name].file)
 
     def identity(self) -> str:
-        """Name the files with their sizes and the times of their last changes."""
+        """Name the files with their sizes and the times of their last changes.
+
+        Of contents and of entries: programs that copy files may keep the first as it was.
+        """
         files = sorted(
             {self._plan.stored[name].file for parts in self._parts.values() for name, _ in parts}
         )
         status = [(file, file.stat()) for file in files]
-        return repr([(file.name, found.st_size, found.st_mtime_ns) for file, found in status])
+        return repr(
+            [(file.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in status]
+        )
