@@ -18,12 +18,15 @@ from ziphius.engine.native_runner import NativeRunner
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs
-from ziphius.models.cache import PagedCache
+from ziphius.models.cache import PagedCache, token_bytes
 from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
 from ziphius.ops.native.program_builder import NotNative
+
+CACHE_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""By `EngineConfig.cache_dtype`, which `auto` leaves to the weights."""
 
 
 @contextmanager
@@ -142,10 +145,12 @@ def new_cache(model: Model, config: EngineConfig, draft_model: Model | None = No
         DeviceError: not even one sequence fits.
     """
     embedding = model.model.embed_tokens.weight
-    dtype = torch.bfloat16 if config.cache_dtype == "bfloat16" else embedding.dtype
+    dtype = CACHE_DTYPES.get(config.cache_dtype, embedding.dtype)
     specs = _specs(model.config, config)
-    kept = [*specs, *(cache_specs(draft_model.config) if draft_model is not None else [])]
-    block_bytes = sum(spec.numbers for spec in kept) * config.block_size * dtype.itemsize
+    block_bytes = token_bytes(specs, dtype) * config.block_size
+    if draft_model is not None:
+        own = cache_specs(draft_model.config), draft_model.model.embed_tokens.weight.dtype
+        block_bytes += token_bytes(*own) * config.block_size
     return PagedCache(
         specs,
         config.num_blocks or _default_blocks(model.config, config, block_bytes, embedding.device),

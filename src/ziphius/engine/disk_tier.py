@@ -23,6 +23,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from hashlib import sha256
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def cache_fingerprint(model: str, runner: str, cache: PagedCache) -> bytes:
         "ziphius": ziphius.__version__,
         "torch": torch.__version__,
         "block_size": cache.block_size,
-        "parts": [[(str(part.dtype), part.shape[1]) for part in parts] for parts in cache.parts],
+        "numbers": str(cache.dtype),
+        "rows": [[astuple(row) for row in layouts] for layouts in cache.layouts],
     }
     return sha256(json.dumps(described, sort_keys=True).encode()).digest()
 

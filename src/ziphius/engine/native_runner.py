@@ -49,7 +49,7 @@ class NativeRunner:
     ) -> None:
         self._model = model
         self._cache = cache
-        self._pages = Pages(cache.parts, cache.block_size)
+        self._pages = Pages(cache.parts, cache.layouts, cache.dtype, cache.block_size)
         self._threads = threads
         self._exact = exact
         self._record_routes = record_routes

@@ -1,6 +1,7 @@
 """Blocks in a folder: found again after an eviction and a restart, and never wrong."""
 
 import multiprocessing
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,11 +245,55 @@ def test_processes_that_share_a_folder_do_not_disturb_each_other(tmp_path):
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 96 * 30 * 18 // 16
 
 
+def large_tier(folder: Path) -> tuple[PagedCache, DiskTier]:
+    """Blocks of 160 kB, 20 of which are allowed."""
+    cache = PagedCache([CacheSpec((10_000,))], 30, 4)
+    return cache, DiskTier(folder, cache, b"same", 20 * 161_000)
+
+
+def store_for_ever(folder: str, seed: int) -> None:
+    cache, tier = large_tier(Path(folder))
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        number = int(torch.randint(30, (), generator=generator))
+        cache.parts[0][0][4 * number : 4 * number + 4] = number + 0.5
+        tier.store(number, bytes([number]), wait=True)
+
+
+def test_processes_that_are_killed_leave_whole_blocks_alone(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(4):
+        workers = [
+            context.Process(target=store_for_ever, args=(str(tmp_path), 2 * number + n))
+            for n in range(2)
+        ]
+        for worker in workers:
+            worker.start()
+        while len(files(tmp_path)) < 15 or not list(tmp_path.glob("*/.*.tmp")):
+            time.sleep(0.001)
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(60)
+    cache, tier = large_tier(tmp_path)
+    assert not list(tmp_path.glob("*/.*"))
+    for block in range(30):
+        if tier.load([bytes([block])], [block]):
+            assert (cache.parts[0][0][4 * block : 4 * block + 4] == block + 0.5).all()
+    assert tier.loaded >= 14
+    assert tier.damaged == tier.failed == 0
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 20 * 161_000
+    tier.close()
+
+
 def test_the_fingerprint_knows_the_numbers_of_the_cache():
     caches = [
         PagedCache([CacheSpec((3,))], 4, 4),
         PagedCache([CacheSpec((3,))], 4, 2),
         PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.bfloat16),
+        PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.int8),
+        PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.float8_e4m3fn),
+        PagedCache([CacheSpec((3,), kept=1)], 4, 4, dtype=torch.int8),
         PagedCache([CacheSpec((1, 2))], 4, 4),
         PagedCache([CacheSpec((3,))] * 2, 4, 4),
     ]

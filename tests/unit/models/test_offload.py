@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_con
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
-from ziphius.models.offload import ExpertCache, expert_cache
+from ziphius.models.offload import ExpertCache, Guess, expert_cache
 from ziphius.models.weights import load, save, save_gguf
 from ziphius.quant.int8 import quantize
 
@@ -57,7 +59,8 @@ def test_numbers_are_those_of_the_whole_model(
         assert torch.equal(logits(parts, ids_BT), logits(whole, ids_BT))
         assert cache.metrics()["expert_cache_bytes"] <= limit
     figures = cache.metrics()
-    read = (figures["expert_cache_queries"] - figures["expert_cache_hits"]) * cache.size_bytes
+    missed = figures["expert_cache_queries"] - figures["expert_cache_hits"]
+    read = (missed + figures["expert_cache_ahead_reads"]) * cache.size_bytes
     assert figures["expert_cache_read_bytes"] == read // cache.num_places
 
 
@@ -102,16 +105,18 @@ class Counting:
         return ""
 
 
-def small_cache(held: int) -> tuple[ExpertCache, Counting]:
+def small_cache(held: int, ahead: Counting | None = None) -> tuple[ExpertCache, Counting]:
     source = Counting()
     limit = held * EXPERT_NUMBERS * 4
-    return ExpertCache(source, CONFIGS["v3"], ["a", "b"], torch.float32, limit), source
+    layers = ["a", "b"]
+    return ExpertCache(source, CONFIGS["v3"], layers, torch.float32, limit, ahead), source
 
 
-def use(cache: ExpertCache, layer: str, *experts: int) -> None:
-    for wave in cache.waves(layer, experts):
+def use(cache: ExpertCache, layer: str, *experts: int, guess: Guess | None = None) -> None:
+    for wave in cache.waves(layer, experts, guess):
         for expert, place in wave.items():
             assert (cache.pool[0][place] == expert).all()
+            assert (cache.pool[1][place] == expert).all()
 
 
 def test_what_is_used_often_stays_and_what_was_used_last_comes_next() -> None:
@@ -157,6 +162,81 @@ def test_an_expert_that_cannot_be_read_is_not_taken_for_another() -> None:
     use(cache, "a", 1, 2)
     use(cache, "a", 3, 4, 5)
     assert len(source.reads) == 2 + 2 + 1 + 3
+
+
+def test_what_is_guessed_is_read_by_the_thread_and_is_there() -> None:
+    ahead = Counting()
+    cache, source = small_cache(4, ahead)
+    use(cache, "a", 0, 1, guess=Guess("b", [2, 3]))
+    use(cache, "b", 2, 3)
+    assert source.reads == [("a", 0), ("a", 1)]
+    assert ahead.reads == [("b", 2), ("b", 3)]
+    figures = cache.metrics()
+    assert figures["expert_cache_ahead_reads"] == figures["expert_cache_ahead_hits"] == 2
+    assert figures["expert_cache_hits"] == 2
+    assert figures["expert_cache_read_bytes"] == 4 * EXPERT_NUMBERS * 4
+    use(cache, "b", 2, 3, guess=Guess("a", [0]))  # is there already
+    assert len(ahead.reads) == 2
+
+
+def test_a_guess_takes_no_place_that_is_in_use_and_half_of_the_pool_at_most() -> None:
+    ahead = Counting()
+    cache, source = small_cache(5, ahead)
+    use(cache, "a", 0, 1, 2, 3, guess=Guess("b", [0, 1, 2]))
+    use(cache, "a", 0, 1, 2, 3)
+    assert len(source.reads) == 4
+    use(cache, "a", 0, guess=Guess("b", [3, 4, 5]))
+    use(cache, "b", 3, 4, 5)
+    assert source.reads[4:] == [("b", 5)]
+
+
+class Slow(Counting):
+    """Waits with every read for the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may = threading.Event(), threading.Event()
+
+    def read(self, *arguments: Any) -> None:
+        self.begun.set()
+        assert self.may.wait(60)
+        super().read(*arguments)
+
+
+def test_a_wrong_guess_is_dropped_or_kept_whole() -> None:
+    ahead = Slow()
+    cache, source = small_cache(6, ahead)
+    use(cache, "a", 0, guess=Guess("b", [1, 2, 3]))
+    assert ahead.begun.wait(60)
+    threading.Timer(0.05, ahead.may.set).start()
+    use(cache, "b", 4)
+    assert ahead.reads == [("b", 1)]  # had begun; the others were never read
+    assert cache.metrics()["expert_cache_ahead_reads"] == 1
+    assert cache.metrics()["expert_cache_ahead_hits"] == 0
+    use(cache, "b", 1, 2, 3)
+    assert source.reads == [("a", 0), ("b", 4), ("b", 2), ("b", 3)]
+
+
+def test_what_cannot_be_read_ahead_fails_where_it_is_needed() -> None:
+    cache, source = small_cache(4, Counting())
+    use(cache, "a", 0, guess=Guess("b", [6, 1]))
+    use(cache, "b", 1)
+    assert source.reads == [("a", 0)]
+    use(cache, "a", 0, guess=Guess("b", [6]))
+    with pytest.raises(CheckpointError, match="gone"):
+        use(cache, "b", 6)
+
+
+def test_a_model_reads_ahead_what_its_gates_choose(tmp_path: Path) -> None:
+    config = latent_config(**V3_EXPERTS, num_hidden_layers=4, num_nextn_predict_layers=1)
+    folder = saved(config, tmp_path / "deep")
+    model = load(folder, expert_cache=10**9)
+    cache = expert_cache(model)
+    assert cache is not None
+    logits(model, torch.arange(1, 4)[None])
+    figures = cache.metrics()
+    assert 0 < figures["expert_cache_ahead_hits"] <= figures["expert_cache_ahead_reads"]
+    assert figures["expert_cache_queries"] > figures["expert_cache_hits"]
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:

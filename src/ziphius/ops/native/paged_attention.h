@@ -9,6 +9,7 @@
 #pragma once
 
 #include "attention_scores.h"
+#include "eight_bits.h"
 
 namespace {
 
@@ -166,16 +167,17 @@ ALONE void join(State& state, float* out, const State& next, const float* next_o
 template <class C>
 struct Pages {
     const C* part;
-    int64_t row_width, column, used, block_size;
+    RowShape shape;
+    int64_t column, used, block_size;
     const int64_t* table;
     std::vector<float>& memory;
 
-    // Where `count` rows from `start` on lie, at most TILE.
+    // Where `count` rows from `start` on lie, at most TILE: their columns, of 8 bits their scales.
     void find(int64_t start, int64_t count, const C** rows) const {
         for (int64_t j = 0; j < count;) {
             int64_t block = (start + j) / block_size, offset = (start + j) % block_size;
-            const C* row = part + (table[block] * block_size + offset) * row_width + column;
-            for (int64_t end = std::min(count, j + block_size - offset); j < end; j++, row += row_width) rows[j] = row;
+            const C* row = part + (table[block] * block_size + offset) * shape.stride + (HAS_SCALES<C> ? 0 : column);
+            for (int64_t end = std::min(count, j + block_size - offset); j < end; j++, row += shape.stride) rows[j] = row;
         }
     }
 
@@ -196,7 +198,10 @@ struct Pages {
                     rows[j] = found[j];
                     continue;
                 }
-            load_row(found[j], used, copies + j * stride);
+            if constexpr (HAS_SCALES<C>)
+                unpack_row(found[j], shape, column, used, copies + j * stride);
+            else
+                load_row(found[j], used, copies + j * stride);
             clear(copies + j * stride + used, stride - used);
             rows[j] = copies + j * stride;
         }

@@ -87,7 +87,7 @@ void pack_weight(const T* weight, T* target, int64_t outputs, int64_t inputs, in
 
 template <class T, class C>
 int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,
-                    float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids,
+                    float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
                     const int64_t* wanted, float* logits, int16_t* routes, int64_t num_records, int64_t num_buffers,
                     int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,
@@ -98,7 +98,8 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
     int64_t refusal = look_at(step.batch, vocabulary, block_size, num_blocks, step.positions.data());
     if (refusal != FINE) return refusal;
     step.arena = arena, step.table = table, step.strides = strides, step.block_size = block_size;
-    step.parts = reinterpret_cast<const void* const*>(parts), step.part_widths = part_widths;
+    step.parts = reinterpret_cast<const void* const*>(parts);
+    step.shapes = reinterpret_cast<const RowShape*>(shapes);
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
     step.by_tiles = !exact && tiles_serve<T>();
     for (int64_t i = 0; i < num_buffers; workspace += strides[i++] * tokens) step.buffers.push_back(workspace);
@@ -130,12 +131,12 @@ PACK(b, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
         const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float* workspace, \
-        const int64_t* parts, const int64_t* part_widths, const int64_t* ids, const int64_t* starts,            \
+        const int64_t* parts, const int64_t* shapes, const int64_t* ids, const int64_t* starts,            \
         const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
         float* logits, int16_t* routes, int64_t num_records, int64_t num_buffers, int64_t vocabulary,           \
         int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks,              \
         int64_t num_wanted, int64_t route_layers, int64_t threads, int exact) {                                 \
-        return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids, starts,    \
+        return program_run<T, C>(records, arena, table, strides, workspace, parts, shapes, ids, starts,    \
                                  lengths, slots, tables, wanted, logits, routes, num_records, num_buffers,      \
                                  vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
                                  route_layers, threads, exact);                                                 \
@@ -144,4 +145,8 @@ PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)
 PROGRAM(bf, bf16, float)
 PROGRAM(bb, bf16, bf16)
+PROGRAM(fi, float, int8)
+PROGRAM(bi, bf16, int8)
+PROGRAM(fe, float, fp8)
+PROGRAM(be, bf16, fp8)
 }

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ziphius.ops.cache_rows import LARGEST, RowLayout
 from ziphius.ops.native.binding import Kernel, address, optional_address, row_address
 from ziphius.ops.native.program_records import UNIT, WORDS, padded
 
@@ -24,13 +25,13 @@ _PACK_WEIGHT = Kernel(
 _PROGRAM_RUN = Kernel(
     "program_run",
     "const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, "
-    "float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids, "
+    "float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
     "const int64_t* wanted, float* logits, int16_t* routes, int64_t num_records, "
     "int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks, "
     "int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, "
     "int64_t route_layers, int64_t threads, int exact",
-    kinds=("ff", "fb", "bf", "bb"),
+    kinds=("ff", "fb", "bf", "bb", "fi", "bi", "fe", "be"),
     returns="int64_t",
 )
 _REFUSALS = {
@@ -58,26 +59,40 @@ class Pages:
     """The memory of a cache of blocks, looked at once.
 
     Args:
-        parts: of each layer one or two tensors [num_blocks * block_size, width], all of one dtype.
+        parts: of each layer one or two tensors [num_blocks * block_size, width]: of `dtype`, those
+            of 8 bits of bytes.
+        layouts: of the rows of each part.
+        dtype: of the numbers that rows are kept in.
         block_size: slots of a block.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Tensor]], block_size: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Tensor]],
+        layouts: Sequence[Sequence[RowLayout]],
+        dtype: torch.dtype,
+        block_size: int,
+    ) -> None:
         self.parts = [tuple(layer) for layer in parts]
-        self.row_widths = [tuple(part.shape[1] for part in layer) for layer in parts]
-        self.dtype = parts[0][0].dtype
+        self.layouts = [tuple(layer) for layer in layouts]
+        self.dtype = dtype
         self.block_size = block_size
         slots = parts[0][0].shape[0]
         self.num_blocks = slots // block_size
-        table = torch.zeros(len(parts), 2, 2, dtype=torch.int64)
+        has_scales = dtype in LARGEST
+        addresses = torch.zeros(len(parts), 2, dtype=torch.int64)
+        shapes = torch.zeros(len(parts), 2, 4, dtype=torch.int64)
         for layer, tensors in enumerate(self.parts):
-            for index, part in enumerate(tensors):
-                shape = (slots, part.shape[1])
-                table[layer, index, 0] = address("part of the cache", part, self.dtype, shape)
-                table[layer, index, 1] = part.shape[1]
-        self._kept = table[:, :, 0].contiguous(), table[:, :, 1].contiguous()
+            for index, (part, row) in enumerate(zip(tensors, self.layouts[layer], strict=True)):
+                stride = row.size_bytes if has_scales else row.width
+                part_dtype = torch.uint8 if has_scales else dtype
+                place = address("part of the cache", part, part_dtype, (slots, stride))
+                addresses[layer, index] = place
+                described = (stride, row.width, row.scale_width, row.kept)
+                shapes[layer, index] = torch.tensor(described)
+        self._kept = addresses, shapes
         self.addresses = tuple(
-            address("table of the cache", x, torch.int64, (len(parts), 2)) for x in self._kept
+            address("table of the cache", x, torch.int64, x.shape) for x in self._kept
         )
 
 
@@ -89,7 +104,7 @@ class PackedProgram:
         arena: uint8: packed weights, at the offsets that the records name.
         embeddings_WD: read where they lie; of the dtype of the packed weights.
         strides: int64: numbers of a row of each buffer.
-        cache_widths: what each layer writes to the cache.
+        cache_layouts: rows that each layer writes to the cache.
         routes_shape: expert layers, and experts per token.
     """
 
@@ -99,11 +114,11 @@ class PackedProgram:
         arena: Tensor,
         embeddings_WD: Tensor,
         strides: Tensor,
-        cache_widths: Mapping[int, tuple[int, ...]],
+        cache_layouts: Mapping[int, tuple[RowLayout, ...]],
         routes_shape: tuple[int, int],
     ) -> None:
         self.arena = arena
-        self.cache_widths = cache_widths
+        self.cache_layouts = cache_layouts
         self.routes_shape = routes_shape
         self.dtype = embeddings_WD.dtype
         self.vocabulary = len(embeddings_WD)
@@ -181,10 +196,11 @@ def _token_addresses(tokens: StepTokens) -> Iterator[int]:
 
 
 def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:
-    for layer, widths in program.cache_widths.items():
-        found = pages.row_widths[layer] if layer < len(pages.parts) else ()
-        if found != widths:
-            raise ValueError(f"layer {layer} keeps rows of {widths}, the cache has {found}.")
+    for layer, layouts in program.cache_layouts.items():
+        found = pages.layouts[layer] if layer < len(pages.parts) else ()
+        if found != layouts:
+            own, its = ([row.width for row in rows] for rows in (layouts, found))
+            raise ValueError(f"layer {layer} keeps rows of {own}, the cache has {its}.")
 
 
 def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> None:

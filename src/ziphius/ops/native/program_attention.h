@@ -58,10 +58,10 @@ void split_of(const Attend& op, const Step& step, const QueryBlock& block, int64
     static thread_local std::vector<Mixed<T, C>> query_memory;
     Queries<Mixed<T, C>> queries = queries_of<Mixed<T, C>>(op, step, block, query_memory);
     bool latent = op.value_weight != NONE;
-    Pages<C> keys{step.part<C>(op.layer, 0), step.part_width(op.layer, 0), block.key_head * op.key_width, op.key_width,
+    Pages<C> keys{step.part<C>(op.layer, 0), step.shape(op.layer, 0), block.key_head * op.key_width, op.key_width,
                   step.block_size, table, key_memory};
     if (latent) return attend_split(queries, keys, static_cast<Pages<C>*>(nullptr), split, states, out, stride);
-    Pages<C> values{step.part<C>(op.layer, 1), step.part_width(op.layer, 1), block.key_head * op.value_width,
+    Pages<C> values{step.part<C>(op.layer, 1), step.shape(op.layer, 1), block.key_head * op.value_width,
                     op.value_width, step.block_size, table, value_memory};
     attend_split(queries, keys, &values, split, states, out, stride);
 }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ziphius.ops import native
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.program import (
     PackedProgram,
     Pages,
@@ -77,8 +78,8 @@ class Program:
         self.window, self.sinks = 0, 0
         """What attention sees, beside the sinks: that many last tokens, 0 for all."""
         self.route_layers, self.top_k = 0, 0
-        self.cache_widths: dict[int, tuple[int, ...]] = {}
-        """What each layer writes to the cache."""
+        self.cache_layouts: dict[int, tuple[RowLayout, ...]] = {}
+        """Rows that each layer writes to the cache."""
         self._operations: list[Operation] = []
         self._buffers: dict[str, int] = {}
         self._strides: list[int] = []
@@ -221,7 +222,7 @@ class Program:
             arena,
             self._table_WD,
             torch.tensor(self._strides),
-            self.cache_widths,
+            self.cache_layouts,
             (self.route_layers, self.top_k),
         )
 

@@ -30,12 +30,13 @@ from ziphius.ops.native import (
     routing,
     sampling,
 )
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.binding import Kernel, address, own_address, row_address
 from ziphius.ops.native.program_builder import Program
 
 FOLDER = Path(build.__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cpp"))
-C_TYPES = {"f": "float", "b": "bf16"}
+C_TYPES = {"f": "float", "b": "bf16", "i": "int8", "e": "fp8"}
 here = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
 
 
@@ -278,7 +279,9 @@ def program_calls() -> dict[str, Call]:
     }
 
     def run(part0: Tensor, part1: Tensor, part2: Tensor, part3: Tensor, **named: Tensor) -> Any:
-        pages = program.Pages([(part0, part1), (part2, part3)], 4)
+        layouts = [(RowLayout(16, 8),) * 2] * 2
+        parts = [(part0, part1), (part2, part3)]
+        pages = program.Pages(parts, layouts, torch.float32, 4)
         return written.run(program.StepTokens(**named), pages, threads=1)
 
     def pack(weight_OI: Tensor, arena: Tensor) -> None:

@@ -20,6 +20,7 @@ from ziphius.models.lora import add_adapters
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.ops import native
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native import program_records
 from ziphius.ops.native.program import Pages, pack_weight
 from ziphius.ops.native.program_builder import NotNative, Program
@@ -229,8 +230,14 @@ def test_routes_are_those_of_the_gates() -> None:
 
 def test_parts_of_a_cache_are_looked_at() -> None:
     parts = [(torch.zeros(8, 3),), (torch.zeros(8, 4), torch.zeros(7, 4))]
+    layouts = [(RowLayout(3, 128),), (RowLayout(4, 128),) * 2]
     with pytest.raises(ValueError, match="part of the cache"):
-        Pages(parts, 4)
+        Pages(parts, layouts, torch.float32, 4)
+    rows = [(torch.zeros(8, 8, dtype=torch.uint8),)]
+    for numbers, wrong in ((torch.float32, RowLayout(3, 128)), (torch.int8, RowLayout(7, 128))):
+        with pytest.raises(ValueError, match="part of the cache"):
+            Pages(rows, [(wrong,)], numbers, 4)
+    Pages(rows, [(RowLayout(3, 128),)], torch.int8, 4)
 
 
 def test_a_weight_is_not_packed_past_its_arena() -> None:

@@ -272,6 +272,8 @@ def whole_model(sizes: Sizes) -> Case:
         if native.serves():
             ours = partial(NativeRunner, model, threads=threads)
             found = logits(ours, cache_dtype, nan)
+            for rounded in (torch.int8, torch.float8_e4m3fn):
+                assert logits(ours, rounded, nan).isfinite().all()
             # Rounded rows of a cache may send a token to another expert, and nothing is alike then.
             if cache_dtype == torch.float32 or not config.n_routed_experts:
                 return factor * found
