@@ -88,9 +88,7 @@ def compiled(
     return path, f"on: compiled by {compiler}"
 
 
-def _build(
-    sources: Sequence[Path], compiler: str, flags: Sequence[str], path: Path
-) -> str | None:
+def _build(sources: Sequence[Path], compiler: str, flags: Sequence[str], path: Path) -> str | None:
     """Compile each source for itself, as many at a time as there are cores, and link them.
 
     The library comes to its place whole or not at all, and its checksum after it.

@@ -8,9 +8,10 @@ Shapes: M new tokens, L rows whose logits are wanted, W vocabulary, D hidden, F 
 layer, X layers, Y expert layers, K experts per token, I and O widths of a projection, in and out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -18,23 +19,30 @@ from torch import Tensor
 
 from ziphius.ops import native
 from ziphius.ops.native.program import (
+    NO_EXTRAS,
+    PackedAdapter,
     PackedProgram,
     Pages,
     ProgramOutput,
+    StepExtras,
     StepTokens,
     pack_weight,
     program_run,
 )
+from ziphius.ops.native.program_adapters import Part, Slot, pack_adapter, whole
 from ziphius.ops.native.program_records import (
     NONE,
+    NOWHERE,
     UNIT,
     Embed,
     Into,
     Keep,
+    LowRank,
     Norm,
     Operation,
     Place,
     Project,
+    Receive,
     as_table,
     padded,
 )
@@ -65,12 +73,15 @@ class Program:
 
     Args:
         dtype: of the weights, and what products multiply in: float32 or bfloat16.
+        adaptable: weights of the projections that adapters may be for, by name; none by default.
 
     Raises:
         NotNative: kernels do not run here, or not in this dtype.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(
+        self, dtype: torch.dtype, adaptable: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
         if not native.serves():
             raise NotNative(f"native kernels are {native.status()}")
         if dtype not in (torch.float32, torch.bfloat16):
@@ -82,6 +93,9 @@ class Program:
         self._layers, self._width = 0, 0
         self.cache_widths: dict[int, tuple[int, ...]] = {}
         """What each layer writes to the cache."""
+        self._names = {id(weight_OI): name for name, weight_OI in adaptable.items()}
+        self._slots: list[Slot] = []
+        self._received_width = 0
         self._operations: list[Operation] = []
         self._buffers: dict[str, int] = {}
         self._strides: list[int] = []
@@ -139,7 +153,7 @@ class Program:
         return first
 
     def embed(self, table_WD: Tensor, to: Place, frequencies_r: Tensor, factor: float) -> Place:
-        """Begin with the embeddings of the tokens; returns where the angles of their positions are.
+        """Look the tokens up; returns where the angles of their positions are.
 
         The table is read where it lies.
         """
@@ -151,6 +165,13 @@ class Program:
         frequencies = self.vector(frequencies_r)
         self.add(Embed(table_WD.shape[1], to, frequencies, pairs, factor, angles))
         return angles
+
+    def receive(self, width: int) -> Place:
+        """Take rows of this width that the caller brings, and return where they are."""
+        self._received_width = width
+        [to] = self.place("received", width)
+        self.add(Receive(width, to))
+        return to
 
     def project(
         self,
@@ -190,15 +211,64 @@ class Program:
                 into,
             )
         )
+        for layer, place in zip(layers, places, strict=True):
+            self.adapt(layer.weight_OI, norm, source, place)
         return places
+
+    def takes_adapters(self, weight_OI: Tensor) -> bool:
+        """Tell whether adapters may be for the projection that has this weight."""
+        return id(weight_OI) in self._names
+
+    def adapt(
+        self,
+        weight_OI: Tensor,
+        norm: Norm,
+        source: Place,
+        to: Place,
+        into: Into = Into.ADD,
+        part: Part | None = None,
+    ) -> None:
+        """Have the rows with an adapter get what it does to a projection, if one may be for it.
+
+        Args:
+            weight_OI: of the projection.
+            norm: of what goes in.
+            source: what goes in.
+            to: where the result goes.
+            into: added to what is there; or stored, as zeros for an adapter that has nothing.
+            part: what is computed of the projection, by default all.
+        """
+        if not self.takes_adapters(weight_OI):
+            return
+        outputs, inputs = weight_OI.shape
+        part = part or Part(whole, inputs, outputs, heads=1, from_step=0, to_step=0)
+        slot = len(self._slots)
+        self._slots.append(Slot(self._names[id(weight_OI)], part.factors))
+        ways = (int(part.down_each), int(part.up_each), slot, into)
+        sizes = (part.inputs, part.from_step, part.outputs)
+        self.add(LowRank(norm, source, *sizes, to, part.to_step, part.heads, *ways))
+
+    def gate_updates(self, gate_FD: Tensor, up_FD: Tensor, norm: Norm, source: Place) -> Place:
+        """Compute what adapters do to gate and up projection; returns where, for `Gated`."""
+        if not self.takes_adapters(gate_FD):
+            return NOWHERE
+        gate, up = self.place("gate updates", len(gate_FD), len(up_FD))
+        self.adapt(gate_FD, norm, source, gate, Into.STORE)
+        self.adapt(up_FD, norm, source, up, Into.STORE)
+        return gate
+
+    def pack_adapter(self, adapter: Mapping[str, tuple[Tensor, Tensor, float]]) -> PackedAdapter:
+        """Pack the matrices down and up and the factor of an adapter, by name of projection."""
+        return pack_adapter(self._slots, adapter, self.dtype)
 
     def keep(self, stream: Place, width: int, norm: Norm | None = None) -> None:
         """Let a caller ask for the stream: as it is here, behind a layer, or normalised."""
+        self._width = width
         if norm is not None:
             self.add(Keep(norm, stream, width, NONE))
             return
         self.add(Keep(Norm(), stream, width, self._layers))
-        self._layers, self._width = self._layers + 1, width
+        self._layers += 1
 
     def _bias(self, layers: Sequence[Projection], outputs: int) -> int:
         if all(layer.bias_O is None for layer in layers):
@@ -235,6 +305,8 @@ class Program:
             self.cache_widths,
             (self.route_layers, self.top_k),
             (self._layers, self._width),
+            self._received_width,
+            len(self._slots),
         )
 
     @property
@@ -246,6 +318,7 @@ class Program:
         self,
         tokens: StepTokens,
         pages: Pages,
+        extras: StepExtras = NO_EXTRAS,
         *,
         threads: int,
         exact: bool = False,
@@ -258,6 +331,7 @@ class Program:
         Args:
             tokens: of the step.
             pages: of a cache with the rows that the model's layers keep.
+            extras: what only some programs or steps have.
             threads: that share the work; no result depends on them.
             exact: leave out matrix units, whose order of sums is another one than that of vectors.
             record_routes: return the experts of every token, if there are expert layers.
@@ -287,9 +361,8 @@ class Program:
             if return_streams:
                 streams_XMD = torch.empty(layers, count, width)
             output = ProgramOutput(logits_LW, routes_MYK, hidden_MD, streams_XMD)
-            program_run(
-                packed, tokens, pages, self._workspace, output, threads=threads, exact=exact
-            )
+            memory = self._workspace
+            program_run(packed, tokens, pages, memory, output, extras, threads=threads, exact=exact)
         return output
 
 
