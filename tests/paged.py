@@ -28,8 +28,14 @@ def paged_cache(
 class Sequences:
     """Sequences of one cache: their ids, how many tokens are computed, and their blocks."""
 
-    def __init__(self, cache: PagedCache, ids: Sequence[Tensor], seed: int = 0) -> None:
-        self.cache, self.ids = cache, ids
+    def __init__(
+        self,
+        cache: PagedCache,
+        ids: Sequence[Tensor],
+        seed: int = 0,
+        adapters: Sequence[str] | None = None,
+    ) -> None:
+        self.cache, self.ids, self.adapters = cache, ids, adapters
         self.computed = [0] * len(ids)
         blocks = [-(-len(row) // cache.block_size) for row in ids]
         assert sum(blocks) <= cache.num_blocks
@@ -54,7 +60,10 @@ class Sequences:
         paged = PagedTokens(
             self.cache, starts, torch.tensor(lengths), torch.cat(slots), table_ZJ.contiguous()
         )
-        return ForwardBatch(torch.cat(ids)[None], paged=paged)
+        adapters_Z = None
+        if self.adapters is not None:
+            adapters_Z = tuple(self.adapters[row] for row, _ in counts)
+        return ForwardBatch(torch.cat(ids)[None], paged=paged, adapters_Z=adapters_Z)
 
     @property
     def left(self) -> list[int]:

@@ -9,9 +9,10 @@ Shapes: Z sequences, M tokens, L rows whose logits are wanted, X of any of them 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -105,6 +106,11 @@ class AdapterStore:
             self._resident.move_to_end(adapter_id)
         return adapter
 
+    @property
+    def resident(self) -> Mapping[str, Adapter]:
+        """Those in memory, by id."""
+        return self._resident
+
     def _read(self, folder: Path) -> Adapter:
         self.reads += 1
         adapter = read_adapters(self._model, folder)
@@ -137,28 +143,50 @@ def _size_bytes(adapter: Adapter) -> int:
     return sum(own.size_bytes for own in adapter.values())
 
 
+class MixedRunner(Protocol):
+    """Computes a step of sequences that have adapters."""
+
+    def __call__(self, batch: ForwardBatch, adapters: Mapping[str, Adapter]) -> RunnerOutput:
+        """Run one step; `adapters` has those of the batch, by id, and may have more."""
+        ...
+
+
+class MixedTorchRunner:
+    """Runs the module tree with adapters.
+
+    Args:
+        model: shared.
+        record_routes: return the experts of every token.
+    """
+
+    def __init__(self, model: Model, *, record_routes: bool = False) -> None:
+        self._twin, self._rows = with_mixed_adapters(model)
+        self._mixed = TorchRunner(self._twin, record_routes=record_routes)
+
+    def __call__(self, batch: ForwardBatch, adapters: Mapping[str, Adapter]) -> RunnerOutput:
+        """Run one step."""
+        assert batch.paged is not None
+        assert batch.adapters_Z is not None
+        self._rows.begin(adapters, batch.adapters_Z, batch.paged.cu_seqlens_Z1)
+        return self._mixed(replace(batch, adapter_rows=self._rows))
+
+
 class AdapterRunner:
-    """Runs batches with adapters on the module tree, and all others on another runner.
+    """Runs batches with adapters on one runner, in parts if memory wants it, others on another.
 
     Args:
         plain: for batches without adapters.
-        model: that `plain` runs.
+        mixed: of the same model; may be the same.
         store: of the adapters.
-        record_routes: as that of `plain`.
     """
 
-    def __init__(
-        self, plain: Runner, model: Model, store: AdapterStore, *, record_routes: bool = False
-    ) -> None:
-        self._plain, self._store = plain, store
-        self._twin, self._rows = with_mixed_adapters(model)
-        self._mixed = TorchRunner(self._twin, record_routes=record_routes)
+    def __init__(self, plain: Runner, mixed: MixedRunner, store: AdapterStore) -> None:
+        self._plain, self._mixed, self._store = plain, mixed, store
 
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step."""
         if batch.adapters_Z is None:
             return self._plain(batch)
-        assert batch.paged is not None
         parts = self._parts(batch.adapters_Z)
         if len(parts) == 1:
             return self._run(batch, parts[0])
@@ -166,7 +194,10 @@ class AdapterRunner:
         for ids in parts:
             members = [place for place, own in enumerate(batch.adapters_Z) if own in ids]
             part, tokens_X, wanted_X = sub_batch(batch, members)
-            outputs.append((self._run(part, ids), tokens_X, wanted_X))
+            output = self._run(part, ids)
+            # The next part's logits may be written where these are.
+            own = output._replace(logits_LW=output.logits_LW.clone())
+            outputs.append((own, tokens_X, wanted_X))
         return _joined(batch, outputs)
 
     def _parts(self, ids_Z: Sequence[str]) -> list[list[str]]:
@@ -183,11 +214,9 @@ class AdapterRunner:
         return parts
 
     def _run(self, batch: ForwardBatch, ids: Sequence[str]) -> RunnerOutput:
-        assert batch.paged is not None
-        assert batch.adapters_Z is not None
-        adapters = {adapter_id: self._store.get(adapter_id) for adapter_id in ids if adapter_id}
-        self._rows.begin(adapters, batch.adapters_Z, batch.paged.cu_seqlens_Z1)
-        return self._mixed(replace(batch, adapter_rows=self._rows))
+        for adapter_id in filter(None, ids):
+            self._store.get(adapter_id)
+        return self._mixed(batch, self._store.resident)
 
 
 def sub_batch(batch: ForwardBatch, members: Sequence[int]) -> tuple[ForwardBatch, Tensor, Tensor]:

@@ -8,13 +8,13 @@ from torch import nn
 
 from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
-from ziphius.engine.adapters import AdapterRunner, AdapterStore
+from ziphius.engine.adapters import AdapterRunner, AdapterStore, MixedTorchRunner
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.native_runner import NativeRunner, refuse_other_numbers
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs
@@ -81,10 +81,13 @@ def build_engine(
         cache,
         record_routes=record_routes,
         return_hidden=proposer is not None and proposer.needs_hidden,
+        takes_adapters=adapters is not None,
     )
     kind = type(runner).__name__
     if adapters is not None:
-        runner = AdapterRunner(runner, model, adapters, record_routes=record_routes)
+        is_native = isinstance(runner, NativeRunner)
+        mixed = runner if is_native else MixedTorchRunner(model, record_routes=record_routes)
+        runner = AdapterRunner(runner, mixed, adapters)
     engine = Engine(
         runner,
         cache,
@@ -168,30 +171,27 @@ def _specs(model: ModelConfig, config: EngineConfig) -> list[CacheSpec]:
 
 
 def build_runner(
-    model: Model, cache: PagedCache, *, record_routes: bool = False, return_hidden: bool = False
+    model: Model,
+    cache: PagedCache,
+    *,
+    record_routes: bool = False,
+    return_hidden: bool = False,
+    takes_adapters: bool = False,
 ) -> tuple[Runner, str | None]:
     """Return the native program of a model; where it has none the module tree, and why."""
-    device = model.model.embed_tokens.weight.device
     try:
-        if device.type != "cpu":
-            raise NotNative(f"native programs run on a CPU, not on {device}")
-        if return_hidden:
-            raise NotNative("native programs do not return the hidden states that MTP drafts need")
-        if _autocast_rounds(model):
-            raise NotNative("autocast rounds at every product, and a native program at none")
-        return NativeRunner(model, cache, record_routes=record_routes), None
+        refuse_other_numbers(model)
+        native_runner = NativeRunner(
+            model,
+            cache,
+            record_routes=record_routes,
+            return_hidden=return_hidden,
+            takes_adapters=takes_adapters,
+        )
+        return native_runner, None
     except NotNative as reason:
         runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
         return runner, str(reason)
-
-
-def _autocast_rounds(model: Model) -> bool:
-    """Tell whether modules would multiply in other numbers than their weights have."""
-    if not torch.is_autocast_enabled("cpu"):
-        return False
-    tied = model.model.embed_tokens.weight
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    return any(weight.dtype == torch.float32 and weight is not tied for weight in weights)
 
 
 def _default_blocks(

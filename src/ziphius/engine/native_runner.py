@@ -7,16 +7,20 @@ many threads there are.
 Shapes: M tokens of the batch, L rows whose logits are wanted, Z sequences.
 """
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ziphius.engine.runner import RunnerOutput
 from ziphius.models.cache import PagedCache
-from ziphius.models.forward_batch import ForwardBatch
+from ziphius.models.forward_batch import ForwardBatch, PagedTokens
+from ziphius.models.lora import projections
+from ziphius.models.lora_mixed import Adapter
 from ziphius.models.model import Model
 from ziphius.models.native import native
-from ziphius.ops.native.program import Pages, StepTokens
-from ziphius.ops.native.program_builder import Program
+from ziphius.ops.native.program import PackedAdapter, Pages, StepExtras, StepTokens
+from ziphius.ops.native.program_builder import NotNative, Program
 
 
 class NativeRunner:
@@ -33,6 +37,9 @@ class NativeRunner:
         threads: that share the work of a step; by default as many as torch's operations.
         exact: leave out matrix units where a CPU has some: sums then go in the order of vectors.
         record_routes: return the experts of every token.
+        return_hidden: return the hidden states of every token.
+        takes_adapters: batches may have some; they are kept in packed form, a second copy too, in
+            which ranks are rounded up to 32, as long as their caller keeps them.
 
     Raises:
         NotNative: some part of the model has no native operation; the text says which.
@@ -46,6 +53,8 @@ class NativeRunner:
         threads: int | None = None,
         exact: bool = False,
         record_routes: bool = False,
+        return_hidden: bool = False,
+        takes_adapters: bool = False,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -53,7 +62,10 @@ class NativeRunner:
         self._threads = threads
         self._exact = exact
         self._record_routes = record_routes
-        self._program = write_program(model)
+        self._return_hidden = return_hidden
+        self._takes_adapters = takes_adapters
+        self._adapters: dict[str, PackedAdapter] = {}
+        self._program = write_program(model, takes_adapters=takes_adapters)
 
     def refresh(self) -> None:
         """Pack the model's weights anew, into the same memory.
@@ -61,10 +73,17 @@ class NativeRunner:
         Raises:
             NotNative: the model was changed to one that is not native; this runner is at its end.
         """
-        self._program = write_program(self._model, self._program.arena)
+        arena = self._program.arena
+        self._program = write_program(self._model, arena, takes_adapters=self._takes_adapters)
 
-    def __call__(self, batch: ForwardBatch) -> RunnerOutput:
+    def __call__(
+        self, batch: ForwardBatch, adapters: Mapping[str, Adapter] | None = None
+    ) -> RunnerOutput:
         """Run one step.
+
+        Args:
+            batch: of the cache.
+            adapters: by their id, those of the batch among them; an id always means the same one.
 
         Raises:
             ValueError: the batch is none of this cache, or says what cannot be; nothing was
@@ -79,44 +98,90 @@ class NativeRunner:
             batch.positions_BT[0], paged.positions_M()
         ):
             raise ValueError("batch: positions differ from those that the lengths give.")
-        rows_L = batch.logits_rows_L
-        if rows_L is None:
-            rows_L = torch.arange(batch.input_ids_BT.shape[1])
-        tokens = StepTokens(
-            _row(batch.input_ids_BT),
-            paged.cu_seqlens_Z1,
-            paged.seq_lens_Z,
-            paged.slot_mapping_M,
-            paged.block_tables_ZJ,
-            rows_L,
-        )
-        logits_LW, routes_MYK = self._program.run(
-            tokens,
+        output = self._program.run(
+            step_tokens(batch.input_ids_BT, paged, batch.logits_rows_L),
             self._pages,
+            self._extras(batch, adapters or {}),
             threads=self._threads or torch.get_num_threads(),
             exact=self._exact,
             record_routes=self._record_routes,
+            return_hidden=self._return_hidden,
         )
-        return RunnerOutput(logits_LW, routes_MYK)
+        return RunnerOutput(output.logits_LW, output.routes_MYK, output.hidden_MD)
+
+    def _extras(self, batch: ForwardBatch, adapters: Mapping[str, Adapter]) -> StepExtras:
+        if batch.adapters_Z is None:
+            return StepExtras()
+        if not self._takes_adapters:
+            raise ValueError("batch: this runner's program takes no adapters.")
+        ids = [adapter_id for adapter_id in dict.fromkeys(batch.adapters_Z) if adapter_id]
+        for adapter_id in ids:
+            if adapter_id not in self._adapters:
+                packed = self._program.pack_adapter(adapters[adapter_id])
+                self._adapters[adapter_id] = packed
+        # What the caller has let go of goes here too.
+        self._adapters = {key: own for key, own in self._adapters.items() if key in adapters}
+        places = {adapter_id: place for place, adapter_id in enumerate(ids)} | {"": -1}
+        return StepExtras(
+            adapters_Z=torch.tensor([places[adapter_id] for adapter_id in batch.adapters_Z]),
+            adapters=[self._adapters[adapter_id] for adapter_id in ids],
+        )
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Return the memory of adapters in packed form."""
+        return sum(packed.size_bytes for packed in self._adapters.values())
 
 
-def write_program(model: Model, arena: Tensor | None = None) -> Program:
+def refuse_other_numbers(model: Model) -> None:
+    """Raise NotNative for a model whose modules compute elsewhere, or in other numbers."""
+    device = model.model.embed_tokens.weight.device
+    if device.type != "cpu":
+        raise NotNative(f"native programs run on a CPU, not on {device}")
+    if torch.is_autocast_enabled("cpu") and _autocast_rounds(model):
+        raise NotNative("autocast rounds at every product, and a native program at none")
+
+
+def _autocast_rounds(model: Model) -> bool:
+    tied = model.model.embed_tokens.weight
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    return any(weight.dtype == torch.float32 and weight is not tied for weight in weights)
+
+
+def write_program(
+    model: Model, arena: Tensor | None = None, *, takes_adapters: bool = False
+) -> Program:
     """Write a model into a program and pack its weights.
 
     Args:
         model: in float32 or bfloat16.
         arena: memory of an earlier program of the model, for the weights.
+        takes_adapters: have the projections of blocks take adapters.
 
     Raises:
         NotNative: some part of the model has no native operation.
     """
-    program = Program(model.model.embed_tokens.weight.dtype)
+    layers = projections(model) if takes_adapters else ()
+    adaptable = {name: layer.weight for name, layer in layers}
+    program = Program(model.model.embed_tokens.weight.dtype, adaptable)
     native(model).emit(program)
     program.pack(arena)
     return program
 
 
-def _row(input_ids_BT: Tensor) -> Tensor:
+def step_tokens(
+    input_ids_BT: Tensor, paged: PagedTokens, logits_rows_L: Tensor | None = None
+) -> StepTokens:
+    """Say which tokens a native program runs, as a flat batch says it; None: logits of all rows."""
     if input_ids_BT.shape[0] != 1:
         raise ValueError(f"batch: a flat batch has one row, not {input_ids_BT.shape[0]}.")
-    return input_ids_BT[0]
+    if logits_rows_L is None:
+        logits_rows_L = torch.arange(input_ids_BT.shape[1])
+    return StepTokens(
+        input_ids_BT[0],
+        paged.cu_seqlens_Z1,
+        paged.seq_lens_Z,
+        paged.slot_mapping_M,
+        paged.block_tables_ZJ,
+        logits_rows_L,
+    )

@@ -96,7 +96,8 @@ class FeedForward(nn.Module):
         width, hidden = gate_FD.shape
         [inner] = program.place("inner", width)
         first = program.weight_pairs([(gate_FD, up_FD)])
-        program.add(Gated(norm, stream, hidden, first, width, inner))
+        updates = program.gate_updates(gate_FD, up_FD, norm, stream)
+        program.add(Gated(norm, stream, hidden, first, width, inner, updates))
         program.project([Projection(down_DF)], Norm(), inner, stream, Into.ADD)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:

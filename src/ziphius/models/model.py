@@ -103,7 +103,10 @@ class Trunk(nn.Module):
         angles = program.embed(table_WD, stream, frequencies_r, factor)
         for layer in self.layers[: self.num_hidden_layers]:
             native(layer).emit(program, stream, angles)
-        return native(self.norm).emit(program), stream
+            program.keep(stream, table_WD.shape[1])
+        norm = native(self.norm).emit(program)
+        program.keep(stream, table_WD.shape[1], norm)
+        return norm, stream
 
     @property
     def mtp_layers(self) -> list[MtpLayer]:
@@ -223,13 +226,34 @@ class Model(nn.Module):
             NotNative: some module of it has no native operation.
         """
         native(self.pattern).emit(program)
+        norm, stream = native(self.model).emit(program, *self._rotation())
+        head = native(self.head).emit()
+        program.project([head], norm, stream, Place(0), Into.LOGITS)
+
+    def emit_draft(self, program: Program, depth: int) -> None:
+        """Write MTP depth `depth`, from 1, into a program: what `draft` computes, and logits.
+
+        The program begins with the hidden states of the depth before.
+
+        Raises:
+            NotNative: some module of it has no native operation.
+        """
+        native(self.pattern).emit(program)
+        table_WD = native(native(self.model).embed_tokens).emit()
+        width = table_WD.shape[1]
+        [embedded] = program.place("embedded", width)
+        angles = program.embed(table_WD, embedded, *self._rotation())
+        layer = native(self.model.mtp_layers[depth - 1])
+        norm, stream = layer.emit_prediction(program, embedded, program.receive(width), angles)
+        program.keep(stream, width, norm)
+        program.project([native(self.head).emit()], norm, stream, Place(0), Into.LOGITS)
+
+    def _rotation(self) -> tuple[Tensor, float]:
+        """Return the frequencies of the rotation, and the factor on its cosines and sines."""
         width = self.config.qk_rope_head_dim or self.config.head_dim
         assert width is not None
         theta, scaling = self.config.rope_theta, self.config.rope_scaling
-        frequencies_r = rope_frequencies(width, theta, scaling)
-        norm, stream = native(self.model).emit(program, frequencies_r, rope_multiplier(scaling))
-        head = native(self.head).emit()
-        program.project([head], norm, stream, Place(0), Into.LOGITS)
+        return rope_frequencies(width, theta, scaling), rope_multiplier(scaling)
 
     @property
     def head(self) -> nn.Module:

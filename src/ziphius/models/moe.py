@@ -15,7 +15,7 @@ from ziphius.models.layers import FeedForward
 from ziphius.models.native import native
 from ziphius.ops.experts import routed_experts
 from ziphius.ops.native.program_builder import Program
-from ziphius.ops.native.program_records import NONE, Experts, Norm, Place, padded
+from ziphius.ops.native.program_records import NONE, NOWHERE, Experts, Norm, Place, padded
 
 
 class RoutedExperts(nn.Module):
@@ -90,15 +90,18 @@ class MixtureOfExperts(nn.Module):
         chosen, weights = native(self.gate).emit(program, norm, stream)
         first, second = native(self.experts).emit(program)
         experts, hidden, width = self.experts.down_proj.shape
-        top, shared_width, shared = self.gate.top_k, 0, (NONE, NONE)
+        top, shared_width, shared, updates = self.gate.top_k, 0, (NONE, NONE), NOWHERE
         if self.shared_experts is not None:
             gate_FD, up_FD, down_DF = native(self.shared_experts).weights()
             shared_width = len(gate_FD)
             shared = program.weight_pairs([(gate_FD, up_FD)]), program.weights(down_DF)
+            updates = program.gate_updates(gate_FD, up_FD, norm, stream)
         [inner] = program.place("experts' inner", top * padded(width))
         [shared_inner] = program.place("inner", shared_width)
         [out] = program.place("experts' out", top * padded(hidden))
         [shared_out] = program.place("shared out", hidden)
         sizes = (experts, top, width, first, second, shared_width, *shared)
-        places = (inner, shared_inner, out, shared_out)
+        places = (inner, shared_inner, out, shared_out, updates)
         program.add(Experts(norm, stream, hidden, chosen, weights, *sizes, *places))
+        if self.shared_experts is not None:
+            program.adapt(down_DF, Norm(), shared_inner, stream)

@@ -17,6 +17,9 @@ from ziphius.models.block import Block
 from ziphius.models.config import ModelConfig
 from ziphius.models.context import ForwardContext
 from ziphius.models.layers import Linear, RMSNorm
+from ziphius.models.native import native
+from ziphius.ops.native.program_builder import Program, Projection
+from ziphius.ops.native.program_records import Into, Norm, Place
 
 
 class SharedHead(nn.Module):
@@ -25,6 +28,11 @@ class SharedHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def emit(self, program: Program) -> Norm:
+        """Have a native program normalise what goes into the head."""
+        norm: Norm = native(self.norm).emit(program)
+        return norm
 
 
 class MtpLayer(Block):
@@ -48,3 +56,37 @@ class MtpLayer(Block):
         joined_BTX = torch.cat((self.enorm(embedded_BTD), self.hnorm(hidden_BTD)), dim=-1)
         out_BTD: Tensor = self.shared_head.norm(self(self.eh_proj(joined_BTX), context))
         return out_BTD
+
+    def emit(self, program: Program, stream: Place, angles: Place) -> None:
+        """Have a native program add the decoder layer to the stream."""
+        super().emit(program, stream, angles)
+
+    def emit_prediction(
+        self, program: Program, embedded: Place, hidden: Place, angles: Place
+    ) -> tuple[Norm, Place]:
+        """Have a native program predict as `predict` does.
+
+        Args:
+            program: to be written.
+            embedded: where the embeddings of the tokens k places ahead are.
+            hidden: where the normalised hidden states of the depth before are.
+            angles: where those of the rotation are.
+
+        Returns:
+            The norm before the head, and where the stream is that it is for.
+        """
+        weight_DX = native(self.eh_proj).emit().weight_OI
+        [stream] = program.place("stream", len(weight_DX))
+        # The product with both side by side is the sum of two products.
+        sides = zip(
+            weight_DX.chunk(2, dim=1),
+            (self.enorm, self.hnorm),
+            (embedded, hidden),
+            (Into.STORE, Into.ADD),
+            strict=True,
+        )
+        for weight_DD, norm, source, into in sides:
+            layer = Projection(weight_DD)
+            program.project([layer], native(norm).emit(program), source, stream, into)
+        native(self).emit(program, stream, angles)
+        return native(self.shared_head).emit(program), stream

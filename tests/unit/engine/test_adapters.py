@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.engine.adapters import AdapterRunner, AdapterStore
+from ziphius.engine.adapters import AdapterRunner, AdapterStore, MixedTorchRunner
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.engine import Engine
@@ -17,6 +17,7 @@ from ziphius.models.lora import add_adapters
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.weights.adapters import load_adapters, save_adapters
+from ziphius.ops import native
 from ziphius.ops.sampling_config import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)
@@ -96,7 +97,10 @@ def alone(folders: dict[str, Path], request: Request) -> tuple[list[int], list[f
 
 
 @pytest.mark.parametrize("limit", ["all", "one"])
-def test_a_mixed_batch_answers_each_as_its_own_model_would(folders, limit):
+@pytest.mark.parametrize("runner", ["native program", "modules"])
+def test_a_mixed_batch_answers_each_as_its_own_model_would(folders, limit, runner, monkeypatch):
+    if runner == "modules":
+        monkeypatch.setattr(native, "serves", lambda *tensors: False)
     model = build(config_of(folders))
     store = new_store(model, folders)
     if limit == "one":
@@ -117,7 +121,40 @@ def test_a_mixed_batch_answers_each_as_its_own_model_would(folders, limit):
     assert len(found) > 3, "the adapters change something"
 
 
-def test_the_model_itself_stays_plain_and_requests_without_adapter_are_its_own(folders):
+WAYS = {
+    "together": {},
+    "chunks of 5": {"max_prefill_chunk": 5},
+    "preempted": {"num_blocks": 24, "prefix_caching": False},
+    "few at a time": {"max_num_seqs": 3, "max_num_batched_tokens": 13},
+    "in parts": {"limit": "one"},
+}
+
+
+@pytest.mark.skipif(not native.serves(), reason="needs the native kernels")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_native_program_gives_the_same_bits_alone_and_beside_other_adapters(folders, way):
+    settings = dict(WAYS[way])
+    model = build(config_of(folders))
+    store = new_store(model, folders)
+    if settings.pop("limit", ""):
+        most = max(store.size(store.id_of(name)) for name in folders)
+        store = new_store(model, folders, most)
+    engine = new_engine(model, store, **settings)
+    assert engine.not_native is None
+    expected = [run(new_engine(model, store), [request])[0] for request in requests()]
+    assert run(engine, requests()) == expected
+    if way == "preempted":
+        assert engine.metrics()["num_preemptions"] > 0
+    plain = [request for request in requests() if not request.adapter]
+    assert run(new_engine(model), plain) == [
+        said for request, said in zip(requests(), expected, strict=True) if not request.adapter
+    ]
+
+
+def test_the_model_itself_stays_plain_and_requests_without_adapter_are_its_own(
+    folders, monkeypatch
+):
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
     model = build(config_of(folders))
     kinds = [type(module) for module in model.modules()]
     engine = new_engine(model, new_store(model, folders))
@@ -126,7 +163,8 @@ def test_the_model_itself_stays_plain_and_requests_without_adapter_are_its_own(f
     run(engine, requests())
     assert [type(module) for module in model.modules()] == kinds
     assert isinstance(engine._runner, AdapterRunner)
-    twin = dict(engine._runner._twin.named_parameters())
+    assert isinstance(engine._runner._mixed, MixedTorchRunner)
+    twin = dict(engine._runner._mixed._twin.named_parameters())
     assert all(twin[name] is parameter for name, parameter in model.named_parameters())
 
 

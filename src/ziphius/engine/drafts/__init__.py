@@ -7,7 +7,7 @@ import torch
 
 from ziphius.core.errors import ConfigError
 from ziphius.engine.drafts.model import ModelProposer
-from ziphius.engine.drafts.mtp import MtpProposer, TorchMtpRunner
+from ziphius.engine.drafts.mtp import MtpProposer, build_mtp_runner
 from ziphius.engine.drafts.ngram import MOST_TOKENS, NgramProposer
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.runner import Runner
@@ -85,7 +85,8 @@ def _model(config: SpeculationConfig, target: Target, draft_model: Model | None)
 
 
 def _mtp(config: SpeculationConfig, target: Target, draft_model: Model | None) -> Proposer:
-    return MtpProposer(TorchMtpRunner(target.model), target.cache, device=target.device)
+    runner = build_mtp_runner(target.model, target.cache)
+    return MtpProposer(runner, target.cache, device=target.device)
 
 
 DRAFTS: dict[str, Callable[[SpeculationConfig, Target, Model | None], Proposer]] = {

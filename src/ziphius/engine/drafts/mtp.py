@@ -20,11 +20,15 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError
 from ziphius.engine.drafts.proposer import Computed, Draw
 from ziphius.engine.drafts.slots import SlotMarks, slot_batch
+from ziphius.engine.native_runner import refuse_other_numbers, step_tokens
 from ziphius.engine.sequence import SequenceState
 from ziphius.engine.step import Ints
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model, Output
+from ziphius.models.native import native
+from ziphius.ops.native.program import Pages, StepExtras
+from ziphius.ops.native.program_builder import NotNative, Program
 
 
 class MtpRunner(Protocol):
@@ -43,20 +47,72 @@ class TorchMtpRunner:
     """
 
     def __init__(self, model: Model) -> None:
-        if not model.model.mtp_layers:
-            raise ConfigError(
-                "this model has no MTP layer to draft with (num_nextn_predict_layers is 0): choose "
-                "another method"
-            )
         self._model = model
 
     @torch.inference_mode()
     def __call__(self, batch: ForwardBatch, hidden_MD: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layer once."""
+        # A native program returns float32 whatever the weights are.
+        hidden_MD = hidden_MD.to(self._model.model.embed_tokens.weight.dtype)
         before = Output(hidden_MD[None], self._model.context(batch))
         hidden_BTD = self._model.draft(1, before.hidden_BTD, batch.input_ids_BT, before)
         hidden_LD = hidden_BTD[0][batch.logits_rows_L]
         return self._model.logits(hidden_LD).float(), hidden_LD
+
+
+class NativeMtpRunner:
+    """Runs the MTP layer as a native program, which has a copy of the head of its own.
+
+    Args:
+        model: shared with the target's runner.
+        cache: the target's, which must stay where it is.
+
+    Raises:
+        NotNative: some part of the layer has no native operation.
+    """
+
+    def __init__(self, model: Model, cache: PagedCache) -> None:
+        refuse_other_numbers(model)
+        self._parts = cache.parts
+        by_slot = cache.by_slot()
+        self._pages = Pages(by_slot.parts, by_slot.block_size)
+        self._program = Program(model.model.embed_tokens.weight.dtype)
+        native(model).emit_draft(self._program, 1)
+        self._program.pack()
+
+    def __call__(self, batch: ForwardBatch, hidden_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the layer once."""
+        paged, positions_BT, rows_L = batch.paged, batch.positions_BT, batch.logits_rows_L
+        assert paged is not None
+        assert positions_BT is not None
+        assert rows_L is not None
+        assert paged.cache.parts is self._parts
+        output = self._program.run(
+            step_tokens(batch.input_ids_BT, paged, rows_L),
+            self._pages,
+            StepExtras(positions_M=positions_BT[0], received_MD=hidden_MD.float().contiguous()),
+            threads=torch.get_num_threads(),
+            return_hidden=True,
+        )
+        assert output.hidden_MD is not None
+        return output.logits_LW, output.hidden_MD[rows_L]
+
+
+def build_mtp_runner(model: Model, cache: PagedCache) -> MtpRunner:
+    """Return the native program of the model's first MTP layer; where it has none, the modules.
+
+    Raises:
+        ConfigError: the model has no MTP layer.
+    """
+    if not model.model.mtp_layers:
+        raise ConfigError(
+            "this model has no MTP layer to draft with (num_nextn_predict_layers is 0): choose "
+            "another method"
+        )
+    try:
+        return NativeMtpRunner(model, cache)
+    except NotNative:
+        return TorchMtpRunner(model)
 
 
 class MtpProposer:

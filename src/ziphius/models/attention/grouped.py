@@ -17,6 +17,7 @@ from ziphius.ops.attention import attend
 from ziphius.ops.native.program_builder import Program
 from ziphius.ops.native.program_records import (
     NONE,
+    NOWHERE,
     Attend,
     GroupedHeads,
     Into,
@@ -114,7 +115,8 @@ class GroupedAttention(nn.Module):
             )
         )
         seen = (self.scale, program.window, program.sinks)
-        program.add(Attend(self.layer_idx, queries, *sizes, width, *seen, NONE, width, attended))
+        values = (NONE, width, attended, NOWHERE)
+        program.add(Attend(self.layer_idx, queries, *sizes, width, *seen, *values))
         program.project([native(self.o_proj).emit()], Norm(), attended, stream, Into.ADD)
 
     def _heads(self, x_BSX: Tensor) -> Tensor:

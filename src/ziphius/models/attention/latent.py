@@ -20,8 +20,17 @@ from ziphius.models.native import native
 from ziphius.models.rope import Rope
 from ziphius.ops.attention import attend
 from ziphius.ops.latent_heads import key_value_heads, query_heads
+from ziphius.ops.native.program_adapters import Factors, Part
 from ziphius.ops.native.program_builder import Program
-from ziphius.ops.native.program_records import Attend, Into, LatentHeads, Norm, Place, padded
+from ziphius.ops.native.program_records import (
+    NOWHERE,
+    Attend,
+    Into,
+    LatentHeads,
+    Norm,
+    Place,
+    padded,
+)
 from ziphius.ops.rotary import rotate_pairs
 
 # The published code fixes this, whatever rms_norm_eps says.
@@ -153,7 +162,8 @@ class LatentAttention(nn.Module):
             self.latent_width,
         )
         key_width = latent_width + rope
-        weight_NXC = native(self.kv_b_proj).emit().weight_OI.unflatten(0, (heads, -1))
+        weight_XC = native(self.kv_b_proj).emit().weight_OI
+        weight_NXC = weight_XC.unflatten(0, (heads, -1))
         w_k_NPC, w_v_NVC = weight_NXC.split((nope, self.value_width), 1)
         [queries] = program.place("queries", heads * padded(key_width))
         [attended] = program.place("attended", heads * self.value_width)
@@ -170,6 +180,11 @@ class LatentAttention(nn.Module):
                 queries,
             )
         )
+        keys, values = self._adapter_parts()
+        program.adapt(weight_XC, Norm(), raw, queries, part=keys)
+        latents = NOWHERE
+        if program.takes_adapters(weight_XC):
+            [latents] = program.place("latents", heads * padded(latent_width))
         program.add(
             Attend(
                 self.layer_idx,
@@ -179,9 +194,34 @@ class LatentAttention(nn.Module):
                 program.weights(*w_v_NVC),
                 self.value_width,
                 attended,
+                latents,
             )
         )
+        program.adapt(weight_XC, Norm(), latents, attended, part=values)
         program.project([native(self.o_proj).emit()], Norm(), attended, stream, Into.ADD)
+
+    def _adapter_parts(self) -> tuple[Part, Part]:
+        """Say what `kv_b_proj` takes of an adapter where queries take keys in, and for values.
+
+        As W_k + up_k down: q W_k becomes q W_k + (q up_k) down, of each head with its own up_k.
+        """
+        heads, nope, values = self.num_heads, self.nope_width, self.value_width
+        latent = self.latent_width
+
+        def keys_of(down_rC: Tensor, up_Xr: Tensor) -> Factors:
+            return list(up_Xr.unflatten(0, (heads, -1))[:, :nope].mT), [down_rC.mT]
+
+        def values_of(down_rC: Tensor, up_Xr: Tensor) -> Factors:
+            return [down_rC], list(up_Xr.unflatten(0, (heads, -1))[:, nope:])
+
+        return (
+            Part(
+                keys_of,
+                *(nope, latent, heads, nope + self.rope_width, padded(latent + self.rope_width)),
+                down_each=True,
+            ),
+            Part(values_of, latent, values, heads, padded(latent), values, up_each=True),
+        )
 
     def _query(self, x_BTD: Tensor, rope: Rope) -> Tensor:
         """Project to rotated heads [B, N, T, P + R], through the query latent if there is one."""

@@ -1,15 +1,19 @@
 """Compile the kernels once per machine, and load what was compiled."""
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ziphius.core.assets import cache_folder
 from ziphius.core.errors import ConfigError, OutputError
@@ -23,7 +27,6 @@ COMMON_FLAGS = (
     "-std=c++17",
     "-fopenmp",
     "-fPIC",
-    "-shared",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-strict-aliasing",  # panels of bfloat16 are turned as numbers of four bytes
@@ -71,27 +74,70 @@ def outcome() -> tuple[Path | None, str]:
 def compiled(
     sources: Sequence[Path], compiler: str, flags: Sequence[str]
 ) -> tuple[Path | None, str]:
-    """Return the library of these sources from the cache, where it is put if it is not whole."""
+    """Return the library of these sources from the cache, where it is put if it is not whole.
+
+    Of several processes that need it at once one compiles, and the others wait.
+    """
     path = cache_folder() / f"native-{_fingerprint(sources, compiler, flags)}.so"
     if not _is_whole(path):
-        print("Compiling kernels for this CPU: some 15 seconds, once.", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        built = subprocess.run(
-            [compiler, *flags, "-o", str(scratch), *map(str, sources)],
-            capture_output=True,
-            text=True,
-        )
-        if built.returncode:
-            scratch.unlink(missing_ok=True)
-            lines = built.stderr.strip().splitlines() or ["no message"]
-            reason = next((line for line in lines if "error" in line), lines[0])
+        with _alone(path.with_suffix(".lock")):
+            reason = None if _is_whole(path) else _build(sources, compiler, flags, path)
+        if reason is not None:
             return None, f"off: {compiler} failed: {reason}"
-        content = scratch.read_bytes()
-        scratch.unlink()
-        write_file(path, content)
-        write_file(_sum_file(path), hashlib.sha256(content).hexdigest())
     return path, f"on: compiled by {compiler}"
+
+
+def _build(sources: Sequence[Path], compiler: str, flags: Sequence[str], path: Path) -> str | None:
+    """Compile each source for itself, as many at a time as there are cores, and link them.
+
+    The library comes to its place whole or not at all, and its checksum after it.
+
+    Returns:
+        Why it failed, or None.
+    """
+    print("Compiling kernels for this CPU: some 10 seconds, once.", file=sys.stderr)
+    # Those with the most headers take the longest: they go first, so that none is left alone.
+    order = sorted(sources, key=lambda source: -source.read_text().count('#include "'))
+    with TemporaryDirectory(prefix="ziphius-") as folder, ThreadPoolExecutor(_cores()) as pool:
+        objects = [Path(folder) / f"{source.stem}.o" for source in order]
+        pairs = zip(order, objects, strict=True)
+        runs = [[compiler, *flags, "-c", str(own), "-o", str(target)] for own, target in pairs]
+        failed = [reason for reason in pool.map(_refusal, runs) if reason is not None]
+        linked = Path(folder) / "kernels.so"
+        words = [compiler, *flags, "-shared", *map(str, objects), "-o", str(linked)]
+        reason = failed[0] if failed else _refusal(words)
+        if reason is None:
+            content = linked.read_bytes()
+            write_file(path, content)
+            write_file(_sum_file(path), hashlib.sha256(content).hexdigest())
+    return reason
+
+
+def _refusal(words: Sequence[str]) -> str | None:
+    """Run the compiler; if it fails, return the line that says why."""
+    built = subprocess.run(words, capture_output=True, text=True)
+    if not built.returncode:
+        return None
+    lines = built.stderr.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[0])
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _alone(lock_file: Path) -> Iterator[None]:
+    """Wait until no other process is in this block; the lock ends with the process."""
+    descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_whole(path: Path) -> bool:

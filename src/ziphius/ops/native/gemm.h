@@ -255,35 +255,40 @@ inline void add_terms(const float* a, int64_t row_stride, const bf16* b, int64_t
     }
 }
 
-// All rows of a tile's columns: ROWS at a time, and what is left by fewer. Number i of row r of A lies at
-// a[r * row_stride + i * step]. FAR: B is not near the core, so the lines of the columns that come next are asked for
-// on the way; where few rows share a number of B, that is up to twice as fast.
+// ROWS rows of a tile's columns. Number i of row r of A lies at a[r * row_stride + i * step]. FAR: B is not near the
+// core, so the lines of the columns that come next are asked for on the way; where few rows share a number of B, that
+// is up to twice as fast.
 template <int ROWS, int VECTORS, bool FAR = false, class S, class T>
-inline void columns_of(int64_t m, int64_t k, const S* a, int64_t row_stride, int64_t step, const T* b,
-                       int64_t apart, float* c, int64_t c_stride, bool add) {
+inline void tile_of(int64_t k, const S* a, int64_t row_stride, int64_t step, const T* b, int64_t apart, float* c,
+                    int64_t c_stride, bool add) {
     constexpr int64_t numbers = sizeof(float) / sizeof(T);  // in a word
     constexpr int64_t lines = VECTORS * LANES / LINE, panels = std::max<int64_t>(1, VECTORS * LANES / UNIT);
     [[maybe_unused]] const T* next = b + panels * apart * numbers;
-    for (; m >= ROWS; m -= ROWS, a += ROWS * row_stride, c += ROWS * c_stride) {
-        floats sums[ROWS][VECTORS] = {};
-        if (add)
-            for (int64_t r = 0; r < ROWS; r++)
-                for (int64_t v = 0; v < VECTORS; v++)
-                    sums[r][v] = *reinterpret_cast<const floats*>(c + r * c_stride + LANES * v);
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < k; i += numbers) {
-            if constexpr (FAR)
-#pragma GCC unroll 8
-                for (int64_t line = 0; line < lines; line++)
-                    __builtin_prefetch(next + i * UNIT + numbers * place_of(line * LINE / LANES, apart), 0, 2);
-            add_terms<ROWS, VECTORS>(a + i * step, row_stride, b + i * UNIT, apart, sums);
-        }
+    floats sums[ROWS][VECTORS] = {};
+    if (add)
         for (int64_t r = 0; r < ROWS; r++)
             for (int64_t v = 0; v < VECTORS; v++)
-                *reinterpret_cast<floats*>(c + r * c_stride + LANES * v) = sums[r][v];
+                sums[r][v] = *reinterpret_cast<const floats*>(c + r * c_stride + LANES * v);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < k; i += numbers) {
+        if constexpr (FAR)
+#pragma GCC unroll 8
+            for (int64_t line = 0; line < lines; line++)
+                __builtin_prefetch(next + i * UNIT + numbers * place_of(line * LINE / LANES, apart), 0, 2);
+        add_terms<ROWS, VECTORS>(a + i * step, row_stride, b + i * UNIT, apart, sums);
     }
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t v = 0; v < VECTORS; v++) *reinterpret_cast<floats*>(c + r * c_stride + LANES * v) = sums[r][v];
+}
+
+// All rows of a tile's columns: ROWS at a time, and what is left by fewer.
+template <int ROWS, int VECTORS, class S, class T>
+inline void columns_of(int64_t m, int64_t k, const S* a, int64_t row_stride, int64_t step, const T* b,
+                       int64_t apart, float* c, int64_t c_stride, bool add) {
+    for (; m >= ROWS; m -= ROWS, a += ROWS * row_stride, c += ROWS * c_stride)
+        tile_of<ROWS, VECTORS>(k, a, row_stride, step, b, apart, c, c_stride, add);
     if constexpr (ROWS > 1)
-        if (m) columns_of<ROWS == 2 ? 1 : ROWS - 2, VECTORS, FAR>(m, k, a, row_stride, step, b, apart, c, c_stride, add);
+        if (m) columns_of<ROWS == 2 ? 1 : ROWS - 2, VECTORS>(m, k, a, row_stride, step, b, apart, c, c_stride, add);
 }
 
 #if defined(__AMX_BF16__)

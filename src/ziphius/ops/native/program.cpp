@@ -5,6 +5,7 @@
 // woken anew for each. Everything that a batch says is looked at before anything is written.
 
 #include "indices.h"
+#include "program_adapters.h"
 #include "program_attention.h"
 #include "program_heads.h"
 #include "program_products.h"
@@ -14,7 +15,8 @@
 namespace {
 
 // What program_run returns where it is not FINE.
-enum Refusal : int64_t { BAD_IDS = -1, BAD_STARTS = -2, BAD_LENGTHS = -3, BAD_TABLES = -4, BAD_SLOTS = -5, BAD_WANTED = -6 };
+enum Refusal : int64_t { BAD_IDS = -1, BAD_STARTS = -2, BAD_LENGTHS = -3, BAD_TABLES = -4, BAD_SLOTS = -5, BAD_WANTED = -6,
+                         BAD_ADAPTERS = -7 };
 
 // Says what is wrong with a batch, and fills in the position of each token.
 int64_t look_at(const Batch& batch, int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t* positions) {
@@ -46,8 +48,29 @@ void embed(const Embed& op, const Step& step, Team& team) {
     team.each((step.batch.tokens + FEW - 1) / FEW, [&](int64_t task) {
         for (int64_t m = task * FEW; m < std::min(step.batch.tokens, (task + 1) * FEW); m++) {
             load_row(static_cast<const T*>(step.table) + step.batch.ids[m] * op.width, op.width, step.at(op.to, m));
-            angles_row(step.positions[m], step.weight<float>(op.frequencies), op.pairs, float(op.factor),
+            angles_row(step.angle_positions[m], step.weight<float>(op.frequencies), op.pairs, float(op.factor),
                        step.at(op.angles, m));
+        }
+    });
+}
+
+inline void receive(const Receive& op, const Step& step, Team& team) {
+    team.each(step.batch.tokens, [&](int64_t m) { copy(step.received + m * op.width, op.width, step.at(op.to, m)); });
+}
+
+inline void keep(const Keep& op, const Step& step, Team& team) {
+    constexpr int64_t FEW = 8;
+    float* to = op.layer == NONE ? step.hidden : step.streams;
+    if (!to) return;
+    if (op.layer != NONE) to += op.layer * step.batch.tokens * op.width;
+    const float* weight = step.weight<float>(op.norm.weight);
+    team.each((step.batch.tokens + FEW - 1) / FEW, [&](int64_t task) {
+        for (int64_t m = task * FEW; m < std::min(step.batch.tokens, (task + 1) * FEW); m++) {
+            const float* from = step.at(op.from, m);
+            if (weight)
+                norm_row(from, weight, float(op.norm.eps), op.width, to + m * op.width);
+            else
+                copy(from, op.width, to + m * op.width);
         }
     });
 }
@@ -71,6 +94,9 @@ void run(const int64_t* record, const Step& step, Team& team) {
         case ATTEND: return attend<T, C>(as<Attend>(record), step, team);
         case CHOOSE: return choose(as<Choose>(record), step, team);
         case EXPERTS: return experts<T>(as<Experts>(record), step, team);
+        case KEEP: return keep(as<Keep>(record), step, team);
+        case LOW_RANK: return low_rank<T>(as<LowRank>(record), step, team);
+        case RECEIVE: return receive(as<Receive>(record), step, team);
     }
 }
 
@@ -89,18 +115,24 @@ template <class T, class C>
 int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,
                     float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
-                    const int64_t* wanted, float* logits, int16_t* routes, int64_t num_records, int64_t num_buffers,
-                    int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,
-                    int64_t blocks, int64_t num_wanted, int64_t route_layers, int64_t threads, int exact) {
+                    const int64_t* wanted, const int64_t* angle_positions, const float* received,
+                    const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, float* hidden,
+                    float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,
+                    int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted,
+                    int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {
     Step step{};
     step.batch = {ids, starts, lengths, slots, tables, wanted, tokens, sequences, blocks, num_wanted};
     step.positions.resize(tokens);
     int64_t refusal = look_at(step.batch, vocabulary, block_size, num_blocks, step.positions.data());
     if (refusal != FINE) return refusal;
+    if (adapters_of && !gather_adapters(step, adapters_of, adapters, num_adapters)) return BAD_ADAPTERS;
+    step.angle_positions = angle_positions ? angle_positions : step.positions.data();
+    step.received = received;
     step.arena = arena, step.table = table, step.strides = strides, step.block_size = block_size;
     step.parts = reinterpret_cast<const void* const*>(parts);
     step.shapes = reinterpret_cast<const RowShape*>(shapes);
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
+    step.hidden = hidden, step.streams = streams;
     step.by_tiles = !exact && tiles_serve<T>();
     for (int64_t i = 0; i < num_buffers; workspace += strides[i++] * tokens) step.buffers.push_back(workspace);
     static thread_local std::vector<float> memory;
@@ -133,13 +165,16 @@ PACK(b, bf16)
         const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float* workspace, \
         const int64_t* parts, const int64_t* shapes, const int64_t* ids, const int64_t* starts,            \
         const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
-        float* logits, int16_t* routes, int64_t num_records, int64_t num_buffers, int64_t vocabulary,           \
-        int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks,              \
-        int64_t num_wanted, int64_t route_layers, int64_t threads, int exact) {                                 \
+        const int64_t* angle_positions, const float* received, const int64_t* adapters_of,                      \
+        const int64_t* adapters, float* logits, int16_t* routes, float* hidden, float* streams,                 \
+        int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks,   \
+        int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters,            \
+        int64_t route_layers, int64_t threads, int exact) {                                                     \
         return program_run<T, C>(records, arena, table, strides, workspace, parts, shapes, ids, starts,    \
-                                 lengths, slots, tables, wanted, logits, routes, num_records, num_buffers,      \
+                                 lengths, slots, tables, wanted, angle_positions, received, adapters_of,        \
+                                 adapters, logits, routes, hidden, streams, num_records, num_buffers,           \
                                  vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
-                                 route_layers, threads, exact);                                                 \
+                                 num_adapters, route_layers, threads, exact);                                   \
     }
 PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)

@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t WORDS = 32, NONE = -1;
 
-enum Kind : int64_t { EMBED, PROJECT, GATED, LATENT_HEADS, GROUPED_HEADS, ATTEND, CHOOSE, EXPERTS };
+enum Kind : int64_t { EMBED, PROJECT, GATED, LATENT_HEADS, GROUPED_HEADS, ATTEND, CHOOSE, EXPERTS, KEEP, LOW_RANK, RECEIVE };
 
 struct Place {
     int64_t buffer, column;
@@ -50,12 +50,13 @@ struct Project {
     int64_t into;
 };
 
-// to = silu(gate norm(from)) * up norm(from) (SwiGLU, arXiv 2002.05202). Panels of gate and up alternate.
+// to = silu(gate norm(from)) * up norm(from) (SwiGLU, arXiv 2002.05202). Panels of gate and up alternate. Rows with an
+// adapter add their updates of gate and, behind it, up before.
 struct Gated {
     Norm norm;
     Place from;
     int64_t inputs, weight, width;
-    Place to;
+    Place to, updates;
 };
 
 // From projections to what latent attention caches and asks with (DeepSeek-V2, arXiv 2405.04434, equations 9 to 16): the
@@ -89,7 +90,7 @@ struct Attend {
     double scale;
     int64_t window, sinks;  // window 0: all earlier tokens are seen
     int64_t value_weight, out_width;
-    Place to;
+    Place to, latents;  // latents: where those of rows with an adapter are left, for the update of their values
 };
 
 enum Scoring : int64_t { BY_LOGIT, BY_SOFTMAX, BY_SIGMOID };
@@ -112,7 +113,50 @@ struct Experts {
     Place chosen, weights;
     int64_t experts, top, width, first, second;
     int64_t shared_width, shared_first, shared_second;  // width 0: no expert is shared
-    Place inner, shared_inner, out, shared_out;
+    Place inner, shared_inner, out, shared_out, updates;  // updates: of the shared expert, as in Gated
+};
+
+// Rows of the stream for the caller, if it asks for them: as they are behind a layer, or with layer NONE normalised, as
+// the head reads them.
+struct Keep {
+    Norm norm;
+    Place from;
+    int64_t width, layer;
+};
+
+// to = scaling * up (down norm(from)), stored or added: of rows with an adapter, the matrices of their own. Head after
+// head lies from_step and to_step columns on, with matrices of its own where down_each or up_each says so.
+struct LowRank {
+    Norm norm;
+    Place from;
+    int64_t inputs, from_step, outputs;
+    Place to;
+    int64_t to_step, heads, down_each, up_each, slot, into;
+};
+
+// to = rows that the caller brings.
+struct Receive {
+    int64_t width;
+    Place to;
+};
+
+// What an adapter has in a slot: where its matrices are in its arena, its rank (0: nothing) and its factor.
+struct AdapterPart {
+    int64_t down, up, rank;
+    double scaling;
+};
+
+// Tokens with one adapter, a few of a list.
+struct AdapterBlock {
+    const uint8_t* arena;
+    const AdapterPart* parts;  // by slot
+    const int64_t* tokens;
+    int64_t count;
+
+    template <class T>
+    const T* weight(int64_t offset) const {
+        return reinterpret_cast<const T*>(arena + offset);
+    }
 };
 
 // The new tokens of a step and where their sequences lie, as models/forward_batch.py says.
@@ -132,11 +176,18 @@ struct Step {
     float* logits;
     int16_t* routes;
     int64_t route_layers;
+    float *hidden, *streams;  // what Keep writes; null: nobody asks for it
     float* waiting;  // states of attention that are joined when all of them are there
     bool by_tiles;
     std::vector<int64_t> positions;  // of each token in its sequence
-
+    const int64_t* angle_positions;  // that tokens are rotated by, where those are others
+    const float* received;  // rows that the caller brings
+    std::vector<int64_t> adapters;  // of each token, NONE for none; empty where no token has one
+    std::vector<int64_t> adapted;  // tokens with an adapter, those of one behind each other
+    std::vector<AdapterBlock> adapter_blocks;
     std::vector<float*> buffers;
+
+    bool has_adapter(int64_t token) const { return !adapters.empty() && adapters[token] != NONE; }
 
     float* at(Place place, int64_t token = 0) const {
         return buffers[place.buffer] + token * strides[place.buffer] + place.column;

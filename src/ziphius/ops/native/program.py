@@ -3,8 +3,8 @@
 `program_builder.py` writes programs; `program.cpp` says how they run.
 
 Shapes: M new tokens, Z sequences, J blocks of the longest sequence, L rows whose logits are wanted,
-W vocabulary, D hidden, Y expert layers, K experts per token, I and O widths of a projection, in and
-out.
+W vocabulary, D hidden, X layers, Y expert layers, K experts per token, A adapters, I and O widths
+of a projection, in and out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +27,11 @@ _PROGRAM_RUN = Kernel(
     "const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, "
     "float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
-    "const int64_t* wanted, float* logits, int16_t* routes, int64_t num_records, "
-    "int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks, "
-    "int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, "
-    "int64_t route_layers, int64_t threads, int exact",
+    "const int64_t* wanted, const int64_t* angle_positions, const float* received, "
+    "const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, "
+    "float* hidden, float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, "
+    "int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, "
+    "int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads, int exact",
     kinds=("ff", "fb", "bf", "bb", "fi", "bi", "fe", "be"),
     returns="int64_t",
 )
@@ -41,6 +42,7 @@ _REFUSALS = {
     -4: "block_tables: a block is not one of the cache's {num_blocks}",
     -5: "slot_mapping: a slot is not where the block table has the token, or is written twice",
     -6: "logits_rows: a row is not one of the {tokens} tokens",
+    -7: "adapters: a sequence has one that is not among those given",
 }
 
 
@@ -53,6 +55,39 @@ class StepTokens(NamedTuple):
     slot_mapping_M: Tensor
     block_tables_ZJ: Tensor
     logits_rows_L: Tensor
+
+
+class PackedAdapter:
+    """The matrices of an adapter as a program reads them, looked at once.
+
+    Args:
+        arena: uint8: the packed matrices.
+        parts: int64 [slots, 4]: the fields of an `AdapterPart` of program.h for each slot.
+    """
+
+    def __init__(self, arena: Tensor, parts: Tensor) -> None:
+        self.num_slots = len(parts)
+        self.size_bytes = arena.nbytes
+        self._kept = arena, parts
+        self.addresses = (
+            address("arena of an adapter", arena, torch.uint8, arena.shape),
+            address("parts of an adapter", parts, torch.int64, (self.num_slots, 4)),
+        )
+
+
+class StepExtras(NamedTuple):
+    """What only some programs or steps have."""
+
+    positions_M: Tensor | None = None
+    """int64: what tokens are rotated by, where it is not their place in their sequence."""
+    received_MD: Tensor | None = None
+    """float32: rows for a program that begins with some of its caller's."""
+    adapters_Z: Tensor | None = None
+    """int64: adapter of each sequence, its place among `adapters`, -1 for none."""
+    adapters: Sequence[PackedAdapter] = ()
+
+
+NO_EXTRAS = StepExtras()
 
 
 class Pages:
@@ -96,6 +131,19 @@ class Pages:
         )
 
 
+class ProgramOutput(NamedTuple):
+    """What a step leaves beside the rows in the cache."""
+
+    logits_LW: Tensor
+    """float32, of the wanted rows."""
+    routes_MYK: Tensor | None = None
+    """int16: the experts of every token."""
+    hidden_MD: Tensor | None = None
+    """float32, of every token: behind the final norm."""
+    streams_XMD: Tensor | None = None
+    """float32, of every token: the residual stream behind each layer."""
+
+
 class PackedProgram:
     """What `program_run` runs, looked at once.
 
@@ -106,6 +154,9 @@ class PackedProgram:
         strides: int64: numbers of a row of each buffer.
         cache_layouts: rows that each layer writes to the cache.
         routes_shape: expert layers, and experts per token.
+        stream_shape: layers, and hidden size.
+        received_width: of the rows that a caller brings, 0 for none.
+        num_slots: that adapters have something for.
     """
 
     def __init__(
@@ -116,10 +167,16 @@ class PackedProgram:
         strides: Tensor,
         cache_layouts: Mapping[int, tuple[RowLayout, ...]],
         routes_shape: tuple[int, int],
+        stream_shape: tuple[int, int],
+        received_width: int,
+        num_slots: int,
     ) -> None:
         self.arena = arena
         self.cache_layouts = cache_layouts
         self.routes_shape = routes_shape
+        self.stream_shape = stream_shape
+        self.received_width = received_width
+        self.num_slots = num_slots
         self.dtype = embeddings_WD.dtype
         self.vocabulary = len(embeddings_WD)
         self.row_numbers = int(strides.sum())
@@ -138,26 +195,23 @@ def program_run(
     tokens: StepTokens,
     pages: Pages,
     workspace: Tensor,
-    logits_LW: Tensor,
+    output: ProgramOutput,
+    extras: StepExtras,
     *,
     threads: int,
     exact: bool,
-    record_routes: bool,
-) -> Tensor | None:
-    """Run a step: write the cache rows of the tokens and the logits of the wanted rows.
+) -> None:
+    """Run a step: write the cache rows of the tokens, and fill the tensors of the output.
 
     Args:
         program: whose records are right: they are not looked at.
         tokens: of the step.
         pages: of a cache with the rows that the model's layers keep.
         workspace: float32, with room for a row of every buffer for each token.
-        logits_LW: receives the logits, float32.
+        output: its tensors receive the results.
+        extras: of this program and step.
         threads: that share the work; no result depends on them.
         exact: leave out matrix units, whose order of sums is another one than that of vectors.
-        record_routes: return the experts of every token.
-
-    Returns:
-        int16 [M, Y, K], or None.
 
     Raises:
         ValueError: the tokens name what is not there, or the cache is another one; nothing was
@@ -165,10 +219,10 @@ def program_run(
     """
     _refuse_other_rows(program, pages)
     count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
-    shape = (count, *program.routes_shape)
-    routes_MYK = None
-    if record_routes and program.routes_shape[0]:
-        routes_MYK = torch.empty(shape, dtype=torch.int16)
+    routes_shape = (count, *program.routes_shape)
+    layers, width = program.stream_shape
+    places = [adapter.addresses for adapter in extras.adapters]
+    table_A2 = torch.tensor(places, dtype=torch.int64) if places else None
     if workspace.numel() < count * program.row_numbers:
         raise ValueError(f"a workspace of {workspace.numel()} is too small for {count} tokens.")
     refusal = _PROGRAM_RUN.of(program.dtype, pages.dtype)(
@@ -176,15 +230,18 @@ def program_run(
         address("workspace", workspace, torch.float32, workspace.shape),
         *pages.addresses,
         *_token_addresses(tokens),
-        address("logits", logits_LW, torch.float32, (wanted, program.vocabulary)),
-        optional_address("routes", routes_MYK, torch.int16, shape),
+        *_extra_addresses(program, extras, table_A2, count, len(tokens.seq_lens_Z)),
+        address("logits", output.logits_LW, torch.float32, (wanted, program.vocabulary)),
+        optional_address("routes", output.routes_MYK, torch.int16, routes_shape),
+        optional_address("hidden", output.hidden_MD, torch.float32, (count, width)),
+        optional_address("streams", output.streams_XMD, torch.float32, (layers, count, width)),
         *(*program.sizes, pages.block_size, pages.num_blocks, count),
-        *(*tokens.block_tables_ZJ.shape, wanted, shape[1], threads, exact),
+        *(*tokens.block_tables_ZJ.shape, wanted, len(extras.adapters)),
+        *(routes_shape[1], threads, exact),
     )
     if refusal:
         values = {"vocabulary": program.vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
         raise ValueError(f"{_REFUSALS[refusal].format(**values)}.")
-    return routes_MYK
 
 
 def _token_addresses(tokens: StepTokens) -> Iterator[int]:
@@ -193,6 +250,24 @@ def _token_addresses(tokens: StepTokens) -> Iterator[int]:
     shapes = (count, (sequences + 1,), (sequences,), count, (sequences, blocks), wanted)
     for name, tensor, shape in zip(tokens._fields, tokens, shapes, strict=True):
         yield address(name, tensor, torch.int64, shape)
+
+
+def _extra_addresses(
+    program: PackedProgram,
+    extras: StepExtras,
+    table_A2: Tensor | None,
+    count: int,
+    sequences: int,
+) -> Iterator[int | None]:
+    if (extras.received_MD is None) != (not program.received_width):
+        raise ValueError("received rows: a program that begins with some needs them, and no other.")
+    if any(adapter.num_slots != program.num_slots for adapter in extras.adapters):
+        raise ValueError("an adapter was packed for another program.")
+    yield optional_address("positions", extras.positions_M, torch.int64, (count,))
+    width = program.received_width
+    yield optional_address("received rows", extras.received_MD, torch.float32, (count, width))
+    yield optional_address("adapters", extras.adapters_Z, torch.int64, (sequences,))
+    yield optional_address("adapters", table_A2, torch.int64, (len(extras.adapters), 2))
 
 
 def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:

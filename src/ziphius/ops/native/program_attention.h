@@ -75,6 +75,9 @@ void finish(const Attend& op, const Step& step, const QueryBlock& block, const S
     for (int64_t r = 0; r < block.tokens * block.heads; r++) {
         float inverse = 1.0f / states[r].sum;
         for (int64_t j = 0; j < stride; j++) out[r * stride + j] *= inverse;
+        int64_t token = block.token + r / block.heads, head = block.head + r % block.heads;
+        if (op.latents.buffer != NONE && step.has_adapter(token))
+            copy(out + r * stride, op.value_width, step.at(op.latents, token) + head * padded(op.value_width));
     }
     int64_t depth = padded(op.value_width), columns = padded(op.out_width);
     float* sums = scratch(sums_memory, padded(block.tokens) * columns);

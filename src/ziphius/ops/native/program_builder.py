@@ -5,12 +5,13 @@ compute the same. Weights are packed once, in `pack`, as products read them; a p
 in what a model's weights become afterwards, and is written anew where they change.
 
 Shapes: M new tokens, L rows whose logits are wanted, W vocabulary, D hidden, F width of a gated
-layer, Y expert layers, K experts per token, I and O widths of a projection, in and out.
+layer, X layers, Y expert layers, K experts per token, I and O widths of a projection, in and out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -19,21 +20,30 @@ from torch import Tensor
 from ziphius.ops import native
 from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.program import (
+    NO_EXTRAS,
+    PackedAdapter,
     PackedProgram,
     Pages,
+    ProgramOutput,
+    StepExtras,
     StepTokens,
     pack_weight,
     program_run,
 )
+from ziphius.ops.native.program_adapters import Part, Slot, pack_adapter, whole
 from ziphius.ops.native.program_records import (
     NONE,
+    NOWHERE,
     UNIT,
     Embed,
     Into,
+    Keep,
+    LowRank,
     Norm,
     Operation,
     Place,
     Project,
+    Receive,
     as_table,
     padded,
 )
@@ -64,12 +74,15 @@ class Program:
 
     Args:
         dtype: of the weights, and what products multiply in: float32 or bfloat16.
+        adaptable: weights of the projections that adapters may be for, by name; none by default.
 
     Raises:
         NotNative: kernels do not run here, or not in this dtype.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(
+        self, dtype: torch.dtype, adaptable: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
         if not native.serves():
             raise NotNative(f"native kernels are {native.status()}")
         if dtype not in (torch.float32, torch.bfloat16):
@@ -80,6 +93,10 @@ class Program:
         self.route_layers, self.top_k = 0, 0
         self.cache_layouts: dict[int, tuple[RowLayout, ...]] = {}
         """Rows that each layer writes to the cache."""
+        self._layers, self._width = 0, 0
+        self._names = {id(weight_OI): name for name, weight_OI in adaptable.items()}
+        self._slots: list[Slot] = []
+        self._received_width = 0
         self._operations: list[Operation] = []
         self._buffers: dict[str, int] = {}
         self._strides: list[int] = []
@@ -87,7 +104,7 @@ class Program:
         self._size = 0
         self._lock = Lock()
         self._workspace = torch.empty(0)
-        self._logits = torch.empty(0)
+        self._logits, self._hidden = torch.empty(0), torch.empty(0)
 
     def add(self, operation: Operation) -> None:
         """Append an operation."""
@@ -137,7 +154,7 @@ class Program:
         return first
 
     def embed(self, table_WD: Tensor, to: Place, frequencies_r: Tensor, factor: float) -> Place:
-        """Begin with the embeddings of the tokens; returns where the angles of their positions are.
+        """Look the tokens up; returns where the angles of their positions are.
 
         The table is read where it lies.
         """
@@ -149,6 +166,13 @@ class Program:
         frequencies = self.vector(frequencies_r)
         self.add(Embed(table_WD.shape[1], to, frequencies, pairs, factor, angles))
         return angles
+
+    def receive(self, width: int) -> Place:
+        """Take rows of this width that the caller brings, and return where they are."""
+        self._received_width = width
+        [to] = self.place("received", width)
+        self.add(Receive(width, to))
+        return to
 
     def project(
         self,
@@ -188,7 +212,64 @@ class Program:
                 into,
             )
         )
+        for layer, place in zip(layers, places, strict=True):
+            self.adapt(layer.weight_OI, norm, source, place)
         return places
+
+    def takes_adapters(self, weight_OI: Tensor) -> bool:
+        """Tell whether adapters may be for the projection that has this weight."""
+        return id(weight_OI) in self._names
+
+    def adapt(
+        self,
+        weight_OI: Tensor,
+        norm: Norm,
+        source: Place,
+        to: Place,
+        into: Into = Into.ADD,
+        part: Part | None = None,
+    ) -> None:
+        """Have the rows with an adapter get what it does to a projection, if one may be for it.
+
+        Args:
+            weight_OI: of the projection.
+            norm: of what goes in.
+            source: what goes in.
+            to: where the result goes.
+            into: added to what is there; or stored, as zeros for an adapter that has nothing.
+            part: what is computed of the projection, by default all.
+        """
+        if not self.takes_adapters(weight_OI):
+            return
+        outputs, inputs = weight_OI.shape
+        part = part or Part(whole, inputs, outputs, heads=1, from_step=0, to_step=0)
+        slot = len(self._slots)
+        self._slots.append(Slot(self._names[id(weight_OI)], part.factors))
+        ways = (int(part.down_each), int(part.up_each), slot, into)
+        sizes = (part.inputs, part.from_step, part.outputs)
+        self.add(LowRank(norm, source, *sizes, to, part.to_step, part.heads, *ways))
+
+    def gate_updates(self, gate_FD: Tensor, up_FD: Tensor, norm: Norm, source: Place) -> Place:
+        """Compute what adapters do to gate and up projection; returns where, for `Gated`."""
+        if not self.takes_adapters(gate_FD):
+            return NOWHERE
+        gate, up = self.place("gate updates", len(gate_FD), len(up_FD))
+        self.adapt(gate_FD, norm, source, gate, Into.STORE)
+        self.adapt(up_FD, norm, source, up, Into.STORE)
+        return gate
+
+    def pack_adapter(self, adapter: Mapping[str, tuple[Tensor, Tensor, float]]) -> PackedAdapter:
+        """Pack the matrices down and up and the factor of an adapter, by name of projection."""
+        return pack_adapter(self._slots, adapter, self.dtype)
+
+    def keep(self, stream: Place, width: int, norm: Norm | None = None) -> None:
+        """Let a caller ask for the stream: as it is here, behind a layer, or normalised."""
+        self._width = width
+        if norm is not None:
+            self.add(Keep(norm, stream, width, NONE))
+            return
+        self.add(Keep(Norm(), stream, width, self._layers))
+        self._layers += 1
 
     def _bias(self, layers: Sequence[Projection], outputs: int) -> int:
         if all(layer.bias_O is None for layer in layers):
@@ -224,6 +305,9 @@ class Program:
             torch.tensor(self._strides),
             self.cache_layouts,
             (self.route_layers, self.top_k),
+            (self._layers, self._width),
+            self._received_width,
+            len(self._slots),
         )
 
     @property
@@ -235,22 +319,28 @@ class Program:
         self,
         tokens: StepTokens,
         pages: Pages,
+        extras: StepExtras = NO_EXTRAS,
         *,
         threads: int,
         exact: bool = False,
         record_routes: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        return_hidden: bool = False,
+        return_streams: bool = False,
+    ) -> ProgramOutput:
         """Run a step: write the cache rows of the tokens, and return logits of the wanted rows.
 
         Args:
             tokens: of the step.
             pages: of a cache with the rows that the model's layers keep.
+            extras: what only some programs or steps have.
             threads: that share the work; no result depends on them.
             exact: leave out matrix units, whose order of sums is another one than that of vectors.
-            record_routes: return the experts of every token.
+            record_routes: return the experts of every token, if there are expert layers.
+            return_hidden: return the hidden states of every token.
+            return_streams: return the residual stream of every token behind each layer.
 
         Returns:
-            Logits float32 [L, W], which the next step overwrites, and int16 [M, Y, K] or None.
+            What was asked for; the next step overwrites logits and hidden states.
 
         Raises:
             ValueError: as `program_run` does.
@@ -258,21 +348,23 @@ class Program:
         with self._lock:
             packed = self._packed
             count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
+            layers, width = packed.stream_shape
             vocabulary = packed.vocabulary
             self._workspace = _grown(self._workspace, count * packed.row_numbers)
             self._logits = _grown(self._logits, wanted * vocabulary)
             logits_LW = self._logits[: wanted * vocabulary].view(wanted, vocabulary)
-            routes_MYK = program_run(
-                packed,
-                tokens,
-                pages,
-                self._workspace,
-                logits_LW,
-                threads=threads,
-                exact=exact,
-                record_routes=record_routes,
-            )
-        return logits_LW, routes_MYK
+            routes_MYK = hidden_MD = streams_XMD = None
+            if record_routes and packed.routes_shape[0]:
+                routes_MYK = torch.empty((count, *packed.routes_shape), dtype=torch.int16)
+            if return_hidden:
+                self._hidden = _grown(self._hidden, count * width)
+                hidden_MD = self._hidden[: count * width].view(count, width)
+            if return_streams:
+                streams_XMD = torch.empty(layers, count, width)
+            output = ProgramOutput(logits_LW, routes_MYK, hidden_MD, streams_XMD)
+            memory = self._workspace
+            program_run(packed, tokens, pages, memory, output, extras, threads=threads, exact=exact)
+        return output
 
 
 def _packed_bytes(weight_OI: Tensor) -> int:

@@ -60,19 +60,32 @@ void project(const Project& op, const Step& step, Team& team) {
     });
 }
 
+// What the adapters of rows add to a gated layer's products: of row i that of token `first` + i.
+struct Updates {
+    Place place;
+    int64_t first, width;  // of the layer
+};
+
 // Some rows through a run of a gated layer's panels, to their columns of `to`.
 template <class T>
 void gated_run(const Step& step, int64_t rows, int64_t inputs, Operand<T> operand, const T* weight, int64_t from,
-               int64_t until, float* to, int64_t to_stride) {
+               int64_t until, float* to, int64_t to_stride, const Updates& updates) {
     static thread_local std::vector<float> memory;
     int64_t width = 2 * (until - from) * UNIT;
     float* sums = scratch(memory, padded(rows) * width);
     product(step, rows, width, inputs, operand, weight + 2 * from * UNIT * padded(inputs), sums, width);
-    for (int64_t i = 0; i < rows; i++)
+    for (int64_t i = 0; i < rows; i++) {
+        bool adapted = updates.place.buffer != NONE && step.has_adapter(updates.first + i);
+        const float* update = adapted ? step.at(updates.place, updates.first + i) : nullptr;
         for (int64_t panel = from; panel < until; panel++) {
-            const float* gate = sums + i * width + 2 * (panel - from) * UNIT;
-            gate_row(gate, gate + UNIT, UNIT, to + i * to_stride + panel * UNIT);
+            float *gate = sums + i * width + 2 * (panel - from) * UNIT, *up = gate + UNIT;
+            if (adapted) {
+                add_row(update + panel * UNIT, nullptr, UNIT, gate, true);
+                add_row(update + padded(updates.width) + panel * UNIT, nullptr, UNIT, up, true);
+            }
+            gate_row(gate, up, UNIT, to + i * to_stride + panel * UNIT);
         }
+    }
 }
 
 template <class T>
@@ -88,7 +101,7 @@ void gated(const Gated& op, const Step& step, Team& team) {
         int64_t first = block * height, number = std::min(height, step.batch.tokens - first);
         if (ready != block) operand = prepare<T>(step, rows, first, number, op.inputs, op.norm, memory), ready = block;
         gated_run(step, number, op.inputs, operand, step.weight<T>(op.weight), runs.start(run), runs.start(run + 1),
-                  step.at(op.to, first), step.stride(op.to));
+                  step.at(op.to, first), step.stride(op.to), Updates{op.updates, first, op.width});
     });
 }
 
@@ -149,11 +162,12 @@ void experts(const Experts& op, const Step& step, Team& team) {
         }
         if (shared)
             gated_run(step, block.count, op.hidden, operand, step.weight<T>(op.shared_first), from, until,
-                      step.at(op.shared_inner, block.start), step.stride(op.shared_inner));
+                      step.at(op.shared_inner, block.start), step.stride(op.shared_inner),
+                      Updates{op.updates, block.start, op.shared_width});
         else
             gated_run(step, block.count, op.hidden, operand,
                       step.weight<T>(op.first) + block.expert * 2 * inner_width * depth, from, until,
-                      inner + block.start * inner_width, inner_width);
+                      inner + block.start * inner_width, inner_width, Updates{{NONE, 0}, 0, 0});
     });
 
     Runs outputs(depth / UNIT, blocks, team.threads());

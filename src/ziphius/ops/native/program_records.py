@@ -48,6 +48,9 @@ class Place:
     column: int = 0
 
 
+NOWHERE = Place(NONE)
+
+
 @dataclass(frozen=True)
 class Norm:
     """An RMS norm on the way into a product."""
@@ -93,6 +96,7 @@ class Gated:
     weight: int
     width: int
     to: Place
+    updates: Place
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ class Attend:
     value_weight: int
     out_width: int
     to: Place
+    latents: Place
 
 
 @dataclass(frozen=True)
@@ -188,9 +193,58 @@ class Experts:
     shared_inner: Place
     out: Place
     shared_out: Place
+    updates: Place
 
 
-Operation = Embed | Project | Gated | LatentHeads | GroupedHeads | Attend | Choose | Experts
+@dataclass(frozen=True)
+class Keep:
+    """Rows of the stream that a caller may ask for."""
+
+    norm: Norm
+    from_: Place
+    width: int
+    layer: int
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What adapters add to a projection, or to a head's part of it."""
+
+    norm: Norm
+    from_: Place
+    inputs: int
+    from_step: int
+    outputs: int
+    to: Place
+    to_step: int
+    heads: int
+    down_each: int
+    up_each: int
+    slot: int
+    into: int
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Rows that the caller brings."""
+
+    width: int
+    to: Place
+
+
+Operation = (
+    Embed
+    | Project
+    | Gated
+    | LatentHeads
+    | GroupedHeads
+    | Attend
+    | Choose
+    | Experts
+    | Keep
+    | LowRank
+    | Receive
+)
 KINDS: tuple[type[Operation], ...] = (
     Embed,
     Project,
@@ -200,6 +254,9 @@ KINDS: tuple[type[Operation], ...] = (
     Attend,
     Choose,
     Experts,
+    Keep,
+    LowRank,
+    Receive,
 )
 """By number."""
 

@@ -16,7 +16,7 @@ void even_tiles(int64_t m, int64_t k, const S* a, int64_t a_stride, const T* b, 
         int64_t rows = (m + tiles - 1) / tiles;
         auto tile = [&](auto count) {
             constexpr int64_t number = decltype(count)::value;
-            columns_of<number, VECTORS, (number > 1)>(rows, k, a, a_stride, 1, b, apart, c, c_stride, false);
+            tile_of<number, VECTORS, (number > 1)>(k, a, a_stride, 1, b, apart, c, c_stride, false);
         };
         if (rows == 1) tile(std::integral_constant<int, 1>());
         if constexpr (ROWS > 1)

@@ -1,5 +1,9 @@
 """`ops/native/build.py`: what is compiled, what is kept, and what is said when it is not."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +79,67 @@ def test_a_library_that_was_cut_is_compiled_anew(monkeypatch, tmp_path, size):
     assert build.compiled([], "g++", []) == (path, "on: compiled by g++")
     assert path.read_bytes() == b"code" * 100
     assert len(compiled) == (1 if size is None else 2)
+
+
+def started(folder: Path, compiler: Path) -> subprocess.Popen[bytes]:
+    """Begin to build one source in a process of its own."""
+    code = "from pathlib import Path; from ziphius.ops.native import build; " + (
+        f"print(build.compiled([Path({str(folder / 'one.cpp')!r})], {str(compiler)!r}, []))"
+    )
+    environment = os.environ | {"ZIPHIUS_CACHE": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=False
+    )
+
+
+def slow_compiler(folder: Path) -> Path:
+    """A compiler that notes its calls, and waits at a source until it may go on."""
+    (folder / "one.cpp").write_text("")
+    compiler = folder / "compiler"
+    compiler.write_text(
+        f"""#!/bin/sh
+case "$*" in *-dumpfullversion*) echo 12; exit;; esac
+echo "$@" >> {folder}/calls
+case "$*" in *" -c "*) until [ -e {folder}/go ]; do sleep 0.05; done;; esac
+for word; do target=$word; done
+echo code > "$target"
+"""
+    )
+    compiler.chmod(0o755)
+    return compiler
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(2_400):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_of_two_processes_one_compiles_and_both_load(tmp_path):
+    compiler = slow_compiler(tmp_path)
+    processes = [started(tmp_path, compiler) for _ in range(2)]
+    wait_for(tmp_path / "calls")
+    (tmp_path / "go").touch()
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    assert told[0] == told[1]
+    assert b"on: compiled by" in told[0]
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2, "an object, and the library"
+
+
+def test_what_a_killed_compile_leaves_is_compiled_anew(tmp_path):
+    compiler = slow_compiler(tmp_path)
+    killed = started(tmp_path, compiler)
+    wait_for(tmp_path / "calls")
+    killed.kill()
+    killed.communicate()
+    assert not list((tmp_path / "cache").glob("*.so"))
+    (tmp_path / "go").touch()
+    told, _ = started(tmp_path, compiler).communicate(timeout=120)
+    assert b"on: compiled by" in told
+    [library] = (tmp_path / "cache").glob("*.so")
+    assert library.read_text() == "code\n"
 
 
 def test_other_flags_make_another_library(monkeypatch, tmp_path):
