@@ -11,14 +11,13 @@ from tests.figures import seen
 from tests.numerics.oracles import CONFIGS, seeds
 from tests.paged import Sequences, logits_of, paged_cache
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
-from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
+from ziphius.engine.native_runner import NativeRunner, pages_of, step_tokens, write_program
 from ziphius.engine.runner import TorchRunner
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.ops import native
 from ziphius.ops.cache_rows import LARGEST, pack_rows
-from ziphius.ops.native.program import Pages
 
 pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
 TOLERANCE = 1e-5
@@ -174,7 +173,7 @@ def kept_of(
         batch = sequences.batch(counts)
         output = program.run(
             step_tokens(batch.input_ids_BT, batch.paged),
-            Pages(sequences.cache.parts, sequences.cache.block_size),
+            pages_of(sequences.cache),
             threads=1 + len(counts) % 3,
             return_hidden=True,
             return_streams=True,

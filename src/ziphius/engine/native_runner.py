@@ -58,7 +58,7 @@ class NativeRunner:
     ) -> None:
         self._model = model
         self._cache = cache
-        self._pages = Pages(cache.parts, cache.layouts, cache.dtype, cache.block_size)
+        self._pages = pages_of(cache)
         self._threads = threads
         self._exact = exact
         self._record_routes = record_routes
@@ -146,6 +146,11 @@ def _autocast_rounds(model: Model) -> bool:
     tied = model.model.embed_tokens.weight
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     return any(weight.dtype == torch.float32 and weight is not tied for weight in weights)
+
+
+def pages_of(cache: PagedCache) -> Pages:
+    """Describe the memory of a cache to a program."""
+    return Pages(cache.parts, cache.layouts, cache.dtype, cache.block_size)
 
 
 def write_program(
