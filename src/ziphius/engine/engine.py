@@ -237,10 +237,13 @@ class Engine:
         started: list[SequenceState] = []
         if chunks:
             logits_LW, started = self._after_chunks(logits_LW, chunks, outputs)
-        if speculation is not None:
-            self._draw_behind_drafts(speculation, logits_LW, started, outputs)
+        runs: list[Run] = []
+        if any(sequence.num_lookahead for sequence in self._arrays.sequences):
+            runs = self._draw_behind_drafts(logits_LW, started, outputs)
         elif len(logits_LW):
             self._draw(logits_LW, started, outputs)
+        if speculation is not None:
+            speculation.finish(runs)
         self._metrics.num_steps += 1
         return outputs
 
@@ -334,7 +337,7 @@ class Engine:
             starts = [len(sequence.tokens) for sequence in started]
             positions = np.concatenate([positions, starts])
         try:
-            sampled = self._sampler(logits_LW, seats, positions.tolist())
+            sampled = self._sampler(logits_LW, seats, positions)
         except Exception:
             alone = [Run(s, [], place) for place, s in enumerate([*arrays.sequences, *started])]
             sampled = draw_runs(self._sampler, logits_LW, alone)
@@ -360,25 +363,20 @@ class Engine:
                 outputs.append(output)
 
     def _draw_behind_drafts(
-        self,
-        speculation: Speculation,
-        logits_LW: Tensor,
-        started: list[SequenceState],
-        outputs: list[StepOutput],
-    ) -> None:
+        self, logits_LW: Tensor, started: list[SequenceState], outputs: list[StepOutput]
+    ) -> list[Run]:
         """Draw for every sequence as long as its drafts are what is drawn, and one token more."""
         runs, row = [], 0
         for sequence in [*self._arrays.sequences, *started]:
             drafts = sequence.drafts if sequence.status is Status.DECODING else []
             runs.append(Run(sequence, drafts, row))
             row += 1 + len(drafts)
-        if runs:
-            sampled = draw_runs(self._sampler, logits_LW, runs)
-            now = self._clock()
-            for run in runs:
-                self._take(run, sampled, now, outputs)
-            self._scheduler.settle(now)
-        speculation.finish(runs)
+        sampled = draw_runs(self._sampler, logits_LW, runs)
+        now = self._clock()
+        for run in runs:
+            self._take(run, sampled, now, outputs)
+        self._scheduler.settle(now)
+        return runs
 
     def _take(self, run: Run, sampled: Sampled, now: float, outputs: list[StepOutput]) -> None:
         """Let a sequence go on with what was drawn for it, up to its first wrong draft."""
