@@ -98,7 +98,7 @@ def slow_compiler(folder: Path) -> Path:
     compiler = folder / "compiler"
     compiler.write_text(
         f"""#!/bin/sh
-case "$*" in *-dumpfullversion*) echo 12; exit;; esac
+case "$*" in *-dumpfullversion*) echo >> {folder}/started; echo 12; exit;; esac
 echo "$@" >> {folder}/calls
 case " $*" in *" -c "*) until [ -e {folder}/go ]; do sleep 0.05; done;; esac
 for word; do target=$word; done
@@ -109,9 +109,9 @@ echo code > "$target"
     return compiler
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, lines: int = 1) -> None:
     for _ in range(2_400):
-        if path.exists():
+        if path.exists() and len(path.read_text().splitlines()) >= lines:
             return
         time.sleep(0.05)
     raise AssertionError(f"{path} did not come")
@@ -120,7 +120,9 @@ def wait_for(path: Path) -> None:
 def test_of_two_processes_one_compiles_and_both_load(tmp_path):
     compiler = slow_compiler(tmp_path)
     processes = [started(tmp_path, compiler) for _ in range(2)]
+    wait_for(tmp_path / "started", lines=2)
     wait_for(tmp_path / "calls")
+    time.sleep(0.5)  # for the other one to begin too, if it would
     (tmp_path / "go").touch()
     told = [process.communicate(timeout=120)[0] for process in processes]
     assert told[0] == told[1]

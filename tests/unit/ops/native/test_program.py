@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.paged import Sequences, paged_cache
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
-from ziphius.engine.native_runner import NativeRunner, write_program
+from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
 from ziphius.models.config import ModelConfig
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.int8 import Int8Linear
@@ -22,7 +22,7 @@ from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native import program_records
-from ziphius.ops.native.program import Pages, pack_weight
+from ziphius.ops.native.program import Pages, StepExtras, pack_weight
 from ziphius.ops.native.program_builder import NotNative, Program
 from ziphius.ops.native.program_records import KINDS, Norm, Place
 
@@ -120,6 +120,24 @@ def test_two_tokens_are_not_written_to_one_slot() -> None:
     twice = replace(paged, block_tables_ZJ=tables_ZJ, slot_mapping_M=slots_M, seq_lens_Z=lengths_Z)
     with pytest.raises(ValueError, match="written twice"):
         runner(replace(batch, paged=twice))
+
+
+def test_extras_that_a_program_has_no_use_for_are_refused() -> None:
+    model, _, batch = step()
+    written = write_program(model, takes_adapters=True)
+    tokens = step_tokens(batch.input_ids_BT, batch.paged)
+    pages = Pages(batch.paged.cache.parts, 4)
+    packed = written.pack_adapter({})
+    for adapters_Z in ([1, 0], [0, -2]):
+        extras = StepExtras(adapters_Z=torch.tensor(adapters_Z), adapters=[packed])
+        with pytest.raises(ValueError, match="not among those given"):
+            written.run(tokens, pages, extras, threads=1)
+    extras = StepExtras(adapters_Z=torch.tensor([0, -1]), adapters=[packed])
+    with pytest.raises(ValueError, match="packed for another program"):
+        write_program(model).run(tokens, pages, extras, threads=1)
+    extras = StepExtras(received_MD=torch.zeros(5, 24))
+    with pytest.raises(ValueError, match="received rows"):
+        written.run(tokens, pages, extras, threads=1)
 
 
 def test_batches_of_another_kind_are_refused() -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from math import nan
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,9 +24,15 @@ from tests.numerics.oracles import CONFIGS
 from tests.paged import Sequences, logits_of, paged_cache
 from tests.tiny import build, random_ids
 from tests.twins import BOUNDS, assert_equal_within, draw
+from ziphius.engine.adapters import MixedTorchRunner
+from ziphius.engine.drafts.mtp import NativeMtpRunner, TorchMtpRunner
+from ziphius.engine.drafts.slots import slot_batch
 from ziphius.engine.native_runner import NativeRunner
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.models.cache import PagedCache
+from ziphius.models.lora import projections
+from ziphius.models.lora_mixed import Adapter, LowRank
+from ziphius.models.model import Model
 from ziphius.models.presets import derive
 from ziphius.ops import logprobs, native
 from ziphius.ops.attention import attend
@@ -74,6 +81,17 @@ class Sizes:
 
     def __init__(self, data: st.DataObject, dtype: torch.dtype) -> None:
         self.data, self.dtype = data, dtype
+
+    def adapter(self, model: Model) -> Adapter:
+        """Draw matrices of any rank for some of a model's projections."""
+        found = {}
+        for name, layer in projections(model):
+            rank = self.data.draw(st.integers(0, min(40, *layer.weight.shape)))
+            if rank:
+                down = self.tensor(rank, layer.in_features, dtype=torch.float32)
+                up = self.tensor(layer.out_features, rank, dtype=torch.float32)
+                found[name] = LowRank(down, up, 0.1 / rank)
+        return found
 
     def __call__(self, *kinds: st.SearchStrategy[int]) -> list[int]:
         return [self.data.draw(kind) for kind in kinds]
@@ -262,16 +280,27 @@ def whole_model(sizes: Sizes) -> Case:
     cache_dtype = sizes.one_of(torch.float32, sizes.dtype)
     chunks = sizes.one_of(None, [1, 5], [7, 16], [200])
     returns_hidden = sizes.one_of(False, True)
+    names = [sizes.one_of("", "a", "b") for _ in lengths] if sizes.one_of(False, True) else None
+    adapters = {name: sizes.adapter(model) for name in ("a", "b")} if names else {}
 
     def logits(runner: Callable[[PagedCache], Runner], dtype: torch.dtype, empty: float) -> Tensor:
         blocks = sum(-(-length // block_size) for length in lengths) + 1
         # What nobody may read is NaN for the program; modules multiply it by 0.
         cache = paged_cache(model, blocks, block_size, dtype, empty=empty)
-        return torch.cat(logits_of(runner(cache), Sequences(cache, ids), chunks, threads))
+        sequences = Sequences(cache, ids, adapters=names)
+        run = runner(cache)
+        with_adapters = (lambda batch: run(batch, adapters)) if names else run
+        return torch.cat(logits_of(with_adapters, sequences, chunks, threads))
 
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
-            ours = partial(NativeRunner, model, threads=threads, return_hidden=returns_hidden)
+            ours = partial(
+                NativeRunner,
+                model,
+                threads=threads,
+                return_hidden=returns_hidden,
+                takes_adapters=names is not None,
+            )
             found = logits(ours, cache_dtype, nan)
             for rounded in (torch.int8, torch.float8_e4m3fn):
                 assert logits(ours, rounded, nan).isfinite().all()
@@ -281,9 +310,58 @@ def whole_model(sizes: Sizes) -> Case:
         # Modules in float32 with the same weights.
         with torch.autocast("cpu", enabled=False):
             theirs = deepcopy(model).float()
-            return factor * logits(lambda cache: TorchRunner(theirs), torch.float32, 0.0)
+            runner = TorchRunner if names is None else MixedTorchRunner
+            return factor * logits(lambda cache: runner(theirs), torch.float32, 0.0)
 
     return weighed, [sizes.tensor(vocabulary, dtype=torch.float32)]
+
+
+def mtp_layer(sizes: Sizes) -> Case:
+    """A program of an MTP layer: tokens of some sequences, then one more of each."""
+    config = sizes.data.draw(sizes.one_of(*CONFIGS.values()))
+    hidden, vocabulary = sizes(st.integers(8, 70), st.integers(2, 140))
+    config = derive(config, hidden_size=hidden, vocab_size=vocabulary, num_nextn_predict_layers=1)
+    model = build(config, seed=sizes.one_of(0, 1)).to(sizes.dtype).eval()
+    counts = sizes.data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    before = sizes.one_of(0, 3)  # of each text no row was kept of so many tokens
+    slots = torch.randperm(sum(counts) + len(counts) + 2).numpy()
+
+    def predicted(kind: str, theirs: Model) -> tuple[Tensor, Tensor]:
+        dtype = sizes.dtype if kind == "native" and not config.n_routed_experts else torch.float32
+        empty = nan if kind == "native" else 0.0
+        cache = paged_cache(theirs, len(slots), 1, dtype, empty=empty)
+        runner = NativeMtpRunner(theirs, cache) if kind == "native" else TorchMtpRunner(theirs)
+        logits, states, ends = [], [], np.cumsum([count + 1 for count in counts])
+        for new in (0, 1):
+            tables = [
+                slots[end - count - 1 : end - 1 + new]
+                for end, count in zip(ends, counts, strict=True)
+            ]
+            sizes_Z = [1] * len(counts) if new else counts
+            places = [
+                np.arange(len(table) - count, len(table)) + before
+                for table, count in zip(tables, sizes_Z, strict=True)
+            ]
+            ids = [int(place) % vocabulary for own in places for place in own]
+            batch = slot_batch(
+                cache, ids, tables, sizes_Z, torch.device("cpu"), np.concatenate(places)
+            )
+            generator = torch.Generator().manual_seed(new)
+            hidden_MD = torch.randn(len(ids), hidden, generator=generator)
+            logits_LW, hidden_LD = runner(batch, hidden_MD)
+            logits.append(logits_LW.clone())
+            states.append(hidden_LD)
+        return torch.cat(logits), torch.cat(states)
+
+    def weighed(factor_W: Tensor, factor_D: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            if native.serves():
+                logits_LW, hidden_LD = predicted("native", model)
+            else:
+                logits_LW, hidden_LD = predicted("modules", deepcopy(model).float())
+        return factor_W * logits_LW, factor_D * hidden_LD
+
+    return weighed, [sizes.tensor(width, dtype=torch.float32) for width in (vocabulary, hidden)]
 
 
 ROUTING = {"sort_pairs", "combine"}
@@ -304,6 +382,7 @@ CASES: dict[Callable[[Sizes], Case], set[str]] = {
     products_in_int8: {"int8_linear"},
     next_tokens: {"sample", "score"},
     whole_model: {"pack_weight", "program_run"},
+    mtp_layer: {"pack_weight", "program_run"},
 }
 """Functions that draw an example, and the kernels that examples of it run."""
 
