@@ -9,7 +9,7 @@ in use by frequency and age (lrfu), each with a thread that reads ahead or witho
 round is a process of its own that generates one answer after the other on one thread, in turns with
 the others. Without --folder the model is drawn at random and written once, and prompts are words
 from a small vocabulary. Its files are in the system's memory, unless --cold drops them before every
-answer. Random routers use experts more evenly than trained ones: hit rates of a trained model are
+step, so that each expert that is not held comes from the disk. Random routers use experts more evenly than trained ones: hit rates of a trained model are
 higher.
 """
 
@@ -115,15 +115,16 @@ def measure(folder: Path, arm: str, share: float, cold: bool, text: Path | None)
     tokens, seconds, cpu_seconds, waited = 0, 0.0, 0.0, 0
     queries = hits = 0
     for number, prompt in enumerate(prompts(folder, text)):
-        if cold:
-            drop_files(folder)
         engine.add(Request(prompt, 64, number, SamplingConfig(temperature=0.7)))
         engine.step()
-        start, cpu_start, old = time.perf_counter(), time.process_time(), engine.metrics()
+        old = engine.metrics()
         while engine.has_work:
+            if cold:
+                drop_files(folder)
+            start, cpu_start = time.perf_counter(), time.process_time()
             tokens += len(engine.step())
-        seconds += time.perf_counter() - start
-        cpu_seconds += time.process_time() - cpu_start
+            seconds += time.perf_counter() - start
+            cpu_seconds += time.process_time() - cpu_start
         new = engine.metrics()
         waited += new.get("expert_cache_wait_ms", 0) - old.get("expert_cache_wait_ms", 0)
         queries += new.get("expert_cache_queries", 0) - old.get("expert_cache_queries", 0)

@@ -191,12 +191,12 @@ class ExpertCache:
             self._reading[key] = place, reading
 
     def _settle(self, wanted: Collection[int]) -> None:
-        """Take over what was read ahead, and wait for what is wanted of it; drop the rest."""
-        wanted = set(wanted)
-        dropped = [k for k, (_, read) in self._reading.items() if k not in wanted and read.cancel()]
-        for key in dropped:
-            del self._reading[key]
-        for key, (place, reading) in self._reading.items():
+        """Take over what was read ahead; what was not begun is dropped, and read if it is wanted.
+
+        So a thread that is late, on a busy machine, is waited for during one read at most.
+        """
+        begun = {k: read for k, read in self._reading.items() if not read[1].cancel()}
+        for key, (place, reading) in begun.items():
             # What cannot be read is read again where it is needed, which says why.
             with suppress(CheckpointError):
                 reading.result()

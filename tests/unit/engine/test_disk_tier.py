@@ -1,5 +1,6 @@
 """Blocks in a folder: found again after an eviction and a restart, and never wrong."""
 
+import errno
 import multiprocessing
 import time
 from dataclasses import replace
@@ -211,6 +212,35 @@ def test_a_disk_that_cannot_be_written_stops_no_request(tmp_path, caplog):
     assert engine.metrics()["disk_cache_failures"] > 1
     assert caplog.text.count("goes on without") == 1
     engine.close()
+
+
+def test_on_a_full_disk_new_blocks_take_the_place_of_old_ones(tmp_path, monkeypatch):
+    cache = PagedCache([CacheSpec((6,))], 40, 2)
+    tier = DiskTier(tmp_path, cache, b"", BIG)
+    write, room = disk_tier.write_file, 16
+
+    def write_where_there_is_room(path: Path, content: bytes, *, durable: bool) -> None:
+        if len(files(tmp_path)) >= room:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            raise OutputError("Cannot write.") from full
+        write(path, content, durable=durable)
+
+    monkeypatch.setattr(disk_tier, "write_file", write_where_there_is_room)
+    for number in range(20):
+        tier.store(0, bytes([number]))
+        tier.flush()
+        time.sleep(0.002)
+    assert tier.failed == 0
+    assert tier.metrics()["disk_cache_bytes"] == sum(f.stat().st_size for f in files(tmp_path))
+    found = [number for number in range(20) if tier.load([bytes([number])], [1])]
+    assert found == list(range(4, 20))
+    room = 0  # another program takes all
+    for number in range(20, 40):
+        tier.store(0, bytes([number]))
+        tier.flush()
+    assert not files(tmp_path)
+    assert tier.failed == 20
+    tier.close()
 
 
 def test_what_cannot_work_is_refused(tmp_path):
