@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
@@ -14,7 +14,7 @@ from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.native_runner import NativeRunner, write_program
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs
@@ -23,7 +23,7 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
-from ziphius.ops.native.program_builder import NotNative
+from ziphius.ops.native.program_builder import NotNative, Program
 
 
 @contextmanager
@@ -166,18 +166,39 @@ def build_runner(
     model: Model, cache: PagedCache, *, record_routes: bool = False, return_hidden: bool = False
 ) -> tuple[Runner, str | None]:
     """Return the native program of a model; where it has none the module tree, and why."""
-    device = model.model.embed_tokens.weight.device
     try:
-        if device.type != "cpu":
-            raise NotNative(f"native programs run on a CPU, not on {device}")
         if return_hidden:
             raise NotNative("native programs do not return the hidden states that MTP drafts need")
         if _autocast_rounds(model):
             raise NotNative("autocast rounds at every product, and a native program at none")
+        _refuse_other_devices(model)
         return NativeRunner(model, cache, record_routes=record_routes), None
     except NotNative as reason:
         runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
         return runner, str(reason)
+
+
+def packed_program(
+    model: Model, dtype: torch.dtype, arena: Tensor | None = None
+) -> tuple[Program | None, str | None]:
+    """Pack a model's weights, or say why no native program computes it.
+
+    Args:
+        model: whose weights are read.
+        dtype: what products multiply in.
+        arena: memory of an earlier program of the model, to be used again.
+    """
+    try:
+        _refuse_other_devices(model)
+        return write_program(model, dtype, arena), None
+    except NotNative as reason:
+        return None, str(reason)
+
+
+def _refuse_other_devices(model: Model) -> None:
+    device = model.model.embed_tokens.weight.device
+    if device.type != "cpu":
+        raise NotNative(f"native programs run on a CPU, not on {device}")
 
 
 def _autocast_rounds(model: Model) -> bool:

@@ -33,6 +33,8 @@ class NativeRunner:
         threads: that share the work of a step; by default as many as torch's operations.
         exact: leave out matrix units where a CPU has some: sums then go in the order of vectors.
         record_routes: return the experts of every token.
+        dtype: what products multiply in (`Program`), by default that of the weights.
+        program: of the model's present weights, which is not packed again; its dtype counts.
 
     Raises:
         NotNative: some part of the model has no native operation; the text says which.
@@ -46,6 +48,8 @@ class NativeRunner:
         threads: int | None = None,
         exact: bool = False,
         record_routes: bool = False,
+        dtype: torch.dtype | None = None,
+        program: Program | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -53,7 +57,8 @@ class NativeRunner:
         self._threads = threads
         self._exact = exact
         self._record_routes = record_routes
-        self._program = write_program(model)
+        self.program = program or write_program(model, dtype)
+        """Written anew, over the same memory, by every `refresh`."""
 
     def refresh(self) -> None:
         """Pack the model's weights anew, into the same memory.
@@ -61,7 +66,7 @@ class NativeRunner:
         Raises:
             NotNative: the model was changed to one that is not native; this runner is at its end.
         """
-        self._program = write_program(self._model, self._program.arena)
+        self.program = write_program(self._model, self.program.dtype, self.program.arena)
 
     def __call__(self, batch: ForwardBatch) -> RunnerOutput:
         """Run one step.
@@ -90,7 +95,7 @@ class NativeRunner:
             paged.block_tables_ZJ,
             rows_L,
         )
-        logits_LW, routes_MYK = self._program.run(
+        logits_LW, routes_MYK = self.program.run(
             tokens,
             self._pages,
             threads=self._threads or torch.get_num_threads(),
@@ -100,17 +105,20 @@ class NativeRunner:
         return RunnerOutput(logits_LW, routes_MYK)
 
 
-def write_program(model: Model, arena: Tensor | None = None) -> Program:
+def write_program(
+    model: Model, dtype: torch.dtype | None = None, arena: Tensor | None = None
+) -> Program:
     """Write a model into a program and pack its weights.
 
     Args:
         model: in float32 or bfloat16.
+        dtype: what products multiply in, by default that of the weights.
         arena: memory of an earlier program of the model, for the weights.
 
     Raises:
         NotNative: some part of the model has no native operation.
     """
-    program = Program(model.model.embed_tokens.weight.dtype)
+    program = Program(model.model.embed_tokens.weight.dtype, dtype)
     native(model).emit(program)
     program.pack(arena)
     return program

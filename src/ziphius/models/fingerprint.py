@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
+from ziphius.ops.digest import tensor_digest
 
 
 class Digest(Protocol):
@@ -38,3 +39,20 @@ def model_fingerprint(model: Model) -> str:
     if experts is not None:
         digest.update(experts.source.identity().encode())
     return digest.hexdigest()
+
+
+WeightDigest = tuple[tuple[str, torch.dtype, torch.Size, int], ...]
+
+
+def weight_digest(model: Model) -> WeightDigest:
+    """Return what changes with any bit of a model's parameters and buffers, however it is changed.
+
+    For comparison within a process: it costs a look at all weights. PyTorch's counters of versions
+    would not do: writes through `.data`, NumPy or a kernel leave them as they are.
+    Experts that stay in their files are left out.
+    """
+    return tuple(
+        (name, tensor.dtype, tensor.shape, tensor_digest(tensor))
+        for named in (model.named_parameters(), model.named_buffers())
+        for name, tensor in named
+    )
