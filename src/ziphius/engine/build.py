@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
@@ -14,7 +14,12 @@ from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.native_runner import NativeRunner, refuse_other_numbers
+from ziphius.engine.native_runner import (
+    NativeRunner,
+    refuse_other_devices,
+    refuse_other_numbers,
+    write_program,
+)
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs
@@ -23,7 +28,7 @@ from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
-from ziphius.ops.native.program_builder import NotNative
+from ziphius.ops.native.program_builder import NotNative, Program
 
 CACHE_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """By `EngineConfig.cache_dtype`, which `auto` leaves to the weights."""
@@ -192,6 +197,23 @@ def build_runner(
     except NotNative as reason:
         runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
         return runner, str(reason)
+
+
+def packed_program(
+    model: Model, dtype: torch.dtype, arena: Tensor | None = None
+) -> tuple[Program | None, str | None]:
+    """Pack a model's weights, or say why no native program computes it.
+
+    Args:
+        model: whose weights are read.
+        dtype: what products multiply in.
+        arena: memory of an earlier program of the model, to be used again.
+    """
+    try:
+        refuse_other_devices(model)
+        return write_program(model, dtype, arena), None
+    except NotNative as reason:
+        return None, str(reason)
 
 
 def _default_blocks(

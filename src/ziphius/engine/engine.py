@@ -78,7 +78,10 @@ class Engine:
         not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._runner = runner
+        self.runner = runner
+        """May be replaced by one of the same cache while nothing runs."""
+        self.weight_version = 0
+        """What whoever changes the weights calls those of now; it stands on every output."""
         self._cache = cache
         self._sampler = sampler
         self.config = config
@@ -267,7 +270,7 @@ class Engine:
         return logits_ZW, chunks
 
     def _forward(self, batch: ForwardBatch) -> RunnerOutput:
-        output = self._runner(batch)
+        output = self.runner(batch)
         if output.routes_MYK is not None and self._tier is None:
             self._keep_routes(batch, output)
         return output
@@ -422,7 +425,14 @@ class Engine:
         else:
             if sequence.status is not Status.DECODING:
                 self._scheduler.start_decoding(sequence)
-            return StepOutput(sequence.request_id, sequence.sample, token_id, logprob, None)
+            return StepOutput(
+                sequence.request_id,
+                sequence.sample,
+                token_id,
+                logprob,
+                None,
+                weight_version=self.weight_version,
+            )
         routes_TYK = self._routes_of(sequence)
         self._finish(sequence, reason)
         return StepOutput(
@@ -434,6 +444,7 @@ class Engine:
             error,
             stop_reason=stop_reason,
             routes_TYK=routes_TYK,
+            weight_version=self.weight_version,
         )
 
     def _tell(self, sequence: SequenceState, token_id: int) -> tuple[str | None, str | None]:
@@ -449,7 +460,10 @@ class Engine:
         self._finish(sequence, "length")
         scores = sequence.prompt_scores
         number, sample = sequence.request_id, sequence.sample
-        return StepOutput(number, sample, None, math.nan, "length", prompt_scores=scores)
+        version = self.weight_version
+        return StepOutput(
+            number, sample, None, math.nan, "length", prompt_scores=scores, weight_version=version
+        )
 
     def _fail(self, sequence: SequenceState, error: str, outputs: list[StepOutput]) -> None:
         """End a sequence, and those that wait for it to compute their prompt."""
@@ -457,7 +471,10 @@ class Engine:
         for one in [sequence, *followers]:
             self._finish(one, "error")
             where = f"{error} (at position {len(one.tokens)} of sequence {one.sequence_id})"
-            outputs.append(StepOutput(one.request_id, one.sample, None, math.nan, "error", where))
+            number, sample, version = one.request_id, one.sample, self.weight_version
+            outputs.append(
+                StepOutput(number, sample, None, math.nan, "error", where, weight_version=version)
+            )
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         siblings = self._requests[sequence.request_id]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
+from ziphius.ops.digest import tensor_digest
 
 PIECE_BYTES = 2**24
 """Hashed by one thread; what a fingerprint is hangs on it."""
@@ -56,3 +57,20 @@ def _digest_of(piece: Tensor) -> bytes:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+
+
+WeightDigest = tuple[tuple[str, torch.dtype, torch.Size, int], ...]
+
+
+def weight_digest(model: Model) -> WeightDigest:
+    """Return what changes with any bit of a model's parameters and buffers, however it is changed.
+
+    For comparison within a process: it costs a look at all weights. PyTorch's counters of versions
+    would not do: writes through `.data`, NumPy or a kernel leave them as they are.
+    Experts that stay in their files are left out.
+    """
+    return tuple(
+        (name, tensor.dtype, tensor.shape, tensor_digest(tensor))
+        for named in (model.named_parameters(), model.named_buffers())
+        for name, tensor in named
+    )

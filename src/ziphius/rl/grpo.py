@@ -3,10 +3,10 @@
 Sources: DeepSeekMath (arXiv 2402.03300), section 4; DeepSeek-R1 (arXiv 2501.12948), section 2.2;
 the arithmetic, with what it takes from later papers, is in `rl/objective.py`. What is settled here:
 
-1. The answers come from the module that trains, at its present weights, in the numbers it trains
-   in. Every token is scored with the experts it was sampled through, so that trainer and sampler
-   agree: the largest difference of a log-probability is a metric of every step, and in float32 a
-   few millionths.
+1. The answers come from the model that trains, at its present weights, in the numbers it trains
+   in, through one engine for the whole run. Every token is scored with the experts it was sampled
+   through, so that trainer and sampler agree: the largest difference of a log-probability is a
+   metric of every step, and in float32 a few millionths.
 2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by, the
    penalty against a reference included. Where asked for, their prompts are replaced by others
    first, as DAPO does (arXiv 2503.14476, section 3.2), up to a stated number of times. A step
@@ -50,8 +50,8 @@ from ziphius.rl.rollout_batch import (
     to_json,
 )
 from ziphius.rl.settings import GrpoConfig
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import sample_groups
-from ziphius.rollout.weights import rounded_weights
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.config import TrainConfig
@@ -68,8 +68,8 @@ class GrpoStage(Stage):
     """Learn from sampled completions.
 
     Args:
-        model: the module that will be trained: it samples too. Its present weights are the
-            reference, if one is kept.
+        model: that will be trained, and samples. Its present weights are the reference, if one is
+            kept.
         tokenizer: with the chat format that the model speaks.
         problems: says what each round of sampling asks.
         config: how completions become a gradient.
@@ -93,11 +93,14 @@ class GrpoStage(Stage):
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
-        self.model, self.tokenizer, self.problems = model, tokenizer, problems
+        self.model, self.problems = model, problems
         self.config, self.train, self.world = config, train, world
         self.validation, self.data_fingerprint = validation, data_fingerprint
         self.device = next(model.parameters()).device
         self.dtype = resolve_dtype(train.dtype, self.device)
+        self.engine = RolloutEngine(
+            model, tokenizer, dtype=self.dtype, record_routes=config.replay_routes
+        )
         self.reference: Model | None = None
         if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
@@ -152,12 +155,12 @@ class GrpoStage(Stage):
     def validate(self, model: Model) -> dict[str, float]:
         """Answer the held-out problems once each; `loss` is the share that is wrong."""
         assert self.validation, "there is nothing to validate on"
+        assert model is self.model, "the engine has the weights of another model"
         size, rank = self.world.size, self.world.rank
         share = -(-len(self.validation) // size)
         mine = self.validation[rank * share : (rank + 1) * share]
         groups = sample_groups(
-            model,
-            self.tokenizer,
+            self.engine,
             mine,
             self.config.rollout.model_copy(update={"num_generations": 1}),
             seed=self.train.seed,
@@ -198,17 +201,16 @@ class GrpoStage(Stage):
             self._steps_done = state["steps_done"]
 
     def _sample(self, number: int) -> RolloutBatch:
-        """Sample this rank's share of a round, in the numbers of the training."""
-        with rounded_weights(self.model, self.dtype), self._autocast():
-            return sample_rollout_batch(
-                self.model,
-                self.tokenizer,
-                self.problems,
-                self.config,
-                number=number,
-                seed=self.train.seed,
-                world=self.world,
-            )
+        """Sample this rank's share of a round; its version is the steps that led to its weights."""
+        self.engine.update_weights(number * self.config.num_iterations)
+        return sample_rollout_batch(
+            self.engine,
+            self.problems,
+            self.config,
+            number=number,
+            seed=self.train.seed,
+            world=self.world,
+        )
 
     def _micro_batches(self, found: RolloutBatch, *, is_fresh: bool) -> Sequence[GrpoBatch]:
         rows = self.train.resolved_micro_batch_size(self.world.size)

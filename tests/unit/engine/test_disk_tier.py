@@ -56,12 +56,12 @@ def test_blocks_are_found_after_an_eviction(tmp_path):
     engine = disk_engine(tmp_path / "tier")
     told(engine, requests())
     engine._tier.flush()
-    before = len(engine._runner.calls)
+    before = len(engine.runner.calls)
     told(engine, requests())
     figures = engine.metrics()
     assert figures["disk_cache_loaded_blocks"] >= 5 * 5
     # Of 25 tokens 24 are known; then 5 are drawn.
-    assert engine._runner.calls[before : before + 5] == [[1]] * 5
+    assert engine.runner.calls[before : before + 5] == [[1]] * 5
     assert figures["disk_cache_damaged_blocks"] == figures["disk_cache_dropped_blocks"] == 0
     engine.close()
 
@@ -73,7 +73,7 @@ def test_blocks_are_found_after_a_restart(tmp_path):
     engine.close()
     again = disk_engine(tmp_path / "tier", num_blocks=64)
     told(again, requests())
-    assert again._runner.calls[0] == [1]
+    assert again.runner.calls[0] == [1]
     assert again.metrics()["disk_cache_loaded_blocks"] == 6 * 6
     again.close()
     assert again.metrics().get("disk_cache_bytes") is None

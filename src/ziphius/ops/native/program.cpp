@@ -47,7 +47,11 @@ void embed(const Embed& op, const Step& step, Team& team) {
     constexpr int64_t FEW = 8;
     team.each((step.batch.tokens + FEW - 1) / FEW, [&](int64_t task) {
         for (int64_t m = task * FEW; m < std::min(step.batch.tokens, (task + 1) * FEW); m++) {
-            load_row(static_cast<const T*>(step.table) + step.batch.ids[m] * op.width, op.width, step.at(op.to, m));
+            int64_t first = step.batch.ids[m] * op.width;
+            if (op.is_float)
+                load_row(static_cast<const float*>(step.table) + first, op.width, step.at(op.to, m));
+            else
+                load_row(static_cast<const T*>(step.table) + first, op.width, step.at(op.to, m));
             angles_row(step.angle_positions[m], step.weight<float>(op.frequencies), op.pairs, float(op.factor),
                        step.at(op.angles, m));
         }
@@ -100,9 +104,9 @@ void run(const int64_t* record, const Step& step, Team& team) {
     }
 }
 
-// Panels of the weight go to `target` with `apart` - 1 others between them.
-template <class T>
-void pack_weight(const T* weight, T* target, int64_t outputs, int64_t inputs, int64_t row_stride, int64_t column_stride,
+// Panels of the weight go to `target` with `apart` - 1 others between them, rounded where that is of a smaller type.
+template <class T, class U>
+void pack_weight(const T* weight, U* target, int64_t outputs, int64_t inputs, int64_t row_stride, int64_t column_stride,
                  int64_t apart) {
     int64_t panels = padded(outputs) / UNIT, size = padded(inputs) * UNIT;
 #pragma omp parallel for schedule(static) if (panels * size > 65536)
@@ -112,7 +116,7 @@ void pack_weight(const T* weight, T* target, int64_t outputs, int64_t inputs, in
 }
 
 template <class T, class C>
-int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,
+int64_t program_run(const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides,
                     float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
                     const int64_t* wanted, const int64_t* angle_positions, const float* received,
@@ -153,16 +157,17 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
 }  // namespace
 
 extern "C" {
-#define PACK(suffix, T)                                                                                       \
-    void pack_weight_##suffix(const T* weight, T* target, int64_t outputs, int64_t inputs, int64_t row_stride, \
+#define PACK(suffix, T, U)                                                                                    \
+    void pack_weight_##suffix(const T* weight, U* target, int64_t outputs, int64_t inputs, int64_t row_stride, \
                               int64_t column_stride, int64_t apart) {                                         \
         pack_weight(weight, target, outputs, inputs, row_stride, column_stride, apart);                       \
     }
-PACK(f, float)
-PACK(b, bf16)
+PACK(ff, float, float)
+PACK(fb, float, bf16)
+PACK(bb, bf16, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
-        const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float* workspace, \
+        const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides, float* workspace, \
         const int64_t* parts, const int64_t* shapes, const int64_t* ids, const int64_t* starts,            \
         const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
         const int64_t* angle_positions, const float* received, const int64_t* adapters_of,                      \

@@ -37,6 +37,7 @@ struct Embed {
     int64_t frequencies, pairs;  // 0: nothing is rotated
     double factor;
     Place angles;
+    int64_t is_float;  // the table is float32 whatever T is
 };
 
 enum Into : int64_t { STORE, ADD, LOGITS };

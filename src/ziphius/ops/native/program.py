@@ -19,12 +19,13 @@ from ziphius.ops.native.program_records import UNIT, WORDS, padded
 
 _PACK_WEIGHT = Kernel(
     "pack_weight",
-    "const T* weight, T* target, int64_t outputs, int64_t inputs, int64_t row_stride, "
+    "const T* weight, U* target, int64_t outputs, int64_t inputs, int64_t row_stride, "
     "int64_t column_stride, int64_t apart",
+    kinds=("ff", "fb", "bb"),
 )
 _PROGRAM_RUN = Kernel(
     "program_run",
-    "const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, "
+    "const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides, "
     "float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
     "const int64_t* wanted, const int64_t* angle_positions, const float* received, "
@@ -150,7 +151,8 @@ class PackedProgram:
     Args:
         records: int64 [operations, WORDS].
         arena: uint8: packed weights, at the offsets that the records name.
-        embeddings_WD: read where they lie; of the dtype of the packed weights.
+        embeddings_WD: read where they lie; float32 if the records say so, else as packed weights.
+        dtype: of the packed weights.
         strides: int64: numbers of a row of each buffer.
         cache_layouts: rows that each layer writes to the cache.
         routes_shape: expert layers, and experts per token.
@@ -164,6 +166,7 @@ class PackedProgram:
         records: Tensor,
         arena: Tensor,
         embeddings_WD: Tensor,
+        dtype: torch.dtype,
         strides: Tensor,
         cache_layouts: Mapping[int, tuple[RowLayout, ...]],
         routes_shape: tuple[int, int],
@@ -177,7 +180,7 @@ class PackedProgram:
         self.stream_shape = stream_shape
         self.received_width = received_width
         self.num_slots = num_slots
-        self.dtype = embeddings_WD.dtype
+        self.dtype = dtype
         self.vocabulary = len(embeddings_WD)
         self.row_numbers = int(strides.sum())
         self.sizes = len(records), len(strides), self.vocabulary
@@ -185,7 +188,7 @@ class PackedProgram:
         self.addresses = (
             address("records", records, torch.int64, (len(records), WORDS)),
             address("arena", arena, torch.uint8, arena.shape),
-            address("embeddings", embeddings_WD, self.dtype, embeddings_WD.shape),
+            address("embeddings", embeddings_WD, embeddings_WD.dtype, embeddings_WD.shape),
             address("strides", strides, torch.int64, strides.shape),
         )
 
@@ -278,7 +281,9 @@ def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:
             raise ValueError(f"layer {layer} keeps rows of {own}, the cache has {its}.")
 
 
-def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> None:
+def pack_weight(
+    weight_OI: Tensor, arena: Tensor, offset: int, apart: int, dtype: torch.dtype | None = None
+) -> None:
     """Write a matrix in panels of its outputs, or with `apart` 0 a row as it is.
 
     Args:
@@ -286,7 +291,9 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
         arena: uint8; receives it.
         offset: where it begins.
         apart: every how many panels of the arena one is the matrix's.
+        dtype: to round to, by default the matrix's own.
     """
+    dtype = dtype or weight_OI.dtype
     outputs, inputs = weight_OI.shape
     if not apart:
         flat = arena[offset : offset + 4 * padded(inputs)].view(torch.float32)
@@ -294,7 +301,7 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
         flat[:inputs] = weight_OI[0]
         return
     panels = padded(outputs) // UNIT
-    panel = padded(inputs) * UNIT * weight_OI.element_size()
+    panel = padded(inputs) * UNIT * dtype.itemsize
     end = offset + ((panels - 1) * apart + 1) * panel
     if outputs and end > arena.numel():
         raise ValueError(f"a packed weight ends at byte {end} of an arena of {arena.numel()}.")
@@ -305,7 +312,7 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
     else:
         place, column = row_address("weight", weight_OI.t(), weight_OI.dtype, (inputs, outputs))
         strides = (1, column)
-    _PACK_WEIGHT.of(weight_OI.dtype)(
+    _PACK_WEIGHT.of(weight_OI.dtype, dtype)(
         place,
         address("arena", arena, torch.uint8, (arena.numel(),)) + offset,
         *(outputs, inputs, *strides, apart),

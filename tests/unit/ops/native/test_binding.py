@@ -23,6 +23,7 @@ from ziphius.ops.native import (
     attention,
     build,
     dense,
+    digest,
     experts,
     heads,
     int8,
@@ -293,6 +294,7 @@ def program_calls() -> dict[str, Call]:
             pack,
             {"weight_OI": draw(3, 5), "arena": torch.zeros(4096, dtype=torch.uint8)},
         ),
+        "digest": (digest.digest, {"words_X": torch.arange(5, dtype=torch.int32)}),
     }
 
 
@@ -325,6 +327,7 @@ ALLOWED = {
         ("dense_gradient", "x_MI"),
         ("pack_weight", "weight_OI"),
         ("pack_weight", "arena"),
+        ("digest", "words_X"),
         ("program_run", "block_tables_ZJ"),  # entries behind a sequence's last block
         ("program_run", "logits_rows_L"),
     },

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.paged import Sequences, paged_cache
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
-from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
+from ziphius.engine.native_runner import NativeRunner, pages_of, step_tokens, write_program
 from ziphius.models.config import ModelConfig
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.int8 import Int8Linear
@@ -19,6 +19,7 @@ from ziphius.models.layers import Linear
 from ziphius.models.lora import add_adapters
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
+from ziphius.models.moe import RoutedExperts
 from ziphius.ops import native
 from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native import program_records
@@ -126,7 +127,7 @@ def test_extras_that_a_program_has_no_use_for_are_refused() -> None:
     model, _, batch = step()
     written = write_program(model, takes_adapters=True)
     tokens = step_tokens(batch.input_ids_BT, batch.paged)
-    pages = Pages(batch.paged.cache.parts, 4)
+    pages = pages_of(batch.paged.cache)
     packed = written.pack_adapter({})
     for adapters_Z in ([1, 0], [0, -2]):
         extras = StepExtras(adapters_Z=torch.tensor(adapters_Z), adapters=[packed])
@@ -233,6 +234,36 @@ def test_weights_that_change_are_seen_after_a_refresh() -> None:
     after = runner(batch).logits_LW.clone()
     assert not torch.allclose(after, before)
     assert torch.equal(NativeRunner(model, batch.paged.cache)(batch).logits_LW, after)
+
+
+@pytest.mark.parametrize("config", [latent_config(**V3_EXPERTS), grouped_config()])
+def test_float32_weights_are_rounded_on_the_way_into_a_program(config: ModelConfig) -> None:
+    """Those of products, to the bit as torch rounds; embeddings, norms and router stay."""
+    model, runner, batch = step(config, dtype=torch.bfloat16)
+    assert runner.program.dtype == torch.bfloat16
+    found = runner(batch).logits_LW.clone()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | RoutedExperts):
+                for weight in module.parameters(recurse=False):
+                    weight.copy_(weight.bfloat16())
+    cache = batch.paged.cache
+    assert torch.equal(NativeRunner(model, cache, dtype=torch.bfloat16)(batch).logits_LW, found)
+    # Rounded, the other weights are those of a model in bfloat16, which gives something else.
+    stored = model.bfloat16()
+    theirs = NativeRunner(stored, cache)(batch).logits_LW.clone()
+    assert not torch.equal(theirs, found)
+    again = NativeRunner(stored.float(), cache, dtype=torch.bfloat16)
+    assert torch.equal(again(batch).logits_LW, theirs)
+
+
+def test_weights_are_not_widened() -> None:
+    model = build(latent_config()).bfloat16()
+    with pytest.raises(
+        NotNative, match=r"products in torch\.float32 of weights in torch\.bfloat16"
+    ):
+        write_program(model, torch.float32)
 
 
 def test_routes_are_those_of_the_gates() -> None:

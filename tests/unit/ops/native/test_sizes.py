@@ -36,6 +36,7 @@ from ziphius.models.model import Model
 from ziphius.models.presets import derive
 from ziphius.ops import logprobs, native
 from ziphius.ops.attention import attend
+from ziphius.ops.digest import tensor_digest
 from ziphius.ops.experts import routed_experts
 from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.int8 import grouped_int8_linear, int8_linear, quantize_rows
@@ -45,6 +46,7 @@ from ziphius.ops.logprobs import cross_entropy_and_squares, score_rows
 from ziphius.ops.native import (
     attention,
     dense,
+    digest,
     experts,
     heads,
     int8,
@@ -64,7 +66,18 @@ pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {na
 EXAMPLES = int(os.environ.get("ZIPHIUS_FUZZ_EXAMPLES", "12"))
 KERNELS = {
     kernel.name: kernel
-    for module in (attention, dense, experts, heads, int8, pointwise, program, routing, sampling)
+    for module in (
+        attention,
+        dense,
+        digest,
+        experts,
+        heads,
+        int8,
+        pointwise,
+        program,
+        routing,
+        sampling,
+    )
     for kernel in vars(module).values()
     if isinstance(kernel, Kernel)
 }
@@ -267,6 +280,16 @@ def next_tokens(sizes: Sizes) -> Case:
     return drawn, [factor]
 
 
+def digest_of_bits(sizes: Sizes) -> Case:
+    x, factor = sizes.tensor(*sizes(ROWS, WIDTHS)), sizes.tensor(1, dtype=torch.float32)
+
+    def parts(factor: Tensor) -> Tensor:
+        found = tensor_digest(x)  # 64 bits, in parts that float32 holds
+        return factor * torch.tensor([found >> shift & 0xFFFF for shift in (0, 16, 32, 48)])
+
+    return parts, [factor]
+
+
 def whole_model(sizes: Sizes) -> Case:
     """A program of any config, over sequences cut and mixed at random."""
     config = sizes.data.draw(sizes.one_of(*CONFIGS.values()))
@@ -378,6 +401,7 @@ CASES: dict[Callable[[Sizes], Case], set[str]] = {
     keys_and_values: {"latent_keys", "latent_keys_backward"},
     softmax_attention: {"attention_forward", "attention_backward"},
     choice_of_experts: {"top_experts"},
+    digest_of_bits: {"digest"},
     product_in_int8: {"int8_linear"},
     products_in_int8: {"int8_linear"},
     next_tokens: {"sample", "score"},
