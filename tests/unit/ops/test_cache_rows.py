@@ -5,7 +5,12 @@ import torch
 
 from ziphius.ops.cache_rows import LARGEST, RowLayout, pack_rows, unpack_rows
 
-LAYOUTS = [RowLayout(576, 128, 64), RowLayout(12, 128, 5), RowLayout(33, 16), RowLayout(200, 128, 3)]
+LAYOUTS = [
+    RowLayout(576, 128, 64),
+    RowLayout(12, 128, 5),
+    RowLayout(33, 16),
+    RowLayout(200, 128, 3),
+]
 # Half of the last place: int8 rounds to whole numbers, e4m3 to 3 bits behind the first.
 ROUNDING = {torch.int8: 0.5 / 127, torch.float8_e4m3fn: 2.0**-4}
 
@@ -59,9 +64,7 @@ def test_what_is_not_finite_spoils_its_group_alone(dtype, value):
 def test_zeros_and_what_is_almost_zero_become_zeros(dtype):
     layout = RowLayout(8, 4)
     row_X = torch.tensor([0, 0, 0, 0, 1e-40, -1e-38, 0, 1e-33])
-    assert torch.equal(
-        unpack_rows(pack_rows(row_X, layout, dtype), layout, dtype), torch.zeros(8)
-    )
+    assert torch.equal(unpack_rows(pack_rows(row_X, layout, dtype), layout, dtype), torch.zeros(8))
 
 
 @pytest.mark.parametrize("dtype", LARGEST)

@@ -102,6 +102,4 @@ class ExpertReader:
             {self._plan.stored[name].file for parts in self._parts.values() for name, _ in parts}
         )
         status = [(file, file.stat()) for file in files]
-        return repr(
-            [(file.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in status]
-        )
+        return repr([(file.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in status])

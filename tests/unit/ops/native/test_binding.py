@@ -18,6 +18,7 @@ from tests.tiny import grouped_config
 from tests.twins import draw
 from tests.unit.ops.native.test_sizes import KERNELS
 from ziphius.ops import native
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native import (
     attention,
     build,
@@ -30,7 +31,6 @@ from ziphius.ops.native import (
     routing,
     sampling,
 )
-from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.binding import Kernel, address, own_address, row_address
 from ziphius.ops.native.program_builder import Program
 
