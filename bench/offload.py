@@ -9,8 +9,8 @@ in use by frequency and age (lrfu), each with a thread that reads ahead or witho
 round is a process of its own that generates one answer after the other on one thread, in turns with
 the others. Without --folder the model is drawn at random and written once, and prompts are words
 from a small vocabulary. Its files are in the system's memory, unless --cold drops them before every
-step, so that each expert that is not held comes from the disk. Random routers use experts more evenly than trained ones: hit rates of a trained model are
-higher.
+step, so that each expert that is not held comes from the disk. Random routers use experts more
+evenly than trained ones: hit rates of a trained model are higher.
 """
 
 import argparse

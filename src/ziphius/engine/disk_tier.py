@@ -9,10 +9,9 @@ and computed anew: it is never used.
 
 Files are written beside the engine's steps by a thread. If that falls behind by more than
 `BACKLOG_BYTES`, blocks are given up instead, and counted. Files appear whole or not at all, but
-are not forced to the disk one by one: after a power cut, checksums tell which of them are good.
-On a full disk new blocks take the
-place of old ones. Nothing is locked: two processes that write a block write the same bytes, and a file that another
-process deletes is one that is not there.
+are not forced to the disk one by one: after a power cut, checksums tell which of them are good. On
+a full disk new blocks take the place of old ones. Nothing is locked: two processes that write a
+block write the same bytes, and a file that another process deletes is one that is not there.
 
 The folder holds what can be read out of the caches of all its prompts: guard it like them.
 """

@@ -1,11 +1,11 @@
 """Rows of a cache in 8 bits a number: how they lie in memory, and the way there and back.
 
-Numbers share a scale in groups of `scale_width`: int8 ones are -127 to 127 times it, FP8 ones (e4m3
-of arXiv 2209.05433) -448 to 448. The last `kept` numbers of a row stay bfloat16: of latent attention
-the rotated key, which has no norm before it. With 128 numbers to a scale that is the row of
-FlashMLA's FP8 cache: 656 bytes for V3. What a row becomes hangs on its own numbers alone. Where
-numbers of a group are not finite, none of them is when they are read. The native program has the
-same bytes (`native/eight_bits.h`).
+Numbers share a scale in groups of `scale_width`: int8 ones are -127 to 127 times it, FP8 ones
+(e4m3, arXiv 2209.05433) -448 to 448. The last `kept` numbers of a row stay bfloat16: of latent
+attention the rotated key, which has no norm before it. With 128 numbers to a scale that is the row
+of FlashMLA's FP8 cache: 656 bytes for V3. What a row becomes hangs on its own numbers alone. Where
+a number of a group is not finite, none of the group is when they are read. The native program has
+the same bytes (`native/eight_bits.h`).
 
 Shapes: X width of a row in numbers, U in bytes, Y scales, all behind any leading dimensions.
 """
@@ -24,7 +24,7 @@ SMALLEST = 2.0**-100
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Bytes of a row: scales in float32, what is kept in bfloat16, the others, zeros up to fours."""
+    """Bytes of a row: scales, what is kept in bfloat16, the other numbers, zeros up to fours."""
 
     width: int
     """Numbers of a row."""

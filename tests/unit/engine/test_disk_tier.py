@@ -2,6 +2,8 @@
 
 import errno
 import multiprocessing
+import resource
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -281,30 +283,33 @@ def large_tier(folder: Path) -> tuple[PagedCache, DiskTier]:
     return cache, DiskTier(folder, cache, b"same", 20 * 161_000)
 
 
-def store_for_ever(folder: str, seed: int) -> None:
+def die_in_a_write(folder: str, seed: int) -> None:
     cache, tier = large_tier(Path(folder))
     generator = torch.Generator().manual_seed(seed)
-    while True:
+    for count in range(10_000):
+        if count == 25:
+            tier.flush()
+            # From here on the system kills whoever writes more than half of a block.
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
         number = int(torch.randint(30, (), generator=generator))
         cache.parts[0][0][4 * number : 4 * number + 4] = number + 0.5
         tier.store(number, bytes([number]), wait=True)
 
 
-def test_processes_that_are_killed_leave_whole_blocks_alone(tmp_path):
+def test_processes_that_die_while_they_write_leave_whole_blocks_alone(tmp_path):
     context = multiprocessing.get_context("fork")
-    for number in range(4):
+    for seed in (0, 2):
         workers = [
-            context.Process(target=store_for_ever, args=(str(tmp_path), 2 * number + n))
-            for n in range(2)
+            context.Process(target=die_in_a_write, args=(str(tmp_path), seed + number))
+            for number in range(2)
         ]
         for worker in workers:
             worker.start()
-        while len(files(tmp_path)) < 15 or not list(tmp_path.glob("*/.*.tmp")):
-            time.sleep(0.001)
-        for worker in workers:
-            worker.kill()
         for worker in workers:
             worker.join(60)
+            assert worker.exitcode == -signal.SIGXFSZ
+    assert list(tmp_path.glob("*/.*.tmp"))
     cache, tier = large_tier(tmp_path)
     assert not list(tmp_path.glob("*/.*"))
     for block in range(30):
