@@ -7,6 +7,7 @@ prompts. What is there in FILE.partial is not asked again.
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -54,7 +55,8 @@ def answer_to_file(job: Job, path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with Journal(partial, _about(job)) as journal:
         if journal:
-            print(f"{partial} has {len(journal):,} of {len(rows):,} rows", file=sys.stderr)
+            has = f"{partial} has {len(journal):,} of {len(rows):,} rows"
+            print(f"{has}: they are not asked again", file=sys.stderr)
         left = [row for row in rows if row.number not in journal]
         try:
             if left:
@@ -110,6 +112,7 @@ def _answer(
     job: Job, rows: Sequence[PromptRow], put: Callable[[PromptRow, dict[str, Any]], None]
 ) -> None:
     """Ask rows, and hand out what becomes of each."""
+    _note_ids(job.prompts.rows)
     loaded = load_model(job.model, job.options)
     questions = Questions(job.options, loaded, job.prompts.rows)
     progress = _Progress(len(rows), len(job.prompts.rows))
@@ -123,6 +126,13 @@ def _answer(
                         row = rows[piece.row]
                         put(row, result)
                         progress.done(row, result)
+
+
+def _note_ids(rows: Sequence[PromptRow]) -> None:
+    names = Counter(json.dumps(row.name) for row in rows if row.name is not None)
+    if twice := [name for name, count in names.items() if count > 1]:
+        ids = f"id {twice[0]} stands" if len(twice) == 1 else f"{len(twice):,} ids stand"
+        print(f'{ids} on several rows: "row" tells them apart', file=sys.stderr)
 
 
 class _Asked:

@@ -234,9 +234,11 @@ def _adapters(loaded: "Loaded", options: EngineOptions) -> "AdapterStore | None"
 
 
 def runner_line(engine: "Engine") -> str:
-    """Say what runs the model of an engine."""
+    """Say what runs the model of an engine, and with which units of the CPU."""
+    from ziphius.ops.native.units import compiled_units
+
     if engine.not_native is None:
-        return "native program"
+        return f"native program ({', '.join(compiled_units())})"
     return f"modules of PyTorch, as {engine.not_native}"
 
 

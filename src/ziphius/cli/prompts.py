@@ -60,46 +60,55 @@ def read_prompts(path: Path) -> PromptFile:
         ConfigError: the file holds no prompts, or text that is not UTF-8.
         DataError: the file cannot be read.
     """
+    from ziphius.data.json_rows import json_rows
     from ziphius.data.kinds import table_kind
     from ziphius.data.row_files import rows_of_files
 
     name = "standard input" if str(path) == "-" else str(path)
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: name a file of prompts.")
-    stdin = sys.stdin.buffer.read() if str(path) == "-" else None
-    is_table = stdin is None and table_kind(path) is not None
-    if is_table or _is_json(path, stdin):
-        from ziphius.data.json_rows import json_rows
-
-        if stdin is not None:
-            found = json_rows(name, io.BufferedReader(io.BytesIO(stdin)))
+    piped = _piped(path)
+    is_table = piped is None and table_kind(path) is not None
+    if is_table or _is_json(path, piped):
+        if piped is not None:
+            found = json_rows(name, io.BufferedReader(io.BytesIO(piped)))
         else:
             found = (row for _, rows in rows_of_files(path, _COLUMNS) for row in rows)
         rows = [_row(number, row) for number, row in enumerate(found)]
     else:
-        rows = list(_texts(name, path, stdin))
+        rows = list(_texts(name, path, piped))
     if not rows:
         raise ConfigError(f"{name} holds no prompts: give one on each line.")
     if all(row.problem for row in rows):
         raise ConfigError(f"{name} holds no prompts. {rows[0].where}: {rows[0].problem}")
-    return PromptFile(rows, _digest(path, stdin))
+    return PromptFile(rows, _digest(path, piped))
+
+
+def _piped(path: Path) -> bytes | None:
+    """Read what can be read once alone: standard input, or a pipe such as <(...) of a shell."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return path.read_bytes() if path.exists() and not path.is_file() else None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 @contextmanager
-def _stream(path: Path, stdin: bytes | None) -> Iterator[Any]:
+def _stream(path: Path, piped: bytes | None) -> Iterator[Any]:
     from ziphius.data.kinds import opened
 
-    if stdin is not None:
-        yield io.BytesIO(stdin)
+    if piped is not None:
+        yield io.BytesIO(piped)
         return
     with opened(path) as file:
         yield file
 
 
-def _is_json(path: Path, stdin: bytes | None) -> bool:
-    if stdin is None and any(suffix.lower() in _JSON for suffix in path.suffixes[-2:]):
+def _is_json(path: Path, piped: bytes | None) -> bool:
+    if piped is None and any(suffix.lower() in _JSON for suffix in path.suffixes[-2:]):
         return True
-    with _stream(path, stdin) as stream:
+    with _stream(path, piped) as stream:
         head: bytes = stream.read(_HEAD)
     text = head.decode("utf-8-sig", "ignore").lstrip()
     try:
@@ -109,8 +118,8 @@ def _is_json(path: Path, stdin: bytes | None) -> bool:
         return len(head) == _HEAD and "\n" not in text and text.startswith('{"')
 
 
-def _texts(name: str, path: Path, stdin: bytes | None) -> Iterator[PromptRow]:
-    with _stream(path, stdin) as stream:
+def _texts(name: str, path: Path, piped: bytes | None) -> Iterator[PromptRow]:
+    with _stream(path, piped) as stream:
         content: bytes = stream.read()
     try:
         text = content.decode("utf-8-sig")
@@ -121,9 +130,9 @@ def _texts(name: str, path: Path, stdin: bytes | None) -> Iterator[PromptRow]:
         yield PromptRow(number, f"{name}, line {line}", words.removesuffix("\r"))
 
 
-def _digest(path: Path, stdin: bytes | None) -> str:
-    if stdin is not None:
-        return hashlib.sha256(stdin).hexdigest()
+def _digest(path: Path, piped: bytes | None) -> str:
+    if piped is not None:
+        return hashlib.sha256(piped).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

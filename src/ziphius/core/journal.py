@@ -25,7 +25,7 @@ class Journal(Closing):
     The lock is the kernel's (flock), so that a killed process leaves none behind.
 
     Args:
-        path: of the file, made if it is not there.
+        path: of the file, made if it is not there, with its folder.
         about: what the work is, in JSON's types.
 
     Raises:
@@ -38,6 +38,7 @@ class Journal(Closing):
         self._places: dict[int, tuple[int, int]] = {}
         self._end = 0
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise self._cannot("write", error) from error
@@ -65,7 +66,8 @@ class Journal(Closing):
             OutputError: it cannot be written; those before it are kept.
         """
         assert number not in self._places
-        self._places[number] = self._append({KEY: number} | dict(result))
+        place = self._append({KEY: number} | dict(result))
+        self._places[number] = place
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of all results in the order of their numbers."""
