@@ -29,9 +29,9 @@ _PROGRAM_RUN = Kernel(
     "float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
     "const int64_t* wanted, const int64_t* angle_positions, const float* received, "
-    "const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, "
-    "float* hidden, float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, "
-    "int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, "
+    "const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits, "
+    "int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers, "
+    "int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, "
     "int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads, int exact",
     kinds=("ff", "fb", "bf", "bb", "fi", "bi", "fe", "be"),
     returns="int64_t",
@@ -44,6 +44,7 @@ _REFUSALS = {
     -5: "slot_mapping: a slot is not where the block table has the token, or is written twice",
     -6: "logits_rows: a row is not one of the {tokens} tokens",
     -7: "adapters: a sequence has one that is not among those given",
+    -8: "replayed: a route names an expert that its layer does not have",
 }
 
 
@@ -86,6 +87,9 @@ class StepExtras(NamedTuple):
     adapters_Z: Tensor | None = None
     """int64: adapter of each sequence, its place among `adapters`, -1 for none."""
     adapters: Sequence[PackedAdapter] = ()
+    replayed_MYK: Tensor | None = None
+    """int16: the experts that tokens are sent to, instead of those that gates would choose; their
+    weights are still the gates'."""
 
 
 NO_EXTRAS = StepExtras()
@@ -234,6 +238,7 @@ def program_run(
         *pages.addresses,
         *_token_addresses(tokens),
         *_extra_addresses(program, extras, table_A2, count, len(tokens.seq_lens_Z)),
+        optional_address("replayed", extras.replayed_MYK, torch.int16, routes_shape),
         address("logits", output.logits_LW, torch.float32, (wanted, program.vocabulary)),
         optional_address("routes", output.routes_MYK, torch.int16, routes_shape),
         optional_address("hidden", output.hidden_MD, torch.float32, (count, width)),
