@@ -272,7 +272,9 @@ class GrpoStage(Stage):
         """Return what scores tokens exactly, of the model that trains or of the reference."""
         if model not in self._scorers:
             try:
-                self._scorers[model] = ExactScorer(model, vocab_limit=self.engine.tokenizer.vocab_size)
+                self._scorers[model] = ExactScorer(
+                    model, vocab_limit=self.engine.tokenizer.vocab_size
+                )
             except NotNative as reason:
                 raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
         return self._scorers[model]

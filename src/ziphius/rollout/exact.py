@@ -122,9 +122,7 @@ class ExactScorer:
                     sampled.sources_X[own_X] - start,
                 ),
                 pages_of(cache),
-                StepExtras(
-                    replayed_MYK=None if replayed_MYK is None else replayed_MYK[start:end]
-                ),
+                StepExtras(replayed_MYK=None if replayed_MYK is None else replayed_MYK[start:end]),
                 threads=torch.get_num_threads(),
                 record_routes=replayed_MYK is None,
                 return_streams=True,

@@ -31,8 +31,9 @@ _PROGRAM_RUN = Kernel(
     "const int64_t* wanted, const int64_t* angle_positions, const float* received, "
     "const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits, "
     "int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers, "
-    "int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, "
-    "int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads, int exact",
+    "int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, "
+    "int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters, "
+    "int64_t route_layers, int64_t threads, int exact",
     kinds=("ff", "fb", "bf", "bb", "fi", "bi", "fe", "be"),
     returns="int64_t",
 )

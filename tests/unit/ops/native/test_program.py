@@ -317,9 +317,10 @@ def test_a_route_to_no_expert_is_refused(expert: int) -> None:
     routes_MYK = torch.zeros(5, 1, 2, dtype=torch.int16)
     routes_MYK[4, 0, 1] = expert
     tokens = step_tokens(batch.input_ids_BT, batch.paged)
+    pages, extras = pages_of(batch.paged.cache), StepExtras(replayed_MYK=routes_MYK)
+    program = write_program(model)
     with pytest.raises(ValueError, match="replayed: a route names an expert"):
-        pages, extras = pages_of(batch.paged.cache), StepExtras(replayed_MYK=routes_MYK)
-        write_program(model).run(tokens, pages, extras, threads=1)
+        program.run(tokens, pages, extras, threads=1)
 
 
 def test_hidden_states_are_returned_where_they_are_asked_for() -> None:
