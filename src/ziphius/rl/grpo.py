@@ -32,10 +32,11 @@ from ziphius.core.device import resolve_dtype
 from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE, World
+from ziphius.engine.native_runner import write_program
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import head_logprobs
-from ziphius.ops.native.program_builder import NotNative
+from ziphius.ops.native.program_builder import Program
 from ziphius.rl.batch import GrpoBatch, build_batch
 from ziphius.rl.objective import clipped_losses, k3_penalties
 from ziphius.rl.problems import ProblemStream
@@ -54,7 +55,7 @@ from ziphius.rl.rollout_batch import (
 )
 from ziphius.rl.settings import GrpoConfig
 from ziphius.rollout.engine import RolloutEngine
-from ziphius.rollout.exact import ExactScorer, Sampled
+from ziphius.rollout.exact import Sampled, exact_logprobs
 from ziphius.rollout.sample import sample_groups
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
@@ -108,17 +109,16 @@ class GrpoStage(Stage):
         self.reference: Model | None = None
         if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
-        self._scorers: dict[Model, ExactScorer] = {}
+        self._reference_program: Program | None = None
         if config.exact_logprobs:
             self._refuse_inexact()
-            self._scorer(model)
         self._rollouts: RolloutBatch | None = None
         self._steps_done = 0
 
     def batches(self, step: int) -> list[Batch]:
         """Sample, or take up what was sampled for an earlier step, as this rank's micro-batches."""
         if self.config.exact_logprobs:
-            self._scorer(self.model).refresh()
+            self.engine.update_weights(step)
         number, update = divmod(step, self.config.num_iterations)
         if self._rollouts is None or self._rollouts.number != number:
             assert update == 0, "completions of an earlier step are part of the state"
@@ -259,8 +259,9 @@ class GrpoStage(Stage):
             routes=routes,
         )
         if self.config.exact_logprobs:
-            sampled = Sampled(batch.sources_X, batch.targets_X, temperature)
-            return self._scorer(model)(forward, sampled)
+            limit = self.engine.tokenizer.vocab_size
+            sampled = Sampled(batch.sources_X, batch.targets_X, temperature, limit)
+            return exact_logprobs(self._packed(model), model, forward, sampled)
         output = model(forward)
         hidden_XD = F.embedding(batch.sources_X, output.hidden_BTD[0])
         weight_WD = model.head.weight
@@ -268,24 +269,17 @@ class GrpoStage(Stage):
         scores_X = head_logprobs(hidden_XD, weight_WD, batch.targets_X, temperature=temperature)
         return scores_X, dict(output.routings)
 
-    def _scorer(self, model: Model) -> ExactScorer:
-        """Return what scores tokens exactly, of the model that trains or of the reference."""
-        if model not in self._scorers:
-            try:
-                self._scorers[model] = ExactScorer(
-                    model, vocab_limit=self.engine.tokenizer.vocab_size
-                )
-            except NotNative as reason:
-                raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
-        return self._scorers[model]
+    def _packed(self, model: Model) -> Program:
+        """Return the packed weights that score exactly: the sampler's, or the reference's."""
+        if model is not self.reference:
+            assert self.engine.program is not None, "a model without one is refused at the start"
+            return self.engine.program
+        if self._reference_program is None:
+            self._reference_program = write_program(model)
+        return self._reference_program
 
     def _refuse_inexact(self) -> None:
         """Raise where the sampler would not run the program, or rounds at every product."""
-        if self.device.type != "cpu":
-            raise ConfigError(
-                f"grpo.exact_logprobs: native programs run on a CPU, not on {self.device}; leave "
-                "it out."
-            )
         if self.dtype != torch.float32:
             raise ConfigError(
                 f"grpo.exact_logprobs: train.dtype is {self.train.dtype}, which is "
@@ -296,6 +290,9 @@ class GrpoStage(Stage):
                 "train.activation_checkpointing has no effect with grpo.exact_logprobs, which "
                 "computes every layer again in any case: leave it out."
             )
+        self.engine.update_weights()
+        if self.engine.program is None:
+            raise ConfigError(f"grpo.exact_logprobs: {self.engine.not_native}; leave it out.")
 
     def _autocast(self) -> torch.autocast:
         is_on = self.dtype != torch.float32

@@ -133,11 +133,10 @@ def bfloat16_step(replay: bool) -> tuple[dict[int, Tensor], dict[int, Tensor], f
     """Routes of the sampler and of the trainer under autocast, and the gap between them."""
     model = model_of("v3-tiny", hidden_size=128)
     rollout = RolloutConfig(num_generations=16, max_new_tokens=40)
-    found = stage(model, grpo_config(rollout=rollout, replay_routes=replay), training(
+    # Routes are recorded in both cases, to be compared.
+    found = stage(model, grpo_config(rollout=rollout, replay_routes=True), training(
         dtype="bfloat16", global_batch_size=48
     ))  # fmt: skip
-    # Routes are recorded in both cases, to be compared.
-    found.config = found.config.model_copy(update={"replay_routes": True})
     [batch] = found.batches(0)
     found.config = found.config.model_copy(update={"replay_routes": replay})
     with torch.autocast("cpu", torch.bfloat16):
