@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ziphius.core.memory import zeros_on_demand
 from ziphius.models.attention_spec import CacheSpec
 from ziphius.ops.cache_rows import LARGEST, RowLayout, pack_rows, unpack_rows
 
@@ -65,7 +66,7 @@ class PagedCache:
         slots, part_dtype = num_blocks * block_size, torch.uint8 if self.has_scales else dtype
         self.parts = [
             tuple(
-                torch.zeros(slots, self._row_width(layout), dtype=part_dtype, device=device)
+                zeros_on_demand((slots, self._row_width(layout)), part_dtype, device)
                 for layout in layouts
             )
             for layouts in self.layouts
