@@ -116,6 +116,60 @@ def test_a_reader_that_leaves_is_no_error():
     assert b"Exception" not in result.stderr
 
 
+def test_a_killed_file_of_prompts_goes_on_bit_for_bit(endless, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"Whale {n % 4}"}) + "\n" for n in range(12)))
+    words = ["generate", endless, "--prompts", str(source), "--raw", "--ignore-eos"]
+    words += ["--max-new-tokens", "40", "--logprobs", "1"]
+    whole = ziphius(*words, "--out", "-")
+    assert whole.returncode == 0
+    # The last rows have no end while the test runs, so that the signals certainly come in time.
+    rows = source.read_text().splitlines(keepends=True)
+    last = {"prompt": "x", "sampling_params": {"max_tokens": 150_000}}
+    source.write_text("".join(rows) + 2 * (json.dumps(last) + "\n"))
+    partial = tmp_path / "out.jsonl.partial"
+    for wanted, number, code in [(4, signal.SIGKILL, -9), (8, signal.SIGINT, 130), (12, 15, 143)]:
+        process = subprocess.Popen(
+            [*COMMAND, *words, "--batch-size", str(wanted), "--out", str(out)],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + TIMEOUT_S
+        while not partial.exists() or partial.read_bytes().count(b"\n") <= wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == code, errors
+        assert b"Traceback" not in errors
+        assert not out.exists()
+        partial.write_bytes(partial.read_bytes()[:-5])
+    lines = partial.read_text().splitlines()[1:-1]
+    expected = whole.stdout.splitlines()
+    assert len(lines) == 11
+    assert {json.loads(line)["row"]: line for line in lines}.items() <= dict(
+        enumerate(expected)
+    ).items()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    line = f"ulimit -f 4; {' '.join(COMMAND)} generate v3-tiny --prompts {tmp_path}/in --raw"
+    (tmp_path / "in").write_text("a\nb\nc\n" * 20)
+    line += f" --ignore-eos --max-new-tokens 60 --out {tmp_path}/out"
+    result = subprocess.run(
+        ["bash", "-c", f"trap '' XFSZ; {line}"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+    )
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]
+    assert last == f"ziphius: error: Cannot write {tmp_path}/out.partial: File too large."
+    assert (tmp_path / "out.partial").read_bytes().endswith(b"}\n")
+    assert not (tmp_path / "out").exists()
+
+
 class Terminal:
     """A process that believes it talks to a person."""
 
