@@ -1,13 +1,16 @@
-"""How much memory is left, and how the C library treats what a training step frees."""
+"""How much memory is left, and how the system gives and takes it."""
 
 import ctypes
 import math
+import mmap
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ziphius.core.errors import DeviceError
 
@@ -16,6 +19,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
 _LINE_BYTES = 64
 """Of a CPU's caches: where tensors of PyTorch begin too."""
+_HUGE_PAGE = 2**21
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -68,7 +72,7 @@ def refuse_too_large(
 
 def zeros_on_demand(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+) -> Tensor:
     """Return a tensor of zeros; on a CPU its pages are taken when they are first written to.
 
     `torch.zeros` writes all of them: a cache for many long sequences took gigabytes and half a
@@ -100,3 +104,20 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
     )
+
+
+def huge_pages(size: int) -> Tensor:
+    """Return memory for what is read over and over, uint8 [size], unfilled.
+
+    Linux is asked to map it in pages of 2 MiB. With those of 4 KiB a decode step that streams 40 MB
+    of weights looks up 10,000 of them, which in a virtual machine takes a fifth of the step.
+    """
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=flags)
+    with suppress(OSError):  # a kernel built without them: it is a wish
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % _HUGE_PAGE
+    return whole[start : start + size]

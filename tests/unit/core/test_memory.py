@@ -1,4 +1,5 @@
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 
 from ziphius.core import memory
 from ziphius.core.errors import DeviceError
-from ziphius.core.memory import refuse_too_large, zeros_on_demand
+from ziphius.core.memory import huge_pages, refuse_too_large, zeros_on_demand
 
 CPU = torch.device("cpu")
 
@@ -36,6 +37,32 @@ def test_freed_memory_is_not_faulted_in_again():
     }
     assert faults["keep"] < 100
     assert faults["leave"] > 50_000  # 5 x 64 MiB in pages of 4 KiB
+
+
+def flags_of(address: int) -> list[str]:
+    """Return what the system was told of the mapping around an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("not mapped")
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_dir(), reason="this system has no huge pages")
+def test_memory_that_is_read_over_and_over_is_asked_for_in_huge_pages():
+    x = huge_pages(10 * 2**20 + 5)
+    assert "hg" in flags_of(x.data_ptr())
+    assert "hg" not in flags_of(torch.empty(10 * 2**20).data_ptr())
+    assert x.data_ptr() % 2**21 == 0
+    assert x.shape == (10 * 2**20 + 5,)
+    x.fill_(7)
+    assert int(x.sum(dtype=torch.int64)) == 7 * len(x)
+    assert huge_pages(100).shape == (100,)
 
 
 def test_what_does_not_fit_is_refused_with_what_would(monkeypatch):

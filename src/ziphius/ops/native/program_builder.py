@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ziphius.core.memory import huge_pages
 from ziphius.ops import native
 from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.program import (
@@ -308,7 +309,7 @@ class Program:
             arena: of a program written from the same model before, to be used again.
         """
         if arena is None or arena.numel() != self._size:
-            arena = torch.empty(self._size, dtype=torch.uint8)
+            arena = huge_pages(self._size)
         for packing in self._packings:
             pack_weight(packing.weight_OI, arena, packing.offset, packing.apart, packing.dtype)
         self._packings = []
