@@ -199,7 +199,7 @@ def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:
     for layer, layouts in program.cache_layouts.items():
         found = pages.layouts[layer] if layer < len(pages.parts) else ()
         if found != layouts:
-            own, its = ([row.width for row in rows] for rows in (layouts, found))
+            own, its = (tuple(row.width for row in rows) for rows in (layouts, found))
             raise ValueError(f"layer {layer} keeps rows of {own}, the cache has {its}.")
 
 
