@@ -26,17 +26,16 @@ from ziphius.engine.config import EngineConfig
 from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.drawing import Run, draw_runs, told
+from ziphius.engine.forward import Forward
 from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
-from ziphius.engine.prompt_scores import score_prompt
-from ziphius.engine.runner import Runner, RunnerOutput
+from ziphius.engine.runner import Runner
 from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
 from ziphius.engine.speculation import Speculation
 from ziphius.engine.step import Chunk, StepArrays
 from ziphius.models.cache import PagedCache
-from ziphius.models.forward_batch import ForwardBatch
 
 _PLACES = {Status.PREFILLING: "prefill", Status.DECODING: "decode"}
 
@@ -78,7 +77,6 @@ class Engine:
         not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.runner = runner
         """May be replaced by one of the same cache while nothing runs."""
         self.weight_version = 0
         """What whoever changes the weights calls those of now; it stands on every output."""
@@ -88,13 +86,13 @@ class Engine:
         self.not_native = not_native
         self._limits = limits
         self._clock = clock
-        self._device = device or torch.device("cpu")
+        device = device or torch.device("cpu")
+        self._forward = Forward(runner, cache, device)
         self._pool = CachePool(cache.num_blocks, cache.block_size)
-        self._arrays = StepArrays(cache, config.max_num_seqs, self._device)
+        self._arrays = StepArrays(cache, config.max_num_seqs, device)
         self._scheduler = Scheduler(config, self._pool, self._arrays, self._release_seat)
         self._requests: dict[int, list[SequenceState]] = {}
         self._next_id = 0
-        self._routes: Tensor | None = None
         self._metrics = Metrics()
         self._adapters = adapters
         self._tier: DiskTier | None = None
@@ -104,6 +102,16 @@ class Engine:
         self._speculation = None
         if proposer is not None and config.speculation is not None:
             self._speculation = Speculation(proposer, config.speculation, sampler, clock)
+
+    @property
+    def runner(self) -> Runner:
+        """Return what computes the steps; another one may take its place while nothing runs."""
+        return self._forward.runner
+
+    @runner.setter
+    def runner(self, runner: Runner) -> None:
+        assert not self.has_work
+        self._forward.runner = runner
 
     @property
     def has_work(self) -> bool:
@@ -201,6 +209,7 @@ class Engine:
         assert self._tier is None
         assert not self.has_work
         fingerprint = cache_fingerprint(model, runner, self._cache)
+        self._forward.keeps_routes = False
         self._tier = DiskTier(folder, self._cache, fingerprint, max_bytes)
         self._scheduler.tier = self._tier
         self._pool.on_evict = self._tier.store
@@ -257,8 +266,7 @@ class Engine:
             chunk.sequence.scheduled_time = chunk.sequence.scheduled_time or now
         batch = self._arrays.batch(chunks)
         try:
-            output = self._forward(batch)
-            logits_ZW = self._scored(output.logits_LW, self._arrays, chunks)
+            logits_ZW, hidden_MD = self._forward(batch, self._arrays, chunks)
         except Exception as error:
             self._metrics.num_steps_apart += 1
             self._metrics.step_error = told(error)
@@ -266,34 +274,16 @@ class Engine:
                 self._speculation.spoil(batch, self._arrays.sequences, chunks)
             return self._logits_apart(chunks, outputs)
         if self._speculation is not None:
-            self._speculation.begin(batch, self._arrays.sequences, chunks, output.hidden_MD)
+            self._speculation.begin(batch, self._arrays.sequences, chunks, hidden_MD)
         return logits_ZW, chunks
-
-    def _forward(self, batch: ForwardBatch) -> RunnerOutput:
-        output = self.runner(batch)
-        if output.routes_MYK is not None and self._tier is None:
-            self._keep_routes(batch, output)
-        return output
-
-    def _scored(self, logits_LW: Tensor, arrays: StepArrays, chunks: list[Chunk]) -> Tensor:
-        """Score prompts that want it; return the logits that are drawn from."""
-        if any(chunk.sequence.wants_scores for chunk in chunks):
-            return _score_prompts(logits_LW, arrays.num_drawn, chunks)
-        return logits_LW
 
     def _logits_apart(
         self, chunks: list[Chunk], outputs: list[StepOutput]
     ) -> tuple[Tensor, list[Chunk]]:
         """Compute a step sequence by sequence, and end those that the model raises on."""
-        rows = [Chunk(sequence, 1) for sequence in self._arrays.sequences]
-        logits: dict[SequenceState, Tensor] = {}
-        for chunk in [*rows, *chunks]:
-            apart = StepArrays(self._cache, 1, self._device)
-            try:
-                output = self._forward(apart.batch([chunk]))
-                logits[chunk.sequence] = self._scored(output.logits_LW, apart, [chunk])[0].clone()
-            except Exception as error:
-                self._fail(chunk.sequence, told(error), outputs)
+        logits, errors = self._forward.apart(self._arrays.sequences, chunks)
+        for sequence, error in errors.items():
+            self._fail(sequence, error, outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
         left = [*self._arrays.sequences, *(chunk.sequence for chunk in chunks)]
         if not left:
@@ -433,7 +423,7 @@ class Engine:
                 None,
                 weight_version=self.weight_version,
             )
-        routes_TYK = self._routes_of(sequence)
+        routes_TYK = self._forward.routes_of(sequence)
         self._finish(sequence, reason)
         return StepOutput(
             sequence.request_id,
@@ -521,26 +511,9 @@ class Engine:
     def _copy(self, copies: list[BlockCopy]) -> None:
         sources, targets = zip(*copies, strict=True)
         self._cache.copy_blocks(sources, targets)
-        if self._routes is not None:
-            blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))
-            blocks[list(targets)] = blocks[list(sources)]
+        self._forward.copy_blocks(sources, targets)
         if self._speculation is not None:
             self._speculation.proposer.copy_blocks(sources, targets)
-
-    def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
-        """Put the routes of a step down by slot: shared like the rows of the cache."""
-        assert output.routes_MYK is not None
-        assert batch.paged is not None
-        if self._routes is None:
-            slots = self._cache.num_blocks * self._cache.block_size
-            self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])
-        self._routes[batch.paged.slot_mapping_M.cpu()] = output.routes_MYK
-
-    def _routes_of(self, sequence: SequenceState) -> Tensor | None:
-        if self._routes is None:
-            return None
-        blocks: Tensor = self._routes.unflatten(0, (self._cache.num_blocks, -1))
-        return blocks[sequence.blocks].flatten(0, 1)[: sequence.num_computed].clone()
 
     def metrics(self) -> dict[str, Any]:
         """Return counters, gauges and histograms as plain data."""
@@ -566,24 +539,3 @@ class Engine:
         assert sorted(s.order for s in live) == sorted(s.order for s in [*queued, *attached])
         assert all(sequence.status is Status.ATTACHED for sequence in attached)
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
-
-
-def _score_prompts(logits_LW: Tensor, rows: int, chunks: list[Chunk]) -> Tensor:
-    """Score the tokens of chunks that want it; return the logits that are drawn from.
-
-    Those are the first `rows`, and each chunk's last.
-    """
-    ends, place = list(range(rows)), rows
-    for chunk in chunks:
-        sequence, start = chunk.sequence, chunk.sequence.num_computed
-        count = 1
-        if sequence.wants_scores:
-            count, top_k = chunk.num_tokens, sequence.request.prompt_logprobs
-            ids = sequence.tokens[start + 1 : min(start + count + 1, sequence.num_prompt)]
-            assert top_k is not None
-            scores = score_prompt(logits_LW[place : place + len(ids)], ids, top_k)
-            # After a preemption some are there already.
-            sequence.prompt_scores += scores[len(sequence.prompt_scores) - start :]
-        place += count
-        ends.append(place - 1)
-    return logits_LW[torch.tensor(ends, dtype=torch.int64, device=logits_LW.device)]
