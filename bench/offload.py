@@ -5,7 +5,7 @@
     python bench/offload.py --folder CHECKPOINT --text FILE --out bench/results/offload.json
 
 Each arm is a share and a way to choose what stays: the least recently used goes (lru), or the least
-in use by frequency and age (lrfu), each with a thread that reads ahead or without. An arm of a
+in use by frequency and age (lrfu), with announcements of what will be read or without. An arm of a
 round is a process of its own that generates one answer after the other on one thread, in turns with
 the others. Without --folder the model is drawn at random and written once, and prompts are words
 from a small vocabulary. Its files are in the system's memory, unless --cold drops them before every
@@ -39,13 +39,14 @@ from ziphius.text.tokenizer import load_tokenizer
 
 ANSWERS = 3
 LRU = 1 / 256
-POLICIES = {
-    "lru": (LRU, False),
-    "lru, read ahead": (LRU, True),
-    "lrfu": (offload.HALF_LIFE, False),
-    "lrfu, read ahead": (offload.HALF_LIFE, True),
+ARMS = {
+    "lru": (LRU, False, False),
+    "lrfu": (offload.HALF_LIFE, False, False),
+    "lrfu, misses announced": (offload.HALF_LIFE, True, False),
+    "lrfu, guesses too": (offload.HALF_LIFE, True, True),
 }
-"""Half-life of a use, in forward passes, and whether a thread reads ahead."""
+"""Half-life of a use, in forward passes; whether the system is told what a layer is about to read,
+and what the next one probably will."""
 
 
 def build_folder(folder: Path) -> None:
@@ -98,8 +99,8 @@ def prompts(folder: Path, text: Path | None) -> list[list[int]]:
 def measure(folder: Path, arm: str, share: float, cold: bool, text: Path | None) -> dict[str, Any]:
     """Generate with this share of the experts in memory."""
     torch.set_num_threads(1)
-    policy, reads_ahead = POLICIES[arm]
-    offload.HALF_LIFE = policy  # type: ignore[assignment]
+    half_life, announces, guesses = ARMS[arm]
+    offload.HALF_LIFE = half_life  # type: ignore[assignment]
     before = peak_bytes()
     config = read_model_config(folder)
     layers = sum(map(config.is_expert_layer, range(config.num_hidden_layers)))
@@ -107,10 +108,11 @@ def measure(folder: Path, arm: str, share: float, cold: bool, text: Path | None)
     experts = layers * config.n_routed_experts * per_expert
     limit = int(experts * share) if share < 1 else None
     model = load(folder, dtype=torch.float32, expert_cache=limit, drop_mtp=bool(text))
-    if limit is not None and not reads_ahead:
-        cache = offload.expert_cache(model)
-        assert cache is not None
-        cache._ahead = None
+    for module in model.modules():
+        if isinstance(module, offload.OffloadedExperts):
+            module._following = module._following if guesses else None
+            if not announces:
+                module.cache.source.announce = lambda layer, experts: None  # type: ignore
     engine = build_engine(model, EngineConfig(num_blocks=64, max_num_seqs=1))
     tokens, seconds, cpu_seconds, waited = 0, 0.0, 0.0, 0
     queries = hits = 0
@@ -137,8 +139,9 @@ def measure(folder: Path, arm: str, share: float, cold: bool, text: Path | None)
         "peak MB above imports": round((peak_bytes() - before) / 1e6),
         "hit rate": round(hits / max(1, queries), 3),
         "MB read": round(figures.get("expert_cache_read_bytes", 0) / 1e6),
-        "reads ahead": figures.get("expert_cache_ahead_reads", 0),
-        "of them right": figures.get("expert_cache_ahead_hits", 0),
+        "misses": queries - hits,
+        "guesses": figures.get("expert_cache_guesses", 0),
+        "of them right": figures.get("expert_cache_right_guesses", 0),
     }
 
 
@@ -158,7 +161,7 @@ def main() -> None:
     """Measure every arm, round after round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[1, 0.5, 0.25, 0.1])
-    parser.add_argument("--arms", nargs="+", default=list(POLICIES))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--folder", type=Path)

@@ -7,9 +7,12 @@ as one `HALF_LIFE` forward passes later (LRFU, IEEE Transactions on Computers 50
 a half-life of nothing it would be LRU). Files are read, not mapped (`weights/tensor_reader.py` says
 why); what the system keeps of them in its own memory is a second tier, and gives way.
 
-While a layer computes, a thread reads what the next one will probably ask for: the experts that its
-gate chooses of this layer's input (arXiv 2312.17238, section 3.2; the residual stream changes
-little from layer to layer). A wrong guess costs a read, and the place of what was least in use.
+Where the system has none of them in its memory, reads wait for the disk. So it is told ahead what
+will be read, and fetches that in the background: all that a layer misses, before the first of them
+is read, and while a layer computes, the experts that the next layer's gate chooses of this layer's
+input (arXiv 2312.17238, section 3.2: the residual stream changes little from layer to layer). A
+wrong guess takes no place in the pool. docs/lab/2026-11-28-experts-in-files.md has figures, also of
+a thread that reads into the pool instead.
 
 Every token is computed by the same products in the same order as by `RoutedExperts`: numbers are
 equal bit for bit, whatever the pool holds. For inference: no gradient passes.
@@ -18,12 +21,9 @@ Shapes: M tokens, K experts per token, E experts, D hidden, F expert width, X pl
 J rows that experts gave, one for each pair of a token and an expert.
 """
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.core.errors import ConfigError
 from ziphius.models.config import ModelConfig
 from ziphius.models.gates import Routing
 from ziphius.ops.experts import expert_rows, sum_rows
@@ -56,6 +56,9 @@ class ReadsExperts(Protocol):
     def read(self, layer: str, expert: int, gate_up_2FD: Tensor, down_DF: Tensor) -> None:
         """Fill both tensors with the weights of one expert of a layer."""
 
+    def announce(self, layer: str, experts: Collection[int]) -> None:
+        """Be told that these experts of a layer will be read soon; a hint."""
+
     def identity(self) -> str:
         """Tell these weights from others without reading them."""
 
@@ -76,7 +79,6 @@ class ExpertCache:
         layers: names of the modules that the experts belong to.
         dtype: of the weights.
         limit_bytes: of the pool at most.
-        ahead: reads experts likewise, in another thread; None: nothing is read ahead.
 
     Raises:
         ConfigError: the pool would not hold the experts of one token.
@@ -89,7 +91,6 @@ class ExpertCache:
         layers: Collection[str],
         dtype: torch.dtype,
         limit_bytes: int,
-        ahead: ReadsExperts | None = None,
     ) -> None:
         self.num_experts = experts = config.n_routed_experts
         hidden, width = config.hidden_size, config.moe_intermediate_size
@@ -102,14 +103,13 @@ class ExpertCache:
                 f"expert_cache = {limit_bytes:,} bytes holds {self.num_places} experts, and each "
                 f"token needs {config.num_experts_per_tok} in a layer: give it {needed:,} or more."
             )
-        self.hits = self.queries = self.read_bytes = self.ahead_reads = self.ahead_hits = 0
+        self.hits = self.queries = self.read_bytes = self.guesses = self.right_guesses = 0
         self.wait_s = 0.0
         self.lock = threading.Lock()
         self.source, self._dtype = source, dtype
         self._layers = {name: number for number, name in enumerate(layers)}
         self._pool: tuple[Tensor, Tensor] | None = None
-        self._ahead = ahead
-        self._reading: dict[int, tuple[int, Future[None]]] = {}
+        self._guessed: set[int] = set()
         self._places: dict[int, int] = {}
         self._owners: npt.NDArray[np.int64] = np.full(self.num_places, -1)
         # The last one is that of an empty place, below all others.
@@ -132,11 +132,6 @@ class ExpertCache:
             self._pool = first, second
         return self._pool
 
-    @property
-    def reads_ahead(self) -> bool:
-        """Tell whether a guess has an effect."""
-        return self._ahead is not None
-
     def waves(
         self, layer: str, experts: Collection[int], guess: Guess | None = None
     ) -> Iterator[dict[int, int]]:
@@ -148,7 +143,7 @@ class ExpertCache:
         Args:
             layer: name of the module.
             experts: each once.
-            guess: what to read ahead while the last of them are in use.
+            guess: what is announced before the last of them are in use.
 
         Raises:
             CheckpointError: the files cannot be read.
@@ -156,11 +151,13 @@ class ExpertCache:
         start = time.perf_counter()
         first = self._layers[layer] * self.num_experts
         wanted = [first + expert for expert in experts]
-        self._settle(wanted)
         self._count(wanted)
         wave = {key: place for key in wanted if (place := self._places.get(key)) is not None}
         missing = [key for key in wanted if key not in wave]
         self.hits += len(wave)
+        self.right_guesses += len(self._guessed.intersection(missing))
+        self._guessed.clear()
+        self.source.announce(layer, [key - first for key in missing])
         while wave or missing:
             batch = missing[: self.num_places - len(wave)]
             missing = missing[len(batch) :]
@@ -168,42 +165,17 @@ class ExpertCache:
                 self._load(layer, key - first, key, place)
                 wave[key] = place
             if guess is not None and not missing:
-                self._read_ahead(guess, wave.values())
+                self._announce(guess)
             self.wait_s += time.perf_counter() - start
             yield {key - first: place for key, place in wave.items()}
             start = time.perf_counter()
             wave = {}
 
-    def _read_ahead(self, guess: Guess, taken: Collection[int]) -> None:
-        """Have the thread read what is guessed, into places that are not taken."""
-        assert self._ahead is not None
+    def _announce(self, guess: Guess) -> None:
         first = self._layers[guess.layer] * self.num_experts
-        missing = [key for expert in guess.experts if (key := first + expert) not in self._places]
-        # A long prompt asks for nearly all: half of the pool stays for what is often in use.
-        missing = missing[: min(self.num_places // 2, self.num_places - len(taken))]
-        gate_up_X2FD, down_XDF = self.pool
-        for key, place in zip(missing, self._victims(len(missing), taken), strict=True):
-            self._empty(place)
-            # Inference mode is each thread's own, and memory made in it is written in it alone.
-            read = torch.inference_mode()(self._ahead.read)
-            weights = gate_up_X2FD[place], down_XDF[place]
-            reading = _reader_thread().submit(read, guess.layer, key - first, *weights)
-            self._reading[key] = place, reading
-
-    def _settle(self, wanted: Collection[int]) -> None:
-        """Take over what was read ahead; what was not begun is dropped, and read if it is wanted.
-
-        So a thread that is late, on a busy machine, is waited for during one read at most.
-        """
-        begun = {k: read for k, read in self._reading.items() if not read[1].cancel()}
-        for key, (place, reading) in begun.items():
-            # What cannot be read is read again where it is needed, which says why.
-            with suppress(CheckpointError):
-                reading.result()
-                self._own(key, place)
-                self.ahead_reads += 1
-                self.ahead_hits += key in wanted
-        self._reading.clear()
+        self._guessed = {first + expert for expert in guess.experts} - self._places.keys()
+        self.guesses += len(self._guessed)
+        self.source.announce(guess.layer, [key - first for key in sorted(self._guessed)])
 
     def _count(self, keys: list[int]) -> None:
         """Put one use of these experts down; later uses are worth more, so that none has to age."""
@@ -223,18 +195,12 @@ class ExpertCache:
         return [int(place) for place in np.argpartition(scores, count - 1)[:count]]
 
     def _load(self, layer: str, expert: int, key: int, place: int) -> None:
-        self._empty(place)  # until it is whole
-        gate_up_X2FD, down_XDF = self.pool
-        self.source.read(layer, expert, gate_up_X2FD[place], down_XDF[place])
-        self._own(key, place)
-
-    def _empty(self, place: int) -> None:
         owner = int(self._owners[place])
         if owner >= 0:
             del self._places[owner]
-        self._owners[place] = -1
-
-    def _own(self, key: int, place: int) -> None:
+        self._owners[place] = -1  # until it is whole
+        gate_up_X2FD, down_XDF = self.pool
+        self.source.read(layer, expert, gate_up_X2FD[place], down_XDF[place])
         self.read_bytes += self._expert_bytes
         self._owners[place] = key
         self._places[key] = place
@@ -242,8 +208,8 @@ class ExpertCache:
     def metrics(self) -> dict[str, int]:
         """Return figures: how many experts were asked for, were there, and what was read.
 
-        What was read ahead and asked for next counts as there; `wait_ms` is what layers stood still
-        for experts.
+        Of guesses those alone count that were not in the pool; right ones were asked for next.
+        `wait_ms` is what layers stood still for experts.
         """
         return {
             "expert_cache_bytes": len(self._places) * self._expert_bytes,
@@ -251,16 +217,10 @@ class ExpertCache:
             "expert_cache_queries": self.queries,
             "expert_cache_hits": self.hits,
             "expert_cache_read_bytes": self.read_bytes,
-            "expert_cache_ahead_reads": self.ahead_reads,
-            "expert_cache_ahead_hits": self.ahead_hits,
+            "expert_cache_guesses": self.guesses,
+            "expert_cache_right_guesses": self.right_guesses,
             "expert_cache_wait_ms": round(1e3 * self.wait_s),
         }
-
-
-@functools.cache
-def _reader_thread() -> ThreadPoolExecutor:
-    """Return the one thread of the process that reads ahead."""
-    return ThreadPoolExecutor(1, thread_name_prefix="experts ahead")
 
 
 Gate = Callable[[Tensor], Routing]
@@ -273,7 +233,7 @@ class OffloadedExperts(nn.Module):
     Args:
         layer: name of this module in the model.
         cache: of the model.
-        following: name and gate of the next layer of experts, for what is read ahead.
+        following: name and gate of the next layer of experts, for guesses.
     """
 
     def __init__(
@@ -310,7 +270,7 @@ class OffloadedExperts(nn.Module):
         return used[: -1 if used and used[-1] == self.cache.num_experts else None]
 
     def _guess(self, x_MD: Tensor) -> Guess | None:
-        if self._following is None or not self.cache.reads_ahead:
+        if self._following is None:
             return None
         layer, gate = self._following
         return Guess(layer, self._different(gate(x_MD).experts_MK))

@@ -4,22 +4,18 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_config, random_ids
 from ziphius.core.errors import CheckpointError, ConfigError
-from ziphius.models import offload
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
-from ziphius.models.offload import ExpertCache, Guess, expert_cache
-from ziphius.models.weights import load, save, save_gguf
+from ziphius.models.offload import ExpertCache, Guess, OffloadedExperts, expert_cache
+from ziphius.models.weights import load, save, save_gguf, tensor_reader
 from ziphius.quant.int8 import quantize
 
 CONFIGS = {
@@ -62,8 +58,7 @@ def test_numbers_are_those_of_the_whole_model(
         assert torch.equal(logits(parts, ids_BT), logits(whole, ids_BT))
         assert cache.metrics()["expert_cache_bytes"] <= limit
     figures = cache.metrics()
-    missed = figures["expert_cache_queries"] - figures["expert_cache_hits"]
-    read = (missed + figures["expert_cache_ahead_reads"]) * cache.size_bytes
+    read = (figures["expert_cache_queries"] - figures["expert_cache_hits"]) * cache.size_bytes
     assert figures["expert_cache_read_bytes"] == read // cache.num_places
 
 
@@ -94,6 +89,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.reads: list[tuple[str, int]] = []
+        self.announced: list[tuple[str, list[int]]] = []
 
     def read(
         self, layer: str, expert: int, gate_up_2FD: torch.Tensor, down_DF: torch.Tensor
@@ -104,15 +100,17 @@ class Counting:
         gate_up_2FD.fill_(expert)
         down_DF.fill_(expert)
 
+    def announce(self, layer: str, experts: Collection[int]) -> None:
+        self.announced.append((layer, list(experts)))
+
     def identity(self) -> str:
         return ""
 
 
-def small_cache(held: int, ahead: Counting | None = None) -> tuple[ExpertCache, Counting]:
+def small_cache(held: int) -> tuple[ExpertCache, Counting]:
     source = Counting()
     limit = held * EXPERT_NUMBERS * 4
-    layers = ["a", "b"]
-    return ExpertCache(source, CONFIGS["v3"], layers, torch.float32, limit, ahead), source
+    return ExpertCache(source, CONFIGS["v3"], ["a", "b"], torch.float32, limit), source
 
 
 def use(cache: ExpertCache, layer: str, *experts: int, guess: Guess | None = None) -> None:
@@ -167,100 +165,67 @@ def test_an_expert_that_cannot_be_read_is_not_taken_for_another() -> None:
     assert len(source.reads) == 2 + 2 + 1 + 3
 
 
-def catch_up() -> None:
-    """Let the thread read all that is guessed."""
-    offload._reader_thread().submit(int).result(60)
-
-
-def test_what_is_guessed_is_read_by_the_thread_and_is_there() -> None:
-    ahead = Counting()
-    cache, source = small_cache(4, ahead)
+def test_what_is_missing_and_what_is_guessed_are_announced_and_counted() -> None:
+    cache, source = small_cache(4)
     use(cache, "a", 0, 1, guess=Guess("b", [2, 3]))
-    catch_up()
-    use(cache, "b", 2, 3)
-    assert source.reads == [("a", 0), ("a", 1)]
-    assert ahead.reads == [("b", 2), ("b", 3)]
+    assert source.announced == [("a", [0, 1]), ("b", [2, 3])]
+    use(cache, "b", 3, 4)
     figures = cache.metrics()
-    assert figures["expert_cache_ahead_reads"] == figures["expert_cache_ahead_hits"] == 2
-    assert figures["expert_cache_hits"] == 2
-    assert figures["expert_cache_read_bytes"] == 4 * EXPERT_NUMBERS * 4
-    use(cache, "b", 2, 3, guess=Guess("a", [0]))  # is there already
-    assert len(ahead.reads) == 2
+    assert figures["expert_cache_guesses"] == 2
+    assert figures["expert_cache_right_guesses"] == 1
+    use(cache, "a", 0, guess=Guess("b", [3, 5]))  # 3 is there
+    assert source.announced[3:] == [("a", []), ("b", [5])]
+    assert source.reads == [("a", 0), ("a", 1), ("b", 3), ("b", 4)]
+    use(cache, "a", 1)
+    assert cache.metrics()["expert_cache_right_guesses"] == 1
 
 
-def test_a_guess_takes_no_place_that_is_in_use_and_half_of_the_pool_at_most() -> None:
-    ahead = Counting()
-    cache, source = small_cache(5, ahead)
-    use(cache, "a", 0, 1, 2, 3, guess=Guess("b", [0, 1, 2]))
-    use(cache, "a", 0, 1, 2, 3)
-    assert len(source.reads) == 4
-    use(cache, "a", 0, guess=Guess("b", [3, 4, 5]))
-    catch_up()
-    use(cache, "b", 3, 4, 5)
-    assert source.reads[4:] == [("b", 5)]
+def test_a_model_announces_what_its_gates_choose(tmp_path: Path) -> None:
+    config = latent_config(**V3_EXPERTS, num_hidden_layers=4, num_nextn_predict_layers=1)
+    model = load(saved(config, tmp_path / "deep"), expert_cache=10**9)
+    cache = expert_cache(model)
+    assert cache is not None
+    logits(model, torch.arange(1, 4)[None])
+    figures = cache.metrics()
+    assert 0 < figures["expert_cache_right_guesses"] <= figures["expert_cache_guesses"]
+    # Layers 2 and 3, not the first of experts nor the MTP layer behind the last.
+    guessing = [m for m in model.modules() if isinstance(m, OffloadedExperts) and m._following]
+    assert [module._following[0] for module in guessing if module._following] == [
+        "model.layers.2.mlp.experts",
+        "model.layers.3.mlp.experts",
+    ]
 
 
-class Slow(Counting):
-    """Waits with every read for the test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.begun, self.may = threading.Event(), threading.Event()
-
-    def read(self, *arguments: Any) -> None:
-        self.begun.set()
-        assert self.may.wait(60)
-        super().read(*arguments)
-
-
-def test_a_late_thread_is_waited_for_during_one_read_at_most() -> None:
-    ahead = Slow()
-    cache, source = small_cache(6, ahead)
-    use(cache, "a", 0, guess=Guess("b", [1, 2, 3]))
-    assert ahead.begun.wait(60)
-    threading.Timer(0.05, ahead.may.set).start()
-    use(cache, "b", 2, 4)
-    assert ahead.reads == [("b", 1)]  # had begun, and is kept; 3 is not read at all
-    assert source.reads == [("a", 0), ("b", 2), ("b", 4)]
-    assert cache.metrics()["expert_cache_ahead_reads"] == 1
-    assert cache.metrics()["expert_cache_ahead_hits"] == 0
-    use(cache, "b", 1)
-    assert len(source.reads) == 3
-
-
-def test_what_cannot_be_read_ahead_fails_where_it_is_needed() -> None:
-    cache, source = small_cache(4, Counting())
-    use(cache, "a", 0, guess=Guess("b", [6, 1]))
-    catch_up()
-    use(cache, "b", 1)
-    assert source.reads == [("a", 0)]
-    use(cache, "a", 0, guess=Guess("b", [6]))
-    with pytest.raises(CheckpointError, match="gone"):
-        use(cache, "b", 6)
-
-
-class AtOnce:
-    """Takes the place of the thread."""
-
-    def submit(self, read: Callable[..., None], *arguments: Any) -> Future[None]:
-        done: Future[None] = Future()
-        done.set_result(read(*arguments))
-        return done
-
-
-def test_a_model_reads_ahead_what_its_gates_choose(
+def test_announced_files_are_fetched_and_a_gone_one_is_named_by_who_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = latent_config(**V3_EXPERTS, num_hidden_layers=4, num_nextn_predict_layers=1)
-    folder = saved(config, tmp_path / "deep")
+    folder = saved(CONFIGS["v3"], tmp_path / "model")
     model = load(folder, expert_cache=10**9)
     cache = expert_cache(model)
     assert cache is not None
-    monkeypatch.setattr(offload, "_reader_thread", AtOnce)
-    logits(model, torch.arange(1, 4)[None])
-    figures = cache.metrics()
-    assert 0 < figures["expert_cache_ahead_hits"] <= figures["expert_cache_ahead_reads"]
-    assert figures["expert_cache_queries"] > figures["expert_cache_hits"]
+    layer = next(iter(cache._layers))
+    hints: list[tuple[int, int]] = []
+    monkeypatch.setattr(tensor_reader, "HINT_BYTES", 500)
+    monkeypatch.setattr(
+        "os.posix_fadvise", lambda _, start, size, advice: hints.append((start, size)), raising=False
+    )
+    monkeypatch.setattr("os.POSIX_FADV_WILLNEED", 3, raising=False)
+    cache.source.announce(layer, [2])
+    assert sum(size for _, size in hints) == EXPERT_NUMBERS * 4
+    assert max(size for _, size in hints) == 500
+    content = (folder / "model.safetensors").read_bytes()
+    places = torch.zeros(24, 24), torch.zeros(24, 12)
+    cache.source.read(layer, 2, *places)
+    found = b"".join(content[start : start + size] for start, size in hints)
+    numbers = torch.frombuffer(bytearray(found), dtype=torch.float32)
+    assert torch.equal(numbers.sort()[0], torch.cat([x.flatten() for x in places]).sort()[0])
+    other = load(folder, expert_cache=10**9)
+    (folder / "model.safetensors").unlink()
+    lost = expert_cache(other)
+    assert lost is not None
+    lost.source.announce(layer, [1])
+    with pytest.raises(CheckpointError):
+        lost.source.read(layer, 1, *places)
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import weakref
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +51,8 @@ def offload_experts(
     layers = list(found)
     if not layers:
         raise ConfigError(f"expert_cache has no effect: the model in {folder} has no experts.")
-    # The thread that reads ahead has files of its own.
-    reader, ahead = (ExpertReader(plan, finite=finite) for _ in range(2))
-    cache = ExpertCache(reader, model.config, layers, dtype, limit_bytes, ahead)
+    reader = ExpertReader(plan, finite=finite)
+    cache = ExpertCache(reader, model.config, layers, dtype, limit_bytes)
     # MTP layers do not run in every step: nothing is guessed for them.
     main = [name for name in layers if found[name].layer_idx < model.config.num_hidden_layers]
     following = {name: (after, found[after].gate) for name, after in itertools.pairwise(main)}
@@ -92,6 +92,12 @@ class ExpertReader:
             self._reader.fill(name, place)
             if self._finite:
                 check_finite(name, place, self._plan.stored[name].file)
+
+    def announce(self, layer: str, experts: Collection[int]) -> None:
+        """Have the system fetch what of these experts is not in its memory, in the background."""
+        for expert in experts:
+            for name, _ in self._parts[layer, expert]:
+                self._reader.announce(name)
 
     def identity(self) -> str:
         """Name the files with their sizes and the times of their last changes.
