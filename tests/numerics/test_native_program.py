@@ -4,18 +4,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.examples import examples
 from tests.figures import seen
 from tests.numerics.oracles import CONFIGS, seeds
 from tests.paged import Sequences, logits_of, paged_cache
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
-from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
 from ziphius.engine.runner import TorchRunner
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.ops import native
+from ziphius.ops.native.program import Pages
 
 pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
 TOLERANCE = 1e-5
@@ -119,3 +121,53 @@ def test_a_row_of_any_model_is_the_same_bits(config: ModelConfig, seed: int) -> 
     expected = logits_of(NativeRunner(model, whole.cache, threads=1), whole)
     found = logits_of(NativeRunner(model, cut.cache, threads=2), cut, [1, 2, 3], seed)
     assert all(map(torch.equal, found, expected))
+
+
+KEPT = {**SHAPES, "v3": get_preset("v3-tiny"), "qwen3": get_preset("qwen3-tiny")}
+
+
+def kept_of(
+    model: Model, lengths: list[int], cuts: list[list[tuple[int, int]]]
+) -> tuple[Tensor, Tensor]:
+    """Hidden states and streams of all tokens, sequence by sequence, however they are cut."""
+    sequences, program = sequences_of(model, lengths), write_program(model)
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {row: [] for row in range(len(lengths))}
+    for counts in cuts:
+        batch = sequences.batch(counts)
+        output = program.run(
+            step_tokens(batch.input_ids_BT, batch.paged),
+            Pages(sequences.cache.parts, sequences.cache.block_size),
+            threads=1 + len(counts) % 3,
+            return_hidden=True,
+            return_streams=True,
+        )
+        sizes = [count for _, count in counts]
+        hidden = output.hidden_MD.clone().split(sizes)
+        for (row, _), *parts in zip(
+            counts, hidden, output.streams_XMD.split(sizes, 1), strict=True
+        ):
+            found[row].append(tuple(parts))
+    parts = [part for row in found.values() for part in row]
+    return torch.cat([hidden for hidden, _ in parts]), torch.cat([s for _, s in parts], dim=1)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_streams_and_hidden_states_are_those_of_the_modules(name: str) -> None:
+    model, lengths = build(KEPT[name]).eval(), [33, 5, 21]
+    layers = model.model.layers[: model.config.num_hidden_layers]
+    hidden_MD, streams_XMD = kept_of(model, lengths, [[(0, 33)], [(1, 5), (2, 21)]])
+    cut = kept_of(model, lengths, [[(2, 7), (0, 1)], [(0, 32), (2, 14), (1, 2)], [(1, 3)]])
+    assert torch.equal(cut[0], hidden_MD)
+    assert torch.equal(cut[1], streams_XMD)
+    expected: dict[int, list[Tensor]] = {place: [] for place in range(len(layers))}
+    for place, layer in enumerate(layers):
+        layer.register_forward_hook(lambda _, x, out, at=place: expected[at].append(out[0]))
+    sequences = sequences_of(model, lengths, empty=0.0)
+    runner = TorchRunner(model, return_hidden=True)
+    hidden = [runner(sequences.batch([(row, n)])).hidden_MD for row, n in enumerate(lengths)]
+    pairs = [(hidden_MD, torch.cat(hidden))]
+    pairs += [(streams_XMD[place], torch.cat(expected[place])) for place in expected]
+    assert len(pairs) == 1 + len(streams_XMD)
+    for found, wanted in pairs:
+        difference = (found - wanted).norm() / wanted.norm()
+        assert seen("native program = modules, streams", difference, TOLERANCE)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ziphius.engine.runner import RunnerOutput
 from ziphius.models.cache import PagedCache
-from ziphius.models.forward_batch import ForwardBatch
+from ziphius.models.forward_batch import ForwardBatch, PagedTokens
 from ziphius.models.model import Model
 from ziphius.models.native import native
 from ziphius.ops.native.program import Pages, StepTokens
@@ -33,6 +33,7 @@ class NativeRunner:
         threads: that share the work of a step; by default as many as torch's operations.
         exact: leave out matrix units where a CPU has some: sums then go in the order of vectors.
         record_routes: return the experts of every token.
+        return_hidden: return the hidden states of every token.
 
     Raises:
         NotNative: some part of the model has no native operation; the text says which.
@@ -46,6 +47,7 @@ class NativeRunner:
         threads: int | None = None,
         exact: bool = False,
         record_routes: bool = False,
+        return_hidden: bool = False,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -53,6 +55,7 @@ class NativeRunner:
         self._threads = threads
         self._exact = exact
         self._record_routes = record_routes
+        self._return_hidden = return_hidden
         self._program = write_program(model)
 
     def refresh(self) -> None:
@@ -79,25 +82,15 @@ class NativeRunner:
             batch.positions_BT[0], paged.positions_M()
         ):
             raise ValueError("batch: positions differ from those that the lengths give.")
-        rows_L = batch.logits_rows_L
-        if rows_L is None:
-            rows_L = torch.arange(batch.input_ids_BT.shape[1])
-        tokens = StepTokens(
-            _row(batch.input_ids_BT),
-            paged.cu_seqlens_Z1,
-            paged.seq_lens_Z,
-            paged.slot_mapping_M,
-            paged.block_tables_ZJ,
-            rows_L,
-        )
-        logits_LW, routes_MYK = self._program.run(
-            tokens,
+        output = self._program.run(
+            step_tokens(batch.input_ids_BT, paged, batch.logits_rows_L),
             self._pages,
             threads=self._threads or torch.get_num_threads(),
             exact=self._exact,
             record_routes=self._record_routes,
+            return_hidden=self._return_hidden,
         )
-        return RunnerOutput(logits_LW, routes_MYK)
+        return RunnerOutput(output.logits_LW, output.routes_MYK, output.hidden_MD)
 
 
 def write_program(model: Model, arena: Tensor | None = None) -> Program:
@@ -116,7 +109,19 @@ def write_program(model: Model, arena: Tensor | None = None) -> Program:
     return program
 
 
-def _row(input_ids_BT: Tensor) -> Tensor:
+def step_tokens(
+    input_ids_BT: Tensor, paged: PagedTokens, logits_rows_L: Tensor | None = None
+) -> StepTokens:
+    """Say which tokens a native program runs, as a flat batch says it; None: logits of all rows."""
     if input_ids_BT.shape[0] != 1:
         raise ValueError(f"batch: a flat batch has one row, not {input_ids_BT.shape[0]}.")
-    return input_ids_BT[0]
+    if logits_rows_L is None:
+        logits_rows_L = torch.arange(input_ids_BT.shape[1])
+    return StepTokens(
+        input_ids_BT[0],
+        paged.cu_seqlens_Z1,
+        paged.seq_lens_Z,
+        paged.slot_mapping_M,
+        paged.block_tables_ZJ,
+        logits_rows_L,
+    )

@@ -103,7 +103,10 @@ class Trunk(nn.Module):
         angles = program.embed(table_WD, stream, frequencies_r, factor)
         for layer in self.layers[: self.num_hidden_layers]:
             native(layer).emit(program, stream, angles)
-        return native(self.norm).emit(program), stream
+            program.keep(stream, table_WD.shape[1])
+        norm = native(self.norm).emit(program)
+        program.keep(stream, table_WD.shape[1], norm)
+        return norm, stream
 
     @property
     def mtp_layers(self) -> list[MtpLayer]:

@@ -52,6 +52,23 @@ void embed(const Embed& op, const Step& step, Team& team) {
     });
 }
 
+inline void keep(const Keep& op, const Step& step, Team& team) {
+    constexpr int64_t FEW = 8;
+    float* to = op.layer == NONE ? step.hidden : step.streams;
+    if (!to) return;
+    if (op.layer != NONE) to += op.layer * step.batch.tokens * op.width;
+    const float* weight = step.weight<float>(op.norm.weight);
+    team.each((step.batch.tokens + FEW - 1) / FEW, [&](int64_t task) {
+        for (int64_t m = task * FEW; m < std::min(step.batch.tokens, (task + 1) * FEW); m++) {
+            const float* from = step.at(op.from, m);
+            if (weight)
+                norm_row(from, weight, float(op.norm.eps), op.width, to + m * op.width);
+            else
+                copy(from, op.width, to + m * op.width);
+        }
+    });
+}
+
 template <class Operation>
 const Operation& as(const int64_t* record) {
     static_assert(sizeof(Operation) <= (WORDS - 1) * sizeof(int64_t), "a record has room for every operation");
@@ -71,6 +88,7 @@ void run(const int64_t* record, const Step& step, Team& team) {
         case ATTEND: return attend<T, C>(as<Attend>(record), step, team);
         case CHOOSE: return choose(as<Choose>(record), step, team);
         case EXPERTS: return experts<T>(as<Experts>(record), step, team);
+        case KEEP: return keep(as<Keep>(record), step, team);
     }
 }
 
@@ -89,9 +107,10 @@ template <class T, class C>
 int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,
                     float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids,
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
-                    const int64_t* wanted, float* logits, int16_t* routes, int64_t num_records, int64_t num_buffers,
-                    int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,
-                    int64_t blocks, int64_t num_wanted, int64_t route_layers, int64_t threads, int exact) {
+                    const int64_t* wanted, float* logits, int16_t* routes, float* hidden, float* streams,
+                    int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks,
+                    int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t route_layers,
+                    int64_t threads, int exact) {
     Step step{};
     step.batch = {ids, starts, lengths, slots, tables, wanted, tokens, sequences, blocks, num_wanted};
     step.positions.resize(tokens);
@@ -100,6 +119,7 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
     step.arena = arena, step.table = table, step.strides = strides, step.block_size = block_size;
     step.parts = reinterpret_cast<const void* const*>(parts), step.part_widths = part_widths;
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
+    step.hidden = hidden, step.streams = streams;
     step.by_tiles = !exact && tiles_serve<T>();
     for (int64_t i = 0; i < num_buffers; workspace += strides[i++] * tokens) step.buffers.push_back(workspace);
     static thread_local std::vector<float> memory;
@@ -132,13 +152,14 @@ PACK(b, bf16)
         const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float* workspace, \
         const int64_t* parts, const int64_t* part_widths, const int64_t* ids, const int64_t* starts,            \
         const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
-        float* logits, int16_t* routes, int64_t num_records, int64_t num_buffers, int64_t vocabulary,           \
-        int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks,              \
-        int64_t num_wanted, int64_t route_layers, int64_t threads, int exact) {                                 \
+        float* logits, int16_t* routes, float* hidden, float* streams, int64_t num_records,                     \
+        int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens,        \
+        int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t route_layers, int64_t threads,           \
+        int exact) {                                                                                            \
         return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids, starts,    \
-                                 lengths, slots, tables, wanted, logits, routes, num_records, num_buffers,      \
-                                 vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
-                                 route_layers, threads, exact);                                                 \
+                                 lengths, slots, tables, wanted, logits, routes, hidden, streams, num_records,  \
+                                 num_buffers, vocabulary, block_size, num_blocks, tokens, sequences, blocks,    \
+                                 num_wanted, route_layers, threads, exact);                                     \
     }
 PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t WORDS = 32, NONE = -1;
 
-enum Kind : int64_t { EMBED, PROJECT, GATED, LATENT_HEADS, GROUPED_HEADS, ATTEND, CHOOSE, EXPERTS };
+enum Kind : int64_t { EMBED, PROJECT, GATED, LATENT_HEADS, GROUPED_HEADS, ATTEND, CHOOSE, EXPERTS, KEEP };
 
 struct Place {
     int64_t buffer, column;
@@ -114,6 +114,14 @@ struct Experts {
     Place inner, shared_inner, out, shared_out;
 };
 
+// Rows of the stream for the caller, if it asks for them: as they are behind a layer, or with layer NONE normalised, as
+// the head reads them.
+struct Keep {
+    Norm norm;
+    Place from;
+    int64_t width, layer;
+};
+
 // The new tokens of a step and where their sequences lie, as models/forward_batch.py says.
 struct Batch {
     const int64_t *ids, *starts, *lengths, *slots, *tables, *wanted;
@@ -131,6 +139,7 @@ struct Step {
     float* logits;
     int16_t* routes;
     int64_t route_layers;
+    float *hidden, *streams;  // what Keep writes; null: nobody asks for it
     float* waiting;  // states of attention that are joined when all of them are there
     bool by_tiles;
     std::vector<int64_t> positions;  // of each token in its sequence

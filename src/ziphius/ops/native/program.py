@@ -3,8 +3,8 @@
 `program_builder.py` writes programs; `program.cpp` says how they run.
 
 Shapes: M new tokens, Z sequences, J blocks of the longest sequence, L rows whose logits are wanted,
-W vocabulary, D hidden, Y expert layers, K experts per token, I and O widths of a projection, in and
-out.
+W vocabulary, D hidden, X layers, Y expert layers, K experts per token, I and O widths of a
+projection, in and out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ _PROGRAM_RUN = Kernel(
     "const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, "
     "float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
-    "const int64_t* wanted, float* logits, int16_t* routes, int64_t num_records, "
-    "int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks, "
-    "int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, "
+    "const int64_t* wanted, float* logits, int16_t* routes, float* hidden, float* streams, "
+    "int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size, "
+    "int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, "
     "int64_t route_layers, int64_t threads, int exact",
     kinds=("ff", "fb", "bf", "bb"),
     returns="int64_t",
@@ -81,6 +81,19 @@ class Pages:
         )
 
 
+class ProgramOutput(NamedTuple):
+    """What a step leaves beside the rows in the cache."""
+
+    logits_LW: Tensor
+    """float32, of the wanted rows."""
+    routes_MYK: Tensor | None = None
+    """int16: the experts of every token."""
+    hidden_MD: Tensor | None = None
+    """float32, of every token: behind the final norm."""
+    streams_XMD: Tensor | None = None
+    """float32, of every token: the residual stream behind each layer."""
+
+
 class PackedProgram:
     """What `program_run` runs, looked at once.
 
@@ -91,6 +104,7 @@ class PackedProgram:
         strides: int64: numbers of a row of each buffer.
         cache_widths: what each layer writes to the cache.
         routes_shape: expert layers, and experts per token.
+        stream_shape: layers, and hidden size.
     """
 
     def __init__(
@@ -101,10 +115,12 @@ class PackedProgram:
         strides: Tensor,
         cache_widths: Mapping[int, tuple[int, ...]],
         routes_shape: tuple[int, int],
+        stream_shape: tuple[int, int],
     ) -> None:
         self.arena = arena
         self.cache_widths = cache_widths
         self.routes_shape = routes_shape
+        self.stream_shape = stream_shape
         self.dtype = embeddings_WD.dtype
         self.vocabulary = len(embeddings_WD)
         self.row_numbers = int(strides.sum())
@@ -123,26 +139,21 @@ def program_run(
     tokens: StepTokens,
     pages: Pages,
     workspace: Tensor,
-    logits_LW: Tensor,
+    output: ProgramOutput,
     *,
     threads: int,
     exact: bool,
-    record_routes: bool,
-) -> Tensor | None:
-    """Run a step: write the cache rows of the tokens and the logits of the wanted rows.
+) -> None:
+    """Run a step: write the cache rows of the tokens, and fill the tensors of the output.
 
     Args:
         program: whose records are right: they are not looked at.
         tokens: of the step.
         pages: of a cache with the rows that the model's layers keep.
         workspace: float32, with room for a row of every buffer for each token.
-        logits_LW: receives the logits, float32.
+        output: its tensors receive the results.
         threads: that share the work; no result depends on them.
         exact: leave out matrix units, whose order of sums is another one than that of vectors.
-        record_routes: return the experts of every token.
-
-    Returns:
-        int16 [M, Y, K], or None.
 
     Raises:
         ValueError: the tokens name what is not there, or the cache is another one; nothing was
@@ -150,10 +161,8 @@ def program_run(
     """
     _refuse_other_rows(program, pages)
     count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
-    shape = (count, *program.routes_shape)
-    routes_MYK = None
-    if record_routes and program.routes_shape[0]:
-        routes_MYK = torch.empty(shape, dtype=torch.int16)
+    routes_shape = (count, *program.routes_shape)
+    layers, width = program.stream_shape
     if workspace.numel() < count * program.row_numbers:
         raise ValueError(f"a workspace of {workspace.numel()} is too small for {count} tokens.")
     refusal = _PROGRAM_RUN.of(program.dtype, pages.dtype)(
@@ -161,15 +170,16 @@ def program_run(
         address("workspace", workspace, torch.float32, workspace.shape),
         *pages.addresses,
         *_token_addresses(tokens),
-        address("logits", logits_LW, torch.float32, (wanted, program.vocabulary)),
-        optional_address("routes", routes_MYK, torch.int16, shape),
+        address("logits", output.logits_LW, torch.float32, (wanted, program.vocabulary)),
+        optional_address("routes", output.routes_MYK, torch.int16, routes_shape),
+        optional_address("hidden", output.hidden_MD, torch.float32, (count, width)),
+        optional_address("streams", output.streams_XMD, torch.float32, (layers, count, width)),
         *(*program.sizes, pages.block_size, pages.num_blocks, count),
-        *(*tokens.block_tables_ZJ.shape, wanted, shape[1], threads, exact),
+        *(*tokens.block_tables_ZJ.shape, wanted, routes_shape[1], threads, exact),
     )
     if refusal:
         values = {"vocabulary": program.vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
         raise ValueError(f"{_REFUSALS[refusal].format(**values)}.")
-    return routes_MYK
 
 
 def _token_addresses(tokens: StepTokens) -> Iterator[int]:

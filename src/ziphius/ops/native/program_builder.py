@@ -5,7 +5,7 @@ compute the same. Weights are packed once, in `pack`, as products read them; a p
 in what a model's weights become afterwards, and is written anew where they change.
 
 Shapes: M new tokens, L rows whose logits are wanted, W vocabulary, D hidden, F width of a gated
-layer, Y expert layers, K experts per token, I and O widths of a projection, in and out.
+layer, X layers, Y expert layers, K experts per token, I and O widths of a projection, in and out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +20,7 @@ from ziphius.ops import native
 from ziphius.ops.native.program import (
     PackedProgram,
     Pages,
+    ProgramOutput,
     StepTokens,
     pack_weight,
     program_run,
@@ -29,6 +30,7 @@ from ziphius.ops.native.program_records import (
     UNIT,
     Embed,
     Into,
+    Keep,
     Norm,
     Operation,
     Place,
@@ -77,6 +79,7 @@ class Program:
         self.window, self.sinks = 0, 0
         """What attention sees, beside the sinks: that many last tokens, 0 for all."""
         self.route_layers, self.top_k = 0, 0
+        self._layers, self._width = 0, 0
         self.cache_widths: dict[int, tuple[int, ...]] = {}
         """What each layer writes to the cache."""
         self._operations: list[Operation] = []
@@ -86,7 +89,7 @@ class Program:
         self._size = 0
         self._lock = Lock()
         self._workspace = torch.empty(0)
-        self._logits = torch.empty(0)
+        self._logits, self._hidden = torch.empty(0), torch.empty(0)
 
     def add(self, operation: Operation) -> None:
         """Append an operation."""
@@ -189,6 +192,14 @@ class Program:
         )
         return places
 
+    def keep(self, stream: Place, width: int, norm: Norm | None = None) -> None:
+        """Let a caller ask for the stream: as it is here, behind a layer, or normalised."""
+        if norm is not None:
+            self.add(Keep(norm, stream, width, NONE))
+            return
+        self.add(Keep(Norm(), stream, width, self._layers))
+        self._layers, self._width = self._layers + 1, width
+
     def _bias(self, layers: Sequence[Projection], outputs: int) -> int:
         if all(layer.bias_O is None for layer in layers):
             return NONE
@@ -223,6 +234,7 @@ class Program:
             torch.tensor(self._strides),
             self.cache_widths,
             (self.route_layers, self.top_k),
+            (self._layers, self._width),
         )
 
     @property
@@ -238,7 +250,9 @@ class Program:
         threads: int,
         exact: bool = False,
         record_routes: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        return_hidden: bool = False,
+        return_streams: bool = False,
+    ) -> ProgramOutput:
         """Run a step: write the cache rows of the tokens, and return logits of the wanted rows.
 
         Args:
@@ -246,10 +260,12 @@ class Program:
             pages: of a cache with the rows that the model's layers keep.
             threads: that share the work; no result depends on them.
             exact: leave out matrix units, whose order of sums is another one than that of vectors.
-            record_routes: return the experts of every token.
+            record_routes: return the experts of every token, if there are expert layers.
+            return_hidden: return the hidden states of every token.
+            return_streams: return the residual stream of every token behind each layer.
 
         Returns:
-            Logits float32 [L, W], which the next step overwrites, and int16 [M, Y, K] or None.
+            What was asked for; the next step overwrites logits and hidden states.
 
         Raises:
             ValueError: as `program_run` does.
@@ -257,21 +273,24 @@ class Program:
         with self._lock:
             packed = self._packed
             count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
+            layers, width = packed.stream_shape
             vocabulary = packed.vocabulary
             self._workspace = _grown(self._workspace, count * packed.row_numbers)
             self._logits = _grown(self._logits, wanted * vocabulary)
             logits_LW = self._logits[: wanted * vocabulary].view(wanted, vocabulary)
-            routes_MYK = program_run(
-                packed,
-                tokens,
-                pages,
-                self._workspace,
-                logits_LW,
-                threads=threads,
-                exact=exact,
-                record_routes=record_routes,
+            routes_MYK = hidden_MD = streams_XMD = None
+            if record_routes and packed.routes_shape[0]:
+                routes_MYK = torch.empty((count, *packed.routes_shape), dtype=torch.int16)
+            if return_hidden:
+                self._hidden = _grown(self._hidden, count * width)
+                hidden_MD = self._hidden[: count * width].view(count, width)
+            if return_streams:
+                streams_XMD = torch.empty(layers, count, width)
+            output = ProgramOutput(logits_LW, routes_MYK, hidden_MD, streams_XMD)
+            program_run(
+                packed, tokens, pages, self._workspace, output, threads=threads, exact=exact
             )
-        return logits_LW, routes_MYK
+        return output
 
 
 def _packed_bytes(weight_OI: Tensor) -> int:

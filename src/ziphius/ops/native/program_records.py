@@ -190,7 +190,17 @@ class Experts:
     shared_out: Place
 
 
-Operation = Embed | Project | Gated | LatentHeads | GroupedHeads | Attend | Choose | Experts
+@dataclass(frozen=True)
+class Keep:
+    """Rows of the stream that a caller may ask for."""
+
+    norm: Norm
+    from_: Place
+    width: int
+    layer: int
+
+
+Operation = Embed | Project | Gated | LatentHeads | GroupedHeads | Attend | Choose | Experts | Keep
 KINDS: tuple[type[Operation], ...] = (
     Embed,
     Project,
@@ -200,6 +210,7 @@ KINDS: tuple[type[Operation], ...] = (
     Attend,
     Choose,
     Experts,
+    Keep,
 )
 """By number."""
 

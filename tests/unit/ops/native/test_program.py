@@ -227,6 +227,17 @@ def test_routes_are_those_of_the_gates() -> None:
     assert without(batch).routes_MYK is None
 
 
+def test_hidden_states_are_returned_where_they_are_asked_for() -> None:
+    model, runner, batch = step(return_hidden=True)
+    hidden_MD = runner(batch).hidden_MD
+    with torch.no_grad():
+        expected_BTD = model(batch).hidden_BTD
+    assert hidden_MD.shape == (5, 24)
+    assert torch.allclose(hidden_MD, expected_BTD[0], rtol=1e-5, atol=1e-5)
+    _, without, batch = step()
+    assert without(batch).hidden_MD is None
+
+
 def test_parts_of_a_cache_are_looked_at() -> None:
     parts = [(torch.zeros(8, 3),), (torch.zeros(8, 4), torch.zeros(7, 4))]
     with pytest.raises(ValueError, match="part of the cache"):

@@ -261,6 +261,7 @@ def whole_model(sizes: Sizes) -> Case:
     block_size, threads = sizes.one_of(1, 3, 16), sizes.one_of(1, 2, 3)
     cache_dtype = sizes.one_of(torch.float32, sizes.dtype)
     chunks = sizes.one_of(None, [1, 5], [7, 16], [200])
+    returns_hidden = sizes.one_of(False, True)
 
     def logits(runner: Callable[[PagedCache], Runner], dtype: torch.dtype, empty: float) -> Tensor:
         blocks = sum(-(-length // block_size) for length in lengths) + 1
@@ -270,7 +271,7 @@ def whole_model(sizes: Sizes) -> Case:
 
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
-            ours = partial(NativeRunner, model, threads=threads)
+            ours = partial(NativeRunner, model, threads=threads, return_hidden=returns_hidden)
             found = logits(ours, cache_dtype, nan)
             # Rounded rows of a cache may send a token to another expert, and nothing is alike then.
             if cache_dtype == torch.float32 or not config.n_routed_experts:
