@@ -31,10 +31,11 @@ from ziphius.core.device import resolve_dtype
 from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE, World
+from ziphius.engine.native_runner import write_program
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import head_logprobs
-from ziphius.ops.native.program_builder import NotNative
+from ziphius.ops.native.program_builder import NotNative, Program
 from ziphius.rl.batch import GrpoBatch, build_batch
 from ziphius.rl.objective import clipped_losses, k3_penalties
 from ziphius.rl.problems import ProblemStream
@@ -52,7 +53,7 @@ from ziphius.rl.rollout_batch import (
     to_json,
 )
 from ziphius.rl.settings import GrpoConfig
-from ziphius.rollout.exact import ExactScorer, Sampled
+from ziphius.rollout.exact import Sampled, exact_logprobs
 from ziphius.rollout.sample import sample_groups
 from ziphius.rollout.weights import rounded_weights
 from ziphius.tasks import Problem
@@ -104,17 +105,17 @@ class GrpoStage(Stage):
         self.reference: Model | None = None
         if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
-        self._scorers: dict[Model, ExactScorer] = {}
+        self._programs: dict[Model, Program] = {}
         if config.exact_logprobs:
             self._refuse_inexact()
-            self._scorer(model)
+            self._pack(model)
         self._rollouts: RolloutBatch | None = None
         self._steps_done = 0
 
     def batches(self, step: int) -> list[Batch]:
         """Sample, or take up what was sampled for an earlier step, as this rank's micro-batches."""
         if self.config.exact_logprobs:
-            self._scorer(self.model).refresh()
+            self._pack(self.model)
         number, update = divmod(step, self.config.num_iterations)
         if self._rollouts is None or self._rollouts.number != number:
             assert update == 0, "completions of an earlier step are part of the state"
@@ -256,8 +257,11 @@ class GrpoStage(Stage):
             routes=routes,
         )
         if self.config.exact_logprobs:
-            sampled = Sampled(batch.sources_X, batch.targets_X, temperature)
-            return self._scorer(model)(forward, sampled)
+            if model not in self._programs:
+                self._pack(model)
+            limit = self.tokenizer.vocab_size
+            sampled = Sampled(batch.sources_X, batch.targets_X, temperature, limit)
+            return exact_logprobs(self._programs[model], model, forward, sampled)
         output = model(forward)
         hidden_XD = F.embedding(batch.sources_X, output.hidden_BTD[0])
         weight_WD = model.head.weight
@@ -265,14 +269,14 @@ class GrpoStage(Stage):
         scores_X = head_logprobs(hidden_XD, weight_WD, batch.targets_X, temperature=temperature)
         return scores_X, dict(output.routings)
 
-    def _scorer(self, model: Model) -> ExactScorer:
-        """Return what scores tokens exactly, of the model that trains or of the reference."""
-        if model not in self._scorers:
-            try:
-                self._scorers[model] = ExactScorer(model, vocab_limit=self.tokenizer.vocab_size)
-            except NotNative as reason:
-                raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
-        return self._scorers[model]
+    def _pack(self, model: Model) -> None:
+        """Pack the present weights for exact scores: of the model that trains, or the reference."""
+        known = self._programs.get(model)
+        try:
+            arena = None if known is None else known.arena
+            self._programs[model] = write_program(model, arena)
+        except NotNative as reason:
+            raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
 
     def _refuse_inexact(self) -> None:
         """Raise where the sampler would not run the program, or rounds at every product."""

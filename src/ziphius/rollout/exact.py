@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ziphius.engine.native_runner import step_tokens, write_program
+from ziphius.engine.native_runner import step_tokens
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch, PagedTokens
 from ziphius.models.gates import Routing
@@ -30,136 +30,117 @@ from ziphius.models.model import Model
 from ziphius.models.segments import BranchRuns, branch_runs
 from ziphius.ops.logprobs import head_logprobs, score_rows
 from ziphius.ops.native.program import Pages, ProgramOutput
+from ziphius.ops.native.program_builder import Program
 
 _MOST_TOKENS, _MOST_LOGITS = 2048, 16 * 2**20
 """Of one run of the program; they limit memory alone."""
 
 
 class Sampled(NamedTuple):
-    """Tokens to be scored."""
+    """Tokens to be scored, and how they were drawn."""
 
     sources_X: Tensor
     """Place in the row of the token that predicts each of them."""
     targets_X: Tensor
     """The tokens."""
     temperature: float
-    """They were drawn at it."""
+    vocab_limit: int
+    """Tokens that the sampler draws (`engine/build.py`): where sums are cut hangs on it."""
 
 
-class ExactScorer:
-    """Scores sampled tokens with a native program of a model, whose weights it keeps packed.
+def exact_logprobs(
+    program: Program, model: Model, batch: ForwardBatch, sampled: Sampled
+) -> tuple[Tensor, dict[int, Routing]]:
+    """Return the log-probabilities [X] of sampled tokens, and by layer how tokens were routed.
+
+    The routings are there once the backward pass has computed the layers; without gradients there
+    are none.
 
     Args:
-        model: float32, on the CPU; shared, its embeddings are read in place.
-        vocab_limit: tokens that the sampler may draw (`engine/build.py`), for sums cut alike.
-
-    Raises:
-        NotNative: some part of the model has no native operation; the text says which.
+        program: of the model's present weights, as the sampler has it.
+        model: on the CPU.
+        batch: a row of branches (`models/segments.py`). Its routes are those of all expert layers,
+            or none: then gates choose, and drop no token in training either.
+        sampled: what is scored.
     """
+    with torch.no_grad():
+        logprobs_X, streams_XMD, routes = _run(program, model, batch, sampled)
+    if not torch.is_grad_enabled():
+        return logprobs_X, {}
+    with _recomputed_layers(model, streams_XMD):
+        output = model(replace(batch, routes=routes))
+    weight_WD = model.head.weight
+    assert isinstance(weight_WD, Tensor)
+    scores_X = head_logprobs(
+        F.embedding(sampled.sources_X, output.hidden_BTD[0]),
+        weight_WD,
+        sampled.targets_X,
+        temperature=sampled.temperature,
+        known_X=logprobs_X,
+    )
+    return scores_X, output.routings
 
-    def __init__(self, model: Model, *, vocab_limit: int) -> None:
-        self._model = model
-        self._vocab_limit = vocab_limit
-        self._program = write_program(model)
-        layers = range(model.config.num_hidden_layers)
-        self._expert_layers = [n for n in layers if model.config.is_expert_layer(n)]
 
-    def refresh(self) -> None:
-        """Pack the model's weights anew; to be called wherever they have changed."""
-        self._program = write_program(self._model, self._program.arena)
+def _run(
+    program: Program, model: Model, batch: ForwardBatch, sampled: Sampled
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Run the program over the row, in chunks, whose cuts no bit depends on.
 
-    def __call__(self, batch: ForwardBatch, sampled: Sampled) -> tuple[Tensor, dict[int, Routing]]:
-        """Return the log-probabilities [X], and by layer how tokens were routed.
-
-        The routings are there once the backward pass has computed the layers; without gradients
-        there are none.
-
-        Args:
-            batch: a row of branches (`models/segments.py`). Its routes are those of all expert
-                layers, or none: then gates choose, and drop no token in training either.
-            sampled: what is scored.
-        """
-        with torch.no_grad():
-            logprobs_X, streams_XMD, routes = self._run(batch, sampled)
-        if not torch.is_grad_enabled():
-            return logprobs_X, {}
-        with _recomputed_layers(self._model, streams_XMD):
-            output = self._model(replace(batch, routes=routes))
-        weight_WD = self._model.head.weight
-        assert isinstance(weight_WD, Tensor)
-        scores_X = head_logprobs(
-            F.embedding(sampled.sources_X, output.hidden_BTD[0]),
-            weight_WD,
-            sampled.targets_X,
-            temperature=sampled.temperature,
-            known_X=logprobs_X,
+    Returns:
+        Log-probabilities, the stream behind each layer, and the routes taken.
+    """
+    assert batch.documents_BT is not None
+    assert batch.branches_BT is not None
+    runs = branch_runs(batch.documents_BT, batch.branches_BT)
+    layers = range(model.config.num_hidden_layers)
+    expert_layers = [layer for layer in layers if model.config.is_expert_layer(layer)]
+    replayed_MYK = _laid_out(batch, expert_layers)
+    tokens = batch.input_ids_BT.shape[1]
+    cache = PagedCache(model.cache_specs()[: len(layers)], num_blocks=tokens, block_size=1)
+    chunk = min(_MOST_TOKENS, max(1, _MOST_LOGITS // model.config.vocab_size))
+    logprobs_X = torch.empty(len(sampled.targets_X))
+    outputs = []
+    for start in range(0, tokens, chunk):
+        end = min(start + chunk, tokens)
+        own_X = ((sampled.sources_X >= start) & (sampled.sources_X < end)).nonzero().flatten()
+        output = program.run(
+            step_tokens(
+                batch.input_ids_BT[:, start:end],
+                _paged(runs, cache, start, end),
+                sampled.sources_X[own_X] - start,
+            ),
+            Pages(cache.parts, cache.block_size),
+            threads=torch.get_num_threads(),
+            record_routes=replayed_MYK is None,
+            return_streams=True,
+            replayed_MYK=None if replayed_MYK is None else replayed_MYK[start:end],
         )
-        return scores_X, output.routings
+        logprobs_X[own_X] = _scores(output, sampled, own_X)
+        outputs.append(output)
+    found_MYK = [output.routes_MYK for output in outputs if output.routes_MYK is not None]
+    routes_MYK = torch.cat(found_MYK) if found_MYK else replayed_MYK
+    routes = {}
+    if routes_MYK is not None:
+        routes_YMK = routes_MYK.long().transpose(0, 1)
+        routes = {n: routes_YMK[place, None] for place, n in enumerate(expert_layers)}
+    streams_XMD = torch.cat([o.streams_XMD for o in outputs if o.streams_XMD is not None], dim=1)
+    return logprobs_X, streams_XMD, routes
 
-    def _run(
-        self, batch: ForwardBatch, sampled: Sampled
-    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        """Run the program over the row, in chunks, whose cuts no bit depends on.
 
-        Returns:
-            Log-probabilities, the stream behind each layer, and the routes taken.
-        """
-        tokens, vocabulary = batch.input_ids_BT.shape[1], self._model.config.vocab_size
-        chunk = min(_MOST_TOKENS, max(1, _MOST_LOGITS // vocabulary))
-        replayed_MYK = self._replayed(batch)
-        specs = self._model.cache_specs()[: self._model.config.num_hidden_layers]
-        cache = PagedCache(specs, num_blocks=tokens, block_size=1)
-        runs = branch_runs(batch.documents_BT, batch.branches_BT)
-        logprobs_X = torch.empty(len(sampled.targets_X))
-        outputs = []
-        for start in range(0, tokens, chunk):
-            end = min(start + chunk, tokens)
-            own_X = ((sampled.sources_X >= start) & (sampled.sources_X < end)).nonzero().flatten()
-            output = self._program.run(
-                step_tokens(
-                    batch.input_ids_BT[:, start:end].contiguous(),
-                    _paged(runs, cache, start, end),
-                    sampled.sources_X[own_X] - start,
-                ),
-                Pages(cache.parts, cache.block_size),
-                threads=torch.get_num_threads(),
-                record_routes=replayed_MYK is None,
-                return_streams=True,
-                replayed_MYK=None if replayed_MYK is None else replayed_MYK[start:end],
-            )
-            logprobs_X[own_X] = self._scores(output, sampled, own_X)
-            outputs.append(output)
-        return logprobs_X, *self._joined(outputs, replayed_MYK)
+def _laid_out(batch: ForwardBatch, expert_layers: list[int]) -> Tensor | None:
+    """Lay out the routes of a batch as programs read them, [M, Y, K]."""
+    if not batch.routes:
+        return None
+    assert sorted(batch.routes) == expert_layers, "routes are of all expert layers, or of none"
+    return torch.stack([batch.routes[layer][0] for layer in expert_layers], dim=1).short()
 
-    def _scores(self, output: ProgramOutput, sampled: Sampled, own_X: Tensor) -> Tensor:
-        temperatures_X = torch.full((len(own_X),), sampled.temperature)
-        scores = score_rows(
-            output.logits_LW, sampled.targets_X[own_X], temperatures_X, limit=self._vocab_limit
-        )
-        return scores[0]
 
-    def _replayed(self, batch: ForwardBatch) -> Tensor | None:
-        """Lay out the routes of a batch as programs read them."""
-        if not batch.routes:
-            return None
-        assert sorted(batch.routes) == self._expert_layers, "of all expert layers, or none"
-        routes = [batch.routes[layer][0] for layer in self._expert_layers]
-        return torch.stack(routes, dim=1).short()
-
-    def _joined(
-        self, outputs: list[ProgramOutput], replayed_MYK: Tensor | None
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Put the streams and routes of the chunks together."""
-        streams_XMD = torch.cat([o.streams_XMD for o in outputs if o.streams_XMD is not None], 1)
-        routes_MYK = replayed_MYK
-        if routes_MYK is None and self._expert_layers:
-            found = [o.routes_MYK for o in outputs if o.routes_MYK is not None]
-            routes_MYK = torch.cat(found)
-        if routes_MYK is None:
-            return streams_XMD, {}
-        by_layer = routes_MYK.long().unbind(1)
-        routes = zip(self._expert_layers, (x.unsqueeze(0) for x in by_layer), strict=True)
-        return streams_XMD, dict(routes)
+def _scores(output: ProgramOutput, sampled: Sampled, own_X: Tensor) -> Tensor:
+    """Return the log-probabilities of the tokens that a run has logits of."""
+    targets_X = sampled.targets_X[own_X]
+    temperatures_X = torch.full((len(own_X),), sampled.temperature)
+    limit = sampled.vocab_limit
+    return score_rows(output.logits_LW, targets_X, temperatures_X, limit=limit)[0]
 
 
 def _paged(runs: BranchRuns, cache: PagedCache, start: int, end: int) -> PagedTokens:
