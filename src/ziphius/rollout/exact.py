@@ -117,13 +117,11 @@ def _run(
         )
         logprobs_X[own_X] = _scores(output, sampled, own_X)
         outputs.append(output)
-    found_MYK = [output.routes_MYK for output in outputs if output.routes_MYK is not None]
-    routes_MYK = torch.cat(found_MYK) if found_MYK else replayed_MYK
-    routes = {}
-    if routes_MYK is not None:
-        routes_YMK = routes_MYK.long().transpose(0, 1)
-        routes = {n: routes_YMK[place, None] for place, n in enumerate(expert_layers)}
     streams_XMD = torch.cat([o.streams_XMD for o in outputs if o.streams_XMD is not None], dim=1)
+    if batch.routes or not expert_layers:
+        return logprobs_X, streams_XMD, dict(batch.routes)
+    chosen_MYK = torch.cat([o.routes_MYK for o in outputs if o.routes_MYK is not None]).long()
+    routes = dict(zip(expert_layers, chosen_MYK.transpose(0, 1).unsqueeze(1), strict=True))
     return logprobs_X, streams_XMD, routes
 
 

@@ -26,6 +26,7 @@ from ziphius.models.layers import Linear
 from ziphius.models.model import Model
 from ziphius.ops import native
 from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.rl import rollout_batch
 from ziphius.rl.settings import GrpoConfig
 from ziphius.rollout import exact
 from ziphius.rollout.config import RolloutConfig
@@ -112,6 +113,15 @@ def test_gradients_are_those_of_the_modules(preset: str, replay_routes: bool) ->
         assert total == pytest.approx(loss, rel=1e-4, abs=1e-6)
         assert means["clip_ratio"] == terms["clip_ratio"]
     assert found[True, 1][2]["clip_ratio"] > 0.02
+
+
+def test_a_step_that_teaches_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_batch, "reward", lambda rollout, bonus: 1.0)
+    model = sharp("v3-tiny")
+    total, means = objective(stage(model, exactly()), model, 0)
+    total.backward()
+    assert float(total.detach()) == means["gap"] == 0
+    assert all(not grad.any() for grad in gradients(model).values())
 
 
 def test_the_reference_is_scored_exactly_too() -> None:
