@@ -105,6 +105,7 @@ class GrpoStage(Stage):
         self.reference: Model | None = None
         if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
+        self._vocab_limit = tokenizer.vocab_size
         self._programs: dict[Model, Program] = {}
         if config.exact_logprobs:
             self._refuse_inexact()
@@ -259,7 +260,7 @@ class GrpoStage(Stage):
         if self.config.exact_logprobs:
             if model not in self._programs:
                 self._pack(model)
-            limit = self.tokenizer.vocab_size
+            limit = self._vocab_limit
             sampled = Sampled(batch.sources_X, batch.targets_X, temperature, limit)
             return exact_logprobs(self._programs[model], model, forward, sampled)
         output = model(forward)
@@ -274,7 +275,7 @@ class GrpoStage(Stage):
         known = self._programs.get(model)
         try:
             arena = None if known is None else known.arena
-            self._programs[model] = write_program(model, arena)
+            self._programs[model] = write_program(model, arena=arena)
         except NotNative as reason:
             raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
 

@@ -203,13 +203,16 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.compute, ctx.weights = compute, weights
+        ctx.is_autocast = torch.is_autocast_enabled(x.device.type)
+        ctx.autocast_dtype = torch.get_autocast_dtype(x.device.type)
         return known
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         [x] = ctx.saved_tensors
-        with torch.enable_grad():
+        as_before = torch.autocast(x.device.type, ctx.autocast_dtype, enabled=ctx.is_autocast)
+        with torch.enable_grad(), as_before:
             x = x.detach().requires_grad_()
             out = ctx.compute(x)
         grads = torch.autograd.grad(out, (x, *ctx.weights), grad, allow_unused=True)
