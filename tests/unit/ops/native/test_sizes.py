@@ -23,7 +23,7 @@ from tests.numerics.oracles import CONFIGS
 from tests.paged import Sequences, logits_of, paged_cache
 from tests.tiny import build, random_ids
 from tests.twins import BOUNDS, assert_equal_within, draw
-from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.models.cache import PagedCache
 from ziphius.models.presets import derive
@@ -47,6 +47,7 @@ from ziphius.ops.native import (
     sampling,
 )
 from ziphius.ops.native.binding import Kernel
+from ziphius.ops.native.program import Pages
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
 from ziphius.ops.sampling import RowSettings, sample_rows
@@ -269,8 +270,25 @@ def whole_model(sizes: Sizes) -> Case:
         cache = paged_cache(model, blocks, block_size, dtype, empty=empty)
         return torch.cat(logits_of(runner(cache), Sequences(cache, ids), chunks, threads))
 
+    def replay() -> None:
+        """What gates chose, taken from outside, changes no bit of any stream."""
+        blocks = sum(-(-length // block_size) for length in lengths)
+        cache = paged_cache(model, blocks, block_size, cache_dtype)
+        whole = Sequences(cache, ids).batch(list(enumerate(lengths)))
+        run = partial(
+            write_program(model).run,
+            step_tokens(whole.input_ids_BT, whole.paged),
+            Pages(cache.parts, block_size),
+            threads=threads,
+            return_streams=True,
+        )
+        chosen = run(record_routes=True)
+        again = run(replayed_MYK=chosen.routes_MYK)
+        assert torch.equal(again.streams_XMD, chosen.streams_XMD)
+
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
+            replay()
             ours = partial(NativeRunner, model, threads=threads, return_hidden=returns_hidden)
             found = logits(ours, cache_dtype, nan)
             # Rounded rows of a cache may send a token to another expert, and nothing is alike then.
