@@ -1,7 +1,8 @@
 """One GRPO step against TRL's GRPOTrainer: `make bench-rl`.
 
 A step is 16 prompts of 32 tokens, 8 completions of 64 tokens each, one update, no reference, on the
-shape `bench-v3` with random weights. Ours is the stage, the stepper and the optimizer of a run. TRL
+shape `bench-v3` with random weights. "price" is how many times as long a step with exact
+log-probabilities takes. Ours is the stage, the stepper and the optimizer of a run. TRL
 has an environment of its own; without one its arms are left out. Run nothing else meanwhile.
 
     python bench/rl.py [--trl PYTHON] [--rounds 5] [--out bench/results/rl.json]
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from ziphius.text.tokenizer import Tokenizer
 PROMPTS, COMPLETIONS, NEW_TOKENS, PROMPT_TOKENS = 16, 8, 64, 32
 TOKENS = PROMPTS * COMPLETIONS * (PROMPT_TOKENS + NEW_TOKENS)
 WARMUP_STEPS, STEPS_PER_TURN = 2, 1
-OURS = {"ziphius fp32": "float32", "ziphius bf16": "bfloat16"}
+EXACT = "ziphius fp32, exact log-probabilities"
+OURS = {"ziphius fp32": "float32", EXACT: "float32", "ziphius bf16": "bfloat16"}
 TRL = {"trl fp32": "float32", "trl bf16": "bfloat16"}
 
 
@@ -45,6 +48,7 @@ class Ours:
         shape: ModelConfig | None = None,
         device: torch.device | None = None,
         prompts: int = PROMPTS,
+        exact_logprobs: bool = False,
     ) -> None:
         from ziphius.core.memory import keep_freed_memory
         from ziphius.dist.world import ALONE
@@ -72,7 +76,8 @@ class Ours:
         TASKS["silent"] = silent
         rollout_batch.reward = lambda rollout, format_bonus: even_share(rollout.token_ids)
         config = GrpoConfig(
-            rollout=RolloutConfig(num_generations=COMPLETIONS, max_new_tokens=NEW_TOKENS)
+            rollout=RolloutConfig(num_generations=COMPLETIONS, max_new_tokens=NEW_TOKENS),
+            exact_logprobs=exact_logprobs,
         )
         train = GrpoTraining(
             global_batch_size=prompts * COMPLETIONS,
@@ -188,7 +193,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only the arms whose name contains this")
     options = parser.parse_args()
     if options.arm:
-        turns.serve(lambda: Ours(OURS[options.arm]), warmup=WARMUP_STEPS, steps=STEPS_PER_TURN)
+        dtype, is_exact = OURS[options.arm], options.arm == EXACT
+        build = partial(Ours, dtype, exact_logprobs=is_exact)
+        turns.serve(build, warmup=WARMUP_STEPS, steps=STEPS_PER_TURN)
         return
     commands = {name: [sys.executable, __file__, "--arm", name] for name in OURS}
     if has_trl(options.trl):
@@ -218,11 +225,13 @@ def main() -> None:
             if ours in rows and theirs in rows
         },
     }
+    if EXACT in rows and "ziphius fp32" in rows:
+        result["price"] = {EXACT: round(rows[EXACT]["ms"] / rows["ziphius fp32"]["ms"], 3)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, row in rows.items():
-        print(f"{name:16} {row['ms']:9} ms {row['tokens_per_s']:9} tok/s {row['gflop_per_s']:7}")
-    print(json.dumps(result["ratios"], indent=1))
+        print(f"{name:38} {row['ms']:9} ms {row['tokens_per_s']:9} tok/s {row['gflop_per_s']:7}")
+    print(json.dumps(result["ratios"] | result.get("price", {}), indent=1))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class _Runs:
+class BranchRuns:
     """The stretches of one document and branch, in the order of the row."""
 
     run_M: Tensor
@@ -44,8 +44,11 @@ class _Runs:
     """Of the trunk that a run goes on from; 0 for a trunk."""
 
 
-def _runs(documents_BT: Tensor, branches_BT: Tensor) -> _Runs:
-    """Find the runs, on the CPU: their number steers the host, which waits for a device once."""
+def branch_runs(documents_BT: Tensor, branches_BT: Tensor) -> BranchRuns:
+    """Find the runs of a row [1, M], on the CPU: their number steers the host.
+
+    A host waits for a device once.
+    """
     documents_M, branches_M = torch.cat((documents_BT, branches_BT)).cpu()
     changes_M = torch.ones_like(documents_M, dtype=torch.bool)
     changes_M[1:] = (documents_M[1:] != documents_M[:-1]) | (branches_M[1:] != branches_M[:-1])
@@ -60,12 +63,14 @@ def _runs(documents_BT: Tensor, branches_BT: Tensor) -> _Runs:
         "a document of branches begins with its trunk"
     )
     trunk_lengths_Z = torch.where(is_trunk_Z, 0, lengths_Z[trunk_Z])
-    return _Runs(changes_M.cumsum(0) - 1, starts_Z, lengths_Z, starts_Z[trunk_Z], trunk_lengths_Z)
+    return BranchRuns(
+        changes_M.cumsum(0) - 1, starts_Z, lengths_Z, starts_Z[trunk_Z], trunk_lengths_Z
+    )
 
 
 def branch_positions(documents_BT: Tensor, branches_BT: Tensor) -> Tensor:
     """Count positions in a row of trunks and branches: every branch goes on from its trunk."""
-    runs = _runs(documents_BT, branches_BT)
+    runs = branch_runs(documents_BT, branches_BT)
     first_Z = runs.trunk_lengths_Z - runs.starts_Z
     positions_M = torch.arange(documents_BT.shape[1]) + first_Z[runs.run_M]
     return send(positions_M, documents_BT.device).unsqueeze(0)
@@ -86,7 +91,7 @@ def split_branches(
         branches_BT: [1, M], 0 for the trunk, with which a document begins.
     """
     assert len(documents_BT) == 1, "branches are packed into one row"
-    runs, positions_M = _runs(documents_BT, branches_BT), positions_BT[0]
+    runs, positions_M = branch_runs(documents_BT, branches_BT), positions_BT[0]
     device = positions_M.device
     place_T = torch.arange(int(runs.lengths_Z.max()))
     queries_ZT = runs.starts_Z[:, None] + place_T * (place_T < runs.lengths_Z[:, None])

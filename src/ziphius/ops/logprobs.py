@@ -101,7 +101,12 @@ def divided(logits_LW: Tensor, temperatures_L: Tensor) -> Tensor:
 
 
 def head_logprobs(
-    hidden_XD: Tensor, weight_WD: Tensor, ids_X: Tensor, *, temperature: float = 1.0
+    hidden_XD: Tensor,
+    weight_WD: Tensor,
+    ids_X: Tensor,
+    *,
+    temperature: float = 1.0,
+    known_X: Tensor | None = None,
 ) -> Tensor:
     """Score tokens as `token_logprobs` does on the logits of a linear head, never holding them all.
 
@@ -112,10 +117,12 @@ def head_logprobs(
         weight_WD: the head.
         ids_X: the tokens.
         temperature: divides the logits.
+        known_X: float32: what another kernel found for the same; it is returned, and only the
+            gradient is computed here.
     """
     dtype = compute_dtype(hidden_XD)
     logprobs_X: Tensor = native.apply(
-        _HeadLogprobs, hidden_XD, weight_WD, ids_X, temperature, dtype
+        _HeadLogprobs, hidden_XD, weight_WD, ids_X, temperature, dtype, known_X
     )
     return logprobs_X
 
@@ -129,12 +136,16 @@ class _HeadLogprobs(torch.autograd.Function):
         ids_X: Tensor,
         temperature: float,
         dtype: torch.dtype,
+        known_X: Tensor | None,
     ) -> Tensor:
         hidden, weight = hidden_XD.to(dtype), weight_WD.to(dtype)
-        logprobs_X = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for rows in _blocks(hidden, len(weight)):
-            logits = torch.mm(hidden[rows], weight.t())
-            logprobs_X[rows] = token_logprobs(logits, ids_X[rows], temperature=temperature)
+        if known_X is not None:
+            logprobs_X = known_X.clone()
+        else:
+            logprobs_X = hidden.new_empty(len(hidden), dtype=torch.float32)
+            for rows in _blocks(hidden, len(weight)):
+                logits = torch.mm(hidden[rows], weight.t())
+                logprobs_X[rows] = token_logprobs(logits, ids_X[rows], temperature=temperature)
         ctx.save_for_backward(hidden, weight, ids_X, logprobs_X)
         ctx.temperature, ctx.input_dtypes = temperature, (hidden_XD.dtype, weight_WD.dtype)
         return logprobs_X
@@ -159,7 +170,7 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.input_dtypes
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_dtype)
-        return grad_hidden.to(hidden_dtype), grad_weight, None, None, None
+        return grad_hidden.to(hidden_dtype), grad_weight, None, None, None, None
 
 
 def _blocks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:

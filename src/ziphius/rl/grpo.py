@@ -5,8 +5,8 @@ the arithmetic, with what it takes from later papers, is in `rl/objective.py`. W
 
 1. The answers come from the module that trains, at its present weights, in the numbers it trains
    in. Every token is scored with the experts it was sampled through, so that trainer and sampler
-   agree: the largest difference of a log-probability is a metric of every step, and in float32 a
-   few millionths.
+   agree: the largest difference of a log-probability is a metric of every step, in float32 a few
+   millionths, and with `exact_logprobs` 0 (`rollout/exact.py`).
 2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by, the
    penalty against a reference included. Where asked for, their prompts are replaced by others
    first, as DAPO does (arXiv 2503.14476, section 3.2), up to a stated number of times. A step
@@ -28,11 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ziphius.core.device import resolve_dtype
+from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.dist.world import ALONE, World
+from ziphius.engine.native_runner import write_program
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import head_logprobs
+from ziphius.ops.native.program_builder import NotNative, Program
 from ziphius.rl.batch import GrpoBatch, build_batch
 from ziphius.rl.objective import clipped_losses, k3_penalties
 from ziphius.rl.problems import ProblemStream
@@ -50,6 +53,7 @@ from ziphius.rl.rollout_batch import (
     to_json,
 )
 from ziphius.rl.settings import GrpoConfig
+from ziphius.rollout.exact import Sampled, exact_logprobs
 from ziphius.rollout.sample import sample_groups
 from ziphius.rollout.weights import rounded_weights
 from ziphius.tasks import Problem
@@ -101,11 +105,18 @@ class GrpoStage(Stage):
         self.reference: Model | None = None
         if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
+        self._vocab_limit = tokenizer.vocab_size
+        self._programs: dict[Model, Program] = {}
+        if config.exact_logprobs:
+            self._refuse_inexact()
+            self._pack(model)
         self._rollouts: RolloutBatch | None = None
         self._steps_done = 0
 
     def batches(self, step: int) -> list[Batch]:
         """Sample, or take up what was sampled for an earlier step, as this rank's micro-batches."""
+        if self.config.exact_logprobs:
+            self._pack(self.model)
         number, update = divmod(step, self.config.num_iterations)
         if self._rollouts is None or self._rollouts.number != number:
             assert update == 0, "completions of an earlier step are part of the state"
@@ -146,6 +157,8 @@ class GrpoStage(Stage):
             terms[name] = Term(total, key, 0.0)
         difference_X = (logprobs_X.detach() - batch.rollout_logprobs_X).abs()
         is_measured = batch.is_fresh and difference_X.numel() > 0
+        if config.exact_logprobs and is_measured:
+            assert not difference_X.any(), "trainer and sampler run one program on the same weights"
         metrics = {"sampling_logp_difference_max": difference_X.max() if is_measured else 0.0}
         return LossOutput(terms, metrics, routings)
 
@@ -235,21 +248,54 @@ class GrpoStage(Stage):
     def _logprobs(
         self, model: Model, batch: GrpoBatch, routes: Mapping[int, Tensor]
     ) -> tuple[Tensor, dict[int, Any]]:
-        """Return the log-probabilities of the sampled tokens, and how tokens were routed."""
-        output = model(
-            ForwardBatch(
-                batch.ids_BT,
-                documents_BT=batch.documents_BT,
-                branches_BT=batch.branches_BT,
-                routes=routes,
-            )
+        """Return the log-probabilities of the sampled tokens, and how tokens were routed; exact
+        ones have that behind the backward pass."""
+        temperature = self.config.rollout.sampling.temperature
+        forward = ForwardBatch(
+            batch.ids_BT,
+            documents_BT=batch.documents_BT,
+            branches_BT=batch.branches_BT,
+            routes=routes,
         )
+        if self.config.exact_logprobs:
+            if model not in self._programs:
+                self._pack(model)
+            limit = self._vocab_limit
+            sampled = Sampled(batch.sources_X, batch.targets_X, temperature, limit)
+            return exact_logprobs(self._programs[model], model, forward, sampled)
+        output = model(forward)
         hidden_XD = F.embedding(batch.sources_X, output.hidden_BTD[0])
         weight_WD = model.head.weight
         assert isinstance(weight_WD, Tensor)
-        temperature = self.config.rollout.sampling.temperature
         scores_X = head_logprobs(hidden_XD, weight_WD, batch.targets_X, temperature=temperature)
         return scores_X, dict(output.routings)
+
+    def _pack(self, model: Model) -> None:
+        """Pack the present weights for exact scores: of the model that trains, or the reference."""
+        known = self._programs.get(model)
+        try:
+            arena = None if known is None else known.arena
+            self._programs[model] = write_program(model, arena=arena)
+        except NotNative as reason:
+            raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
+
+    def _refuse_inexact(self) -> None:
+        """Raise where the sampler would not run the program, or rounds at every product."""
+        if self.device.type != "cpu":
+            raise ConfigError(
+                f"grpo.exact_logprobs: native programs run on a CPU, not on {self.device}; leave "
+                "it out."
+            )
+        if self.dtype != torch.float32:
+            raise ConfigError(
+                f"grpo.exact_logprobs: train.dtype is {self.train.dtype}, which is "
+                f"{self.dtype} here, and rounds at every product: set it to float32."
+            )
+        if self.train.activation_checkpointing:
+            raise ConfigError(
+                "train.activation_checkpointing has no effect with grpo.exact_logprobs, which "
+                "computes every layer again in any case: leave it out."
+            )
 
     def _autocast(self) -> torch.autocast:
         is_on = self.dtype != torch.float32

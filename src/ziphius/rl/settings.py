@@ -61,6 +61,9 @@ class GrpoConfig(RenamedConfig):
     """Optimizer steps on the same completions, before new ones are sampled."""
     replay_routes: bool = True
     """Send every token to the experts that it was sampled through, if the model has experts."""
+    exact_logprobs: bool = False
+    """Compute the trainer's forward pass with the sampler's native program, so that their
+    log-probabilities are the same to the last bit; float32 on a CPU alone, and slower."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

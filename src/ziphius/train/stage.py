@@ -39,7 +39,7 @@ class LossOutput:
     """Over all micro-batches and ranks, names that end in _sum are added up and names that end in
     _max keep the largest; nothing is divided."""
     routings: dict[int, Routing] = field(default_factory=dict)
-    """By layer, for the router biases and the statistics of load."""
+    """By layer, for the router biases and the statistics of load; read behind the backward pass."""
 
 
 class Stage(ABC):

@@ -129,12 +129,13 @@ class Stepper:
         for batch in batches:
             with self.autocast():
                 output = self.stage.loss(self.model, batch.to(self.device), progress)
-            sums.add(output)
             objective = torch.zeros((), device=self.device)
             for term in output.terms.values():
                 share = term.coefficient / _divisor(weights[term.weight_key])
                 objective = objective + share * term.loss_sum
             objective.backward()
+            # Routings of layers that only the backward pass computes are there now.
+            sums.add(output)
         return sums
 
     def _reduce_gradients(self) -> None:

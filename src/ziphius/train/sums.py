@@ -58,7 +58,7 @@ class Sums:
             assert name.endswith(("_sum", "_max")), f"{name}: how is this metric put together?"
             kept = value.detach() if isinstance(value, Tensor) else value
             self._metrics.setdefault(name, []).append(kept)
-        for layer, routing in output.routings.items():
+        for layer, routing in sorted(output.routings.items()):
             self._add_routing(layer, routing)
 
     def totals(self, world: World, device: torch.device) -> Totals:

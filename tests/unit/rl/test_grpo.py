@@ -17,6 +17,8 @@ from tests.unit.rl.toys import (
     copied,
     grpo_config,
     model_of,
+    nudge,
+    objective,
     pay_low_ids,
     questions,
     stage,
@@ -46,26 +48,6 @@ PRESETS = ["v3-tiny", "v2-tiny", "r1-distill-llama-tiny"]
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     add_echo(monkeypatch)
     pay_low_ids(monkeypatch)
-
-
-def objective(found: GrpoStage, model: Model, step: int) -> tuple[Tensor, dict[str, float]]:
-    """What `train/step.py` makes of a step: every term over its weight of all micro-batches."""
-    batches = found.batches(step)
-    weights: dict[str, float] = {}
-    for batch in batches:
-        for key, weight in found.weights(batch).items():
-            weights[key] = weights.get(key, 0.0) + weight
-    total = torch.zeros(())
-    means: dict[str, float] = {}
-    for batch in batches:
-        output = found.loss(model, batch, 0.0)
-        for name, term in output.terms.items():
-            share = 1 / max(1.0, weights[term.weight_key])
-            total = total + term.coefficient * share * term.loss_sum
-            means[name] = means.get(name, 0.0) + share * float(term.loss_sum.detach())
-        gap = float(output.metrics["sampling_logp_difference_max"])
-        means["gap"] = max(means.get("gap", 0.0), gap)
-    return total, means
 
 
 def in_loops(
@@ -118,13 +100,6 @@ def test_loss_and_gradient_are_those_of_plain_loops(preset: str) -> None:
     assert means["clip_ratio"] > 0.05
     assert means["kl"] > 1e-3
     assert tokens == sum(len(a.token_ids) for group in rollouts.groups for a in group.completions)
-
-
-@torch.no_grad()
-def nudge(model: Model, size: float) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
 def test_any_split_into_micro_batches_is_the_same_step() -> None:

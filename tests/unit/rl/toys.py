@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.unit.rollout.tasks import echo
 from ziphius.models.model import Model
@@ -83,3 +84,31 @@ def copied(model: Model) -> Model:
 
 def tensor(values: Sequence[Sequence[float]]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def objective(found: GrpoStage, model: Model, step: int) -> tuple[Tensor, dict[str, float]]:
+    """What `train/step.py` makes of a step: every term over its weight of all micro-batches."""
+    batches = found.batches(step)
+    weights: dict[str, float] = {}
+    for batch in batches:
+        for key, weight in found.weights(batch).items():
+            weights[key] = weights.get(key, 0.0) + weight
+    total = torch.zeros(())
+    means: dict[str, float] = {}
+    for batch in batches:
+        output = found.loss(model, batch, 0.0)
+        for name, term in output.terms.items():
+            share = 1 / max(1.0, weights[term.weight_key])
+            total = total + term.coefficient * share * term.loss_sum
+            means[name] = means.get(name, 0.0) + share * float(term.loss_sum.detach())
+        gap = float(output.metrics["sampling_logp_difference_max"])
+        means["gap"] = max(means.get("gap", 0.0), gap)
+    return total, means
+
+
+@torch.no_grad()
+def nudge(model: Model, size: float) -> None:
+    """Move all weights a little, as a step would."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter += size * torch.randn(parameter.shape, generator=generator)

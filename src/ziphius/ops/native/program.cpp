@@ -16,7 +16,7 @@ namespace {
 
 // What program_run returns where it is not FINE.
 enum Refusal : int64_t { BAD_IDS = -1, BAD_STARTS = -2, BAD_LENGTHS = -3, BAD_TABLES = -4, BAD_SLOTS = -5, BAD_WANTED = -6,
-                         BAD_ADAPTERS = -7 };
+                         BAD_ROUTES = -7, BAD_ADAPTERS = -8 };
 
 // Says what is wrong with a batch, and fills in the position of each token.
 int64_t look_at(const Batch& batch, int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t* positions) {
@@ -40,6 +40,16 @@ int64_t look_at(const Batch& batch, int64_t vocabulary, int64_t block_size, int6
     std::sort(written.begin(), written.end());
     if (std::adjacent_find(written.begin(), written.end()) != written.end()) return BAD_SLOTS;
     return all_below(batch.wanted, batch.num_wanted, batch.tokens) ? FINE : int64_t(BAD_WANTED);
+}
+
+// Whether routes to take name experts that there are.
+bool are_routes(const Choose& op, const Step& step) {
+    for (int64_t m = 0; m < step.batch.tokens; m++)
+        for (int64_t k = 0; k < op.top; k++) {
+            int16_t expert = step.replayed[(m * step.route_layers + op.route) * op.top + k];
+            if (expert < 0 || expert >= op.experts) return false;
+        }
+    return true;
 }
 
 template <class T>
@@ -115,11 +125,12 @@ template <class T, class C>
 int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,
                     float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids,
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
-                    const int64_t* wanted, const int64_t* angle_positions, const float* received,
-                    const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, float* hidden,
-                    float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,
-                    int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted,
-                    int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {
+                    const int64_t* wanted, const int16_t* replayed, const int64_t* angle_positions,
+                    const float* received, const int64_t* adapters_of, const int64_t* adapters, float* logits,
+                    int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers,
+                    int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,
+                    int64_t blocks, int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads,
+                    int exact) {
     Step step{};
     step.batch = {ids, starts, lengths, slots, tables, wanted, tokens, sequences, blocks, num_wanted};
     step.positions.resize(tokens);
@@ -131,11 +142,13 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
     step.arena = arena, step.table = table, step.strides = strides, step.block_size = block_size;
     step.parts = reinterpret_cast<const void* const*>(parts), step.part_widths = part_widths;
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
-    step.hidden = hidden, step.streams = streams;
+    step.replayed = replayed, step.hidden = hidden, step.streams = streams;
     step.by_tiles = !exact && tiles_serve<T>();
     for (int64_t i = 0; i < num_buffers; workspace += strides[i++] * tokens) step.buffers.push_back(workspace);
     static thread_local std::vector<float> memory;
     int64_t waiting = 0;
+    for (int64_t i = 0; replayed && i < num_records; i++)
+        if (records[i * WORDS] == CHOOSE && !are_routes(as<Choose>(records + i * WORDS), step)) return BAD_ROUTES;
     for (int64_t i = 0; i < num_records; i++)
         if (records[i * WORDS] == ATTEND) waiting = std::max(waiting, waiting_size(as<Attend>(records + i * WORDS), step, threads));
     step.waiting = scratch(memory, waiting);
@@ -161,19 +174,20 @@ PACK(f, float)
 PACK(b, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
-        const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float* workspace, \
-        const int64_t* parts, const int64_t* part_widths, const int64_t* ids, const int64_t* starts,            \
-        const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
-        const int64_t* angle_positions, const float* received, const int64_t* adapters_of,                      \
-        const int64_t* adapters, float* logits, int16_t* routes, float* hidden, float* streams,                 \
-        int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks,   \
-        int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters,            \
-        int64_t route_layers, int64_t threads, int exact) {                                                     \
-        return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids, starts,    \
-                                 lengths, slots, tables, wanted, angle_positions, received, adapters_of,        \
-                                 adapters, logits, routes, hidden, streams, num_records, num_buffers,           \
-                                 vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
-                                 num_adapters, route_layers, threads, exact);                                   \
+        const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float*            \
+        workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids, const int64_t*         \
+        starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t*             \
+        wanted, const int16_t* replayed, const int64_t* angle_positions, const float* received, const           \
+        int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, float* hidden,           \
+        float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t                   \
+        block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t              \
+        num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {                   \
+        return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids,            \
+                                 starts, lengths, slots, tables, wanted, replayed, angle_positions,             \
+                                 received, adapters_of, adapters, logits, routes, hidden, streams,              \
+                                 num_records, num_buffers, vocabulary, block_size, num_blocks, tokens,          \
+                                 sequences, blocks, num_wanted, num_adapters, route_layers, threads,            \
+                                 exact);                                                                        \
     }
 PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)

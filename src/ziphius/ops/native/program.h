@@ -100,7 +100,7 @@ struct Choose {
     int64_t experts, groups, best_groups, judges, top, scoring, bias;
     int64_t normalise, over_chosen;  // weights divided by their sum; softmax over the chosen logits alone
     double scaling;
-    int64_t route;  // which column of the routes that the caller asks for
+    int64_t route;  // which column of the routes that the caller gives or asks for
     Place chosen, weights;
 };
 
@@ -172,6 +172,7 @@ struct Step {
     const int64_t* part_widths;
     int64_t block_size;
     Batch batch;
+    const int16_t* replayed;  // routes to take; null: gates choose
     float* logits;
     int16_t* routes;
     int64_t route_layers;

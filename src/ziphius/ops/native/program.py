@@ -26,11 +26,12 @@ _PROGRAM_RUN = Kernel(
     "const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, "
     "float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
-    "const int64_t* wanted, const int64_t* angle_positions, const float* received, "
-    "const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, "
-    "float* hidden, float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, "
-    "int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, "
-    "int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads, int exact",
+    "const int64_t* wanted, const int16_t* replayed, const int64_t* angle_positions, "
+    "const float* received, const int64_t* adapters_of, const int64_t* adapters, float* logits, "
+    "int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers, "
+    "int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, "
+    "int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters, "
+    "int64_t route_layers, int64_t threads, int exact",
     kinds=("ff", "fb", "bf", "bb"),
     returns="int64_t",
 )
@@ -41,7 +42,8 @@ _REFUSALS = {
     -4: "block_tables: a block is not one of the cache's {num_blocks}",
     -5: "slot_mapping: a slot is not where the block table has the token, or is written twice",
     -6: "logits_rows: a row is not one of the {tokens} tokens",
-    -7: "adapters: a sequence has one that is not among those given",
+    -7: "replayed: a route names an expert that its layer does not have",
+    -8: "adapters: a sequence has one that is not among those given",
 }
 
 
@@ -185,6 +187,7 @@ def program_run(
     *,
     threads: int,
     exact: bool,
+    replayed_MYK: Tensor | None = None,
 ) -> None:
     """Run a step: write the cache rows of the tokens, and fill the tensors of the output.
 
@@ -197,6 +200,8 @@ def program_run(
         extras: of this program and step.
         threads: that share the work; no result depends on them.
         exact: leave out matrix units, whose order of sums is another one than that of vectors.
+        replayed_MYK: int16: the experts that tokens are sent to, instead of those that gates would
+            choose; their weights are still the gates'.
 
     Raises:
         ValueError: the tokens name what is not there, or the cache is another one; nothing was
@@ -215,6 +220,7 @@ def program_run(
         address("workspace", workspace, torch.float32, workspace.shape),
         *pages.addresses,
         *_token_addresses(tokens),
+        optional_address("replayed", replayed_MYK, torch.int16, routes_shape),
         *_extra_addresses(program, extras, table_A2, count, len(tokens.seq_lens_Z)),
         address("logits", output.logits_LW, torch.float32, (wanted, program.vocabulary)),
         optional_address("routes", output.routes_MYK, torch.int16, routes_shape),

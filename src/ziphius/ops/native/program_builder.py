@@ -326,6 +326,7 @@ class Program:
         record_routes: bool = False,
         return_hidden: bool = False,
         return_streams: bool = False,
+        replayed_MYK: Tensor | None = None,
     ) -> ProgramOutput:
         """Run a step: write the cache rows of the tokens, and return logits of the wanted rows.
 
@@ -338,6 +339,7 @@ class Program:
             record_routes: return the experts of every token, if there are expert layers.
             return_hidden: return the hidden states of every token.
             return_streams: return the residual stream of every token behind each layer.
+            replayed_MYK: int16: the experts that tokens are sent to; by default gates choose.
 
         Returns:
             What was asked for; the next step overwrites logits and hidden states.
@@ -362,8 +364,17 @@ class Program:
             if return_streams:
                 streams_XMD = torch.empty(layers, count, width)
             output = ProgramOutput(logits_LW, routes_MYK, hidden_MD, streams_XMD)
-            memory = self._workspace
-            program_run(packed, tokens, pages, memory, output, extras, threads=threads, exact=exact)
+            program_run(
+                packed,
+                tokens,
+                pages,
+                self._workspace,
+                output,
+                extras,
+                threads=threads,
+                exact=exact,
+                replayed_MYK=replayed_MYK,
+            )
         return output
 
 

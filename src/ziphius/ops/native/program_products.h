@@ -213,7 +213,8 @@ inline void score_row(float* logits, const Choose& op) {
 }
 
 inline void weigh_row(const float* scores, const int64_t* chosen, const Choose& op, float* weights) {
-    float sum = 0, top = scores[chosen[0]];  // the best comes first
+    float sum = 0, top = scores[chosen[0]];
+    for (int64_t k = 1; k < op.top; k++) top = std::max(top, scores[chosen[k]]);  // replayed ones come in any order
     for (int64_t k = 0; k < op.top; k++) {
         weights[k] = op.over_chosen ? std::exp(scores[chosen[k]] - top) : scores[chosen[k]];
         sum += weights[k];
@@ -236,12 +237,16 @@ inline void choose(const Choose& op, const Step& step, Team& team) {
         for (int64_t m = task * HEIGHT; m < std::min(step.batch.tokens, (task + 1) * HEIGHT); m++) {
             float* scores = step.at(op.logits, m);
             score_row(scores, op);
-            for (int64_t e = 0; e < op.experts; e++) biased[e] = scores[e] + (bias ? bias[e] : 0.0f);
-            choice.choose(biased.data(), chosen + m * op.top);
-            weigh_row(scores, chosen + m * op.top, op, weights + m * op.top);
+            int64_t *own = chosen + m * op.top, route = (m * step.route_layers + op.route) * op.top;
+            if (step.replayed) {
+                for (int64_t k = 0; k < op.top; k++) own[k] = step.replayed[route + k];
+            } else {
+                for (int64_t e = 0; e < op.experts; e++) biased[e] = scores[e] + (bias ? bias[e] : 0.0f);
+                choice.choose(biased.data(), own);
+            }
+            weigh_row(scores, own, op, weights + m * op.top);
             if (step.routes)
-                for (int64_t k = 0; k < op.top; k++)
-                    step.routes[(m * step.route_layers + op.route) * op.top + k] = int16_t(chosen[m * op.top + k]);
+                for (int64_t k = 0; k < op.top; k++) step.routes[route + k] = int16_t(own[k]);
         }
     });
 }

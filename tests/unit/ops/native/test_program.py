@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.paged import Sequences, paged_cache
-from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
+from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_config
 from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
 from ziphius.models.config import ModelConfig
 from ziphius.models.forward_batch import ForwardBatch
@@ -26,6 +26,8 @@ from ziphius.ops.native.program_builder import NotNative, Program
 from ziphius.ops.native.program_records import KINDS, Norm, Place
 
 pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
+TOPK = {"topk_method": "topk", "scoring_func": "softmax", "norm_topk_prob": False}
+TOPK |= {"n_group": 1, "topk_group": 1}
 HEADER = (Path(native.__file__).parent / "program.h").read_text()
 
 
@@ -243,6 +245,50 @@ def test_routes_are_those_of_the_gates() -> None:
     assert torch.equal(routes_MYK[:, 0].long(), routing.experts_MK)
     _, without, batch = step(record_routes=True)
     assert without(batch).routes_MYK is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        latent_config(**V3_EXPERTS),
+        latent_config(**V2_EXPERTS),
+        latent_config(**V3_EXPERTS | TOPK),
+    ],
+    ids=["sigmoid", "softmax", "topk"],
+)
+def test_routes_are_replayed_as_modules_do_it(config: ModelConfig) -> None:
+    """In any order, and without the best expert: their weights are the gate's own."""
+    model, _, batch = step(config)
+    paged, top = batch.paged, config.num_experts_per_tok
+    assert paged is not None
+    order = torch.stack([torch.randperm(8)[:top] for _ in range(5)])
+    output = write_program(model).run(
+        step_tokens(batch.input_ids_BT, paged),
+        Pages(paged.cache.parts, 4),
+        threads=2,
+        record_routes=True,
+        return_hidden=True,
+        replayed_MYK=order[:, None].short(),
+    )
+    assert torch.equal(output.routes_MYK[:, 0].long(), order)
+    with torch.no_grad():
+        expected = model(replace(batch, routes={1: order[None]}))
+    assert torch.allclose(output.hidden_MD, expected.hidden_BTD[0], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        chosen = model(batch)
+    assert not torch.allclose(output.hidden_MD, chosen.hidden_BTD[0], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("expert", [-1, 8])
+def test_a_route_to_no_expert_is_refused(expert: int) -> None:
+    model, _, batch = step(latent_config(**V3_EXPERTS))
+    routes_MYK = torch.zeros(5, 1, 2, dtype=torch.int16)
+    routes_MYK[4, 0, 1] = expert
+    tokens = step_tokens(batch.input_ids_BT, batch.paged)
+    with pytest.raises(ValueError, match="replayed: a route names an expert"):
+        write_program(model).run(
+            tokens, Pages(batch.paged.cache.parts, 4), threads=1, replayed_MYK=routes_MYK
+        )
 
 
 def test_hidden_states_are_returned_where_they_are_asked_for() -> None:
