@@ -210,7 +210,7 @@ class Chat:
             finally:
                 printer.end()
                 if speed.new_tokens:
-                    self._console.print(speed.line(), style="dim", highlight=False)
+                    self._console.print(speed.line(), style="dim", highlight=False, soft_wrap=True)
 
     def _messages(self, *further: "Message") -> "list[Message]":
         from ziphius.text.chat import Message
