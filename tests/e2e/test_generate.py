@@ -209,6 +209,11 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves_the_chat(endless):
     terminal.type(b"/help\r")
     place = terminal.wait_for(b"/reset", after=place)
     place = terminal.wait_for(b"> ", after=place)
+    terminal.type(b"Again\r")
+    place = terminal.wait_for(b"thinking", after=place)
+    terminal.type(b"\x03")
+    place = terminal.wait_for(b"tokens in", after=place)
+    place = terminal.wait_for(b"> ", after=place)
     terminal.type(b"\x04")
     assert terminal.exit_code() == 0
     assert b"Traceback" not in terminal.seen

@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field, ValidationError
 
 from ziphius.cli.answering import AnswerOptions, token_limit
+from ziphius.cli.engine_options import EngineOptions
 from ziphius.cli.prompts import PromptRow
 from ziphius.core.config import explain
 from ziphius.core.errors import ConfigError, ZiphiusError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 
-class QuestionOptions(AnswerOptions):
+class QuestionOptions(EngineOptions, AnswerOptions):
     """Options that say what is asked, of all prompts of a command."""
 
     n: Annotated[int, Field(ge=1, le=128)] = 1
