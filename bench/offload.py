@@ -39,7 +39,9 @@ from ziphius.text.tokenizer import load_tokenizer
 
 ANSWERS = 3
 LRU = 1 / 256
+WHOLE = "not offloaded"
 ARMS = {
+    WHOLE: (offload.HALF_LIFE, True, True),
     "lru": (LRU, False, False),
     "lrfu": (offload.HALF_LIFE, False, False),
     "lrfu, misses announced": (offload.HALF_LIFE, True, False),
@@ -106,7 +108,7 @@ def measure(folder: Path, arm: str, share: float, cold: bool, text: Path | None)
     layers = sum(map(config.is_expert_layer, range(config.num_hidden_layers)))
     per_expert = 3 * config.moe_intermediate_size * config.hidden_size * 4
     experts = layers * config.n_routed_experts * per_expert
-    limit = int(experts * share) if share < 1 else None
+    limit = None if arm == WHOLE else int(experts * share)
     model = load(folder, dtype=torch.float32, expert_cache=limit, drop_mtp=bool(text))
     for module in model.modules():
         if isinstance(module, offload.OffloadedExperts):
@@ -161,7 +163,7 @@ def main() -> None:
     """Measure every arm, round after round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[1, 0.5, 0.25, 0.1])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS)[1:])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--folder", type=Path)
@@ -177,8 +179,9 @@ def main() -> None:
         folder = options.folder or Path(temporary) / "model"
         if not folder.exists():
             build_folder(folder)
-        # All of a model in memory has nothing to choose.
-        arms = [(s, arm) for s in options.shares for arm in (options.arms if s < 1 else ["lrfu"])]
+        # Where the pool holds all there is nothing to choose or to announce.
+        full = [WHOLE, "lrfu"]
+        arms = [(s, arm) for s in options.shares for arm in (options.arms if s < 1 else full)]
         found: dict[tuple[float, str], list[dict[str, Any]]] = {pair: [] for pair in arms}
         for _ in range(options.rounds):
             for share, arm in arms:
@@ -186,7 +189,7 @@ def main() -> None:
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     rows = []
     for (share, arm), rounds in found.items():
-        row: dict[str, Any] = {"share": share, "arm": arm if share < 1 else "all in memory"}
+        row: dict[str, Any] = {"share": share, "arm": arm}
         row |= {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
         print(json.dumps(row), flush=True)
         rows.append(row)

@@ -176,7 +176,8 @@ def test_what_is_missing_and_what_is_guessed_are_announced_and_counted() -> None
     use(cache, "a", 0, guess=Guess("b", [3, 5]))  # 3 is there
     assert source.announced[3:] == [("a", []), ("b", [5])]
     assert source.reads == [("a", 0), ("a", 1), ("b", 3), ("b", 4)]
-    use(cache, "a", 1)
+    use(cache, "a", 1)  # another layer came next: the guess is over
+    use(cache, "b", 5)
     assert cache.metrics()["expert_cache_right_guesses"] == 1
 
 
