@@ -207,7 +207,9 @@ def test_announced_files_are_fetched_and_a_gone_one_is_named_by_who_reads(
     hints: list[tuple[int, int]] = []
     monkeypatch.setattr(tensor_reader, "HINT_BYTES", 500)
     monkeypatch.setattr(
-        "os.posix_fadvise", lambda _, start, size, advice: hints.append((start, size)), raising=False
+        "os.posix_fadvise",
+        lambda _, start, size, advice: hints.append((start, size)),
+        raising=False,
     )
     monkeypatch.setattr("os.POSIX_FADV_WILLNEED", 3, raising=False)
     cache.source.announce(layer, [2])
