@@ -108,7 +108,8 @@ def generate(config: GenerateConfig) -> None:
     questions = Questions(config, loaded, prompts.rows)
     asked = [questions.of(row) for row in prompts.rows]
     chat_format = None if questions.chat_format is None else questions.chat_format.name
-    with open_session(loaded, config, config.batch_size) as session:
+    at_once = min(config.batch_size, sum(question.params.completions for question in asked))
+    with open_session(loaded, config, at_once) as session:
         show = _Show(config, session, asked)
         try:
             if config.as_json:
