@@ -174,20 +174,19 @@ PACK(f, float)
 PACK(b, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
-        const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, float*            \
-        workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids, const int64_t*         \
-        starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t*             \
-        wanted, const int16_t* replayed, const int64_t* angle_positions, const float* received, const           \
-        int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, float* hidden,           \
-        float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t                   \
-        block_size, int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t              \
-        num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {                   \
-        return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids,            \
-                                 starts, lengths, slots, tables, wanted, replayed, angle_positions,             \
-                                 received, adapters_of, adapters, logits, routes, hidden, streams,              \
-                                 num_records, num_buffers, vocabulary, block_size, num_blocks, tokens,          \
-                                 sequences, blocks, num_wanted, num_adapters, route_layers, threads,            \
-                                 exact);                                                                        \
+        const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,                   \
+        float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids,                 \
+        const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,             \
+        const int64_t* wanted, const int16_t* replayed, const int64_t* angle_positions, const float* received,  \
+        const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, float* hidden,     \
+        float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,       \
+        int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted,              \
+        int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {                               \
+        return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids, starts,    \
+                                 lengths, slots, tables, wanted, replayed, angle_positions, received,           \
+                                 adapters_of, adapters, logits, routes, hidden, streams, num_records,           \
+                                 num_buffers, vocabulary, block_size, num_blocks, tokens, sequences, blocks,    \
+                                 num_wanted, num_adapters, route_layers, threads, exact);                       \
     }
 PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)
