@@ -131,9 +131,10 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const void* ta
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
                     const int64_t* wanted, const int64_t* angle_positions, const float* received,
                     const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits,
-                    int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,
-                    int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted,
-                    int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {
+                    int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers,
+                    int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,
+                    int64_t blocks, int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads,
+                    int exact) {
     Step step{};
     step.batch = {ids, starts, lengths, slots, tables, wanted, tokens, sequences, blocks, num_wanted};
     step.positions.resize(tokens);
@@ -179,16 +180,16 @@ PACK(fb, float, bf16)
 PACK(bb, bf16, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
-        const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides, float* workspace, \
-        const int64_t* parts, const int64_t* shapes, const int64_t* ids, const int64_t* starts,            \
-        const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
-        const int64_t* angle_positions, const float* received, const int64_t* adapters_of,                      \
-        const int64_t* adapters, const int16_t* replayed, float* logits, int16_t* routes, float* hidden,         \
-        float* streams,                                                                                         \
-        int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks,   \
-        int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters,            \
-        int64_t route_layers, int64_t threads, int exact) {                                                     \
-        return program_run<T, C>(records, arena, table, strides, workspace, parts, shapes, ids, starts,    \
+        const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides,                \
+        float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,                      \
+        const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,             \
+        const int64_t* wanted, const int64_t* angle_positions, const float* received,                           \
+        const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits,            \
+        int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers,               \
+        int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,          \
+        int64_t blocks, int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads,        \
+        int exact) {                                                                                            \
+        return program_run<T, C>(records, arena, table, strides, workspace, parts, shapes, ids, starts,         \
                                  lengths, slots, tables, wanted, angle_positions, received, adapters_of,        \
                                  adapters, replayed, logits, routes, hidden, streams, num_records, num_buffers, \
                                  vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
