@@ -82,9 +82,11 @@ def build_engine(
     )
     kind = type(runner).__name__
     if adapters is not None:
-        is_native = isinstance(runner, NativeRunner)
-        mixed = runner if is_native else MixedTorchRunner(model, record_routes=record_routes)
-        runner = AdapterRunner(runner, mixed, adapters)
+        if isinstance(runner, NativeRunner):
+            runner = AdapterRunner(runner, runner, adapters)
+        else:
+            mixed = MixedTorchRunner(model, record_routes=record_routes)
+            runner = AdapterRunner(runner, mixed, adapters)
     engine = Engine(
         runner,
         cache,
