@@ -30,7 +30,7 @@ class Ziphius:
         self.facts: dict[str, Any] = {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "runner": type(self.engine._runner).__name__,
+            "runner": type(self.engine.runner).__name__,
         }
         self.added: list[tuple[int, Request]] = []
         self.numbers: dict[tuple[int, int], int] = {}

@@ -20,7 +20,8 @@ def paged_cache(
     cache = PagedCache(specs, blocks, block_size, dtype=dtype)
     for parts in cache.parts:
         for part in parts:
-            part.fill_(empty)
+            # In 8 bits all bits set is a NaN, of scales too.
+            part.fill_(255 * (empty != empty) if cache.has_scales else empty)
     return cache
 
 

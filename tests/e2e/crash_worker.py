@@ -2,9 +2,9 @@
 
     python crash_worker.py
 
-reads one JSON object a line, `{"folder": ..., "workers": ..., "dies_at": ...}`, forks a process
-that goes on where the folder's run stands, prints its number, and its exit status when it has
-ended. So torch is imported once, and not for every kill.
+reads one JSON object a line, `{"folder": ..., "workers": ..., "dies_at": ..., "holds_at": ...}`,
+forks a process that goes on where the folder's run stands, prints its number, and its exit status
+when it has ended. So torch is imported once, and not for every kill.
 
 `metrics.jsonl` is the curve as a user would keep it: cut back to the checkpoint at each resume.
 `replayed.txt` is never cut back, so that a step that was done twice stands there twice. Everything
@@ -46,6 +46,8 @@ STEPS, SAVE_EVERY = 72, 3
 STEP_S = 0.01
 """Each step takes at least this long, so that kills find the run at many places."""
 METRICS, REPLAYED, STARTS = "metrics.jsonl", "replayed.txt", "starts.txt"
+RELEASE = "release"
+"""Ending of a file beside the run's folder, that lets a process go on which holds."""
 CALLS = {
     "fsync": ("fsync",),
     "mkdir": ("mkdir",),
@@ -58,10 +60,17 @@ CALLS = {
 class NoisyStage(Pretrain):
     """Pretraining whose losses hang on the random generators and on how many there were."""
 
-    losses = 0
+    losses = begun = 0
+    holds_at: int | None = None
+    """Begin no more steps than this before `RELEASE` is there: a signal that comes late finds the
+    run still at work."""
+    release: Path
 
     def batches(self, step: int) -> list[Batch]:
         time.sleep(STEP_S)
+        while self.begun == self.holds_at and not self.release.exists():
+            time.sleep(STEP_S)
+        self.begun += 1
         return super().batches(step)
 
     def loss(self, model: Model, batch: Batch, progress: float) -> LossOutput:
@@ -180,7 +189,9 @@ def die_at(kind: str, number: int) -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def run_alone(folder: Path, workers: int, dies_at: tuple[str, int] | None) -> NoReturn:
+def run_alone(
+    folder: Path, workers: int, dies_at: tuple[str, int] | None, holds_at: int | None
+) -> NoReturn:
     """Be a process group of its own that trains, and end."""
     os.setsid()
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -188,6 +199,7 @@ def run_alone(folder: Path, workers: int, dies_at: tuple[str, int] | None) -> No
         os.dup2(log, descriptor)
     if dies_at is not None:
         die_at(*dies_at)
+    NoisyStage.holds_at, NoisyStage.release = holds_at, folder.with_suffix(f".{RELEASE}")
     status = 1
     try:
         status = main(folder, workers)
@@ -206,7 +218,8 @@ def serve() -> None:
         wanted = json.loads(line)
         child = os.fork()
         if child == 0:
-            run_alone(Path(wanted["folder"]), wanted["workers"], wanted["dies_at"])
+            own = wanted["workers"], wanted["dies_at"], wanted["holds_at"]
+            run_alone(Path(wanted["folder"]), *own)
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

@@ -18,7 +18,17 @@ import pytest
 import torch
 
 from tests.e2e import crash_worker
-from tests.e2e.crash_worker import METRICS, REPLAYED, SAVE_EVERY, STARTS, STEPS, run_config, start
+from tests.e2e.crash_worker import (
+    METRICS,
+    RELEASE,
+    REPLAYED,
+    SAVE_EVERY,
+    STARTS,
+    STEP_S,
+    STEPS,
+    run_config,
+    start,
+)
 from ziphius.train.checkpoint import CHECKPOINTS, CheckpointStore
 from ziphius.train.errors import TrainingError
 from ziphius.train.lock import LOCK_FILE, locked
@@ -32,6 +42,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240.0
+LONGEST_DELAY_S = 0.05
+"""From the steps that a test waits for to the signal, on a machine with nothing else to do."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,9 +69,17 @@ class Nursery:
             text=True,
         )
 
-    def start(self, folder: Path, workers: int, *, dies_at: tuple[str, int] | None = None) -> int:
+    def start(
+        self,
+        folder: Path,
+        workers: int,
+        *,
+        dies_at: tuple[str, int] | None = None,
+        holds_at: int | None = None,
+    ) -> int:
         """Start on a folder; return the number of the process."""
-        wanted = {"folder": str(folder), "workers": workers, "dies_at": dies_at}
+        wanted = {"folder": str(folder), "workers": workers}
+        wanted |= {"dies_at": dies_at, "holds_at": holds_at}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(wanted) + "\n")
         self.process.stdin.flush()
@@ -81,11 +101,14 @@ class Nursery:
 
     def signal(self, folder: Path, workers: int, number: int, steps: int, delay_s: float) -> int:
         """Start, send a signal some steps and some time later; return the exit status."""
-        before = steps_done(folder)
-        child = self.start(folder, workers)
+        before, release = steps_done(folder), folder.with_suffix(f".{RELEASE}")
+        release.unlink(missing_ok=True)
+        # As many steps more as may come within the longest delay: then it waits for the signal.
+        child = self.start(folder, workers, holds_at=steps + 1 + round(LONGEST_DELAY_S / STEP_S))
         await_(lambda: steps_done(folder) >= before + steps)
         time.sleep(delay_s)
         os.killpg(child, number)
+        release.touch()
         return self.wait()
 
     def close(self) -> None:
@@ -160,7 +183,7 @@ def test_five_random_kills(nursery: Nursery, reference: Path, tmp_path: Path) ->
     for kill in range(5):
         # The first comes after a checkpoint, so that something is gone on with.
         least = 1 if kill else 2 * SAVE_EVERY
-        steps, delay_s = draw.randrange(least, 3 * SAVE_EVERY), draw.uniform(0.0, 0.05)
+        steps, delay_s = draw.randrange(least, 3 * SAVE_EVERY), draw.uniform(0.0, LONGEST_DELAY_S)
         status = nursery.signal(folder, next(workers), signal.SIGKILL, steps, delay_s)
         assert status == -signal.SIGKILL
     nursery.finish(folder, next(workers))

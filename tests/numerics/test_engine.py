@@ -108,7 +108,7 @@ def test_modules_give_the_same_greedy_tokens_however_they_are_run(model, way):
     requests = [replace(request, sampling=GREEDY, n=1) for request in REQUESTS]
     engines = [engine_of(model, max_num_seqs=1), engine_of(model, **WAYS[way])]
     for engine in engines:
-        engine._runner = TorchRunner(model)
+        engine.runner = TorchRunner(model)
     expected, told = (run(engine, requests) for engine in engines)
     for key, said in told.items():
         assert [one.token_id for one in said] == [one.token_id for one in expected[key]]

@@ -11,13 +11,13 @@ from tests.figures import seen
 from tests.numerics.oracles import CONFIGS, seeds
 from tests.paged import Sequences, logits_of, paged_cache
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config, random_ids
-from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
+from ziphius.engine.native_runner import NativeRunner, pages_of, step_tokens, write_program
 from ziphius.engine.runner import TorchRunner
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
 from ziphius.ops import native
-from ziphius.ops.native.program import Pages
+from ziphius.ops.cache_rows import LARGEST, pack_rows
 
 pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
 TOLERANCE = 1e-5
@@ -84,7 +84,16 @@ def test_bfloat16_weights_multiply_float32_rows(preset: str) -> None:
     assert seen("native program in bfloat16, median row", error, 2e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.int8),
+        (torch.bfloat16, torch.float8_e4m3fn),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "config",
     [
@@ -96,7 +105,9 @@ def test_bfloat16_weights_multiply_float32_rows(preset: str) -> None:
     ],
     ids=["v3", "v2-lite", "qwen3", "a key head each", "llama, window"],
 )
-def test_a_row_is_the_same_bits_in_any_batch(config: ModelConfig, dtype: torch.dtype) -> None:
+def test_a_row_is_the_same_bits_in_any_batch(
+    config: ModelConfig, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
     """Whatever is beside it, however its prompt is cut, wherever its blocks lie, in any team."""
     model = build(config).to(dtype).eval()
     lengths = [1100, 200, 37, 5]
@@ -105,7 +116,7 @@ def test_a_row_is_the_same_bits_in_any_batch(config: ModelConfig, dtype: torch.d
     for seed, (chunks, block_size) in enumerate(
         [(None, 16), ([1, 7, 16], 8), ([64], 32), ([1, 333], 16), ([1100], 4)]
     ):
-        cache = paged_cache(model, 2_000 // block_size, block_size, dtype)
+        cache = paged_cache(model, 2_000 // block_size, block_size, cache_dtype)
         runner = NativeRunner(model, cache, threads=1 + seed % 3)
         found = logits_of(runner, Sequences(cache, ids, seed), chunks, seed)
         expected = expected or found
@@ -123,6 +134,32 @@ def test_a_row_of_any_model_is_the_same_bits(config: ModelConfig, seed: int) -> 
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("cache_dtype", LARGEST, ids=str)
+@pytest.mark.parametrize("name", ["v3-tiny", "v2-tiny", "qwen3-tiny", "latent", "grouped"])
+def test_rows_of_8_bits_are_those_of_the_modules(name: str, cache_dtype: torch.dtype) -> None:
+    """Bytes of the first layer are those that its rows in float32 become; logits are near."""
+    shapes = {
+        "latent": latent_config(kv_lora_rank=200, qk_rope_head_dim=6),
+        "grouped": grouped_config(head_dim=10, num_key_value_heads=3, **ODD),
+    }
+    model = build(shapes.get(name) or get_preset(name)).eval()
+    ids = [random_ids(1, length, model.config.vocab_size)[0] for length in (37, 150)]
+    found = []
+    for dtype in (torch.float32, cache_dtype):
+        cache = paged_cache(model, 60, 4, dtype, empty=0.0)
+        found.append((cache, logits_of(NativeRunner(model, cache), Sequences(cache, ids))))
+    (whole, _), (rounded, ours) = found
+    for part, layout, expected in zip(
+        rounded.parts[0], rounded.layouts[0], whole.parts[0], strict=True
+    ):
+        assert torch.equal(part, pack_rows(expected, layout, cache_dtype))
+    cache = paged_cache(model, 60, 4, cache_dtype, empty=0.0)
+    theirs = torch.cat(logits_of(TorchRunner(model), Sequences(cache, ids)))
+    error = ((torch.cat(ours) - theirs).norm(dim=1) / theirs.norm(dim=1)).median()
+    # In later layers a sum that differs in its last bit may be rounded to the next number.
+    assert seen(f"native program = modules, cache in {cache_dtype}, median row", error, 1e-3)
+
+
 KEPT = {**SHAPES, "v3": get_preset("v3-tiny"), "qwen3": get_preset("qwen3-tiny")}
 
 
@@ -136,7 +173,7 @@ def kept_of(
         batch = sequences.batch(counts)
         output = program.run(
             step_tokens(batch.input_ids_BT, batch.paged),
-            Pages(sequences.cache.parts, sequences.cache.block_size),
+            pages_of(sequences.cache),
             threads=1 + len(counts) % 3,
             return_hidden=True,
             return_streams=True,

@@ -5,18 +5,19 @@ import importlib
 import importlib.util
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import tyro
+from pydantic import model_validator
 from rich.console import Console
 
-from ziphius.cli.answering import AnswerOptions, AnswerPrinter, Speed, load_model, token_limit
+from ziphius.cli.answering import AnswerOptions, AnswerPrinter, Speed, token_limit
+from ziphius.cli.engine_options import EngineOptions, Session, load_model, open_session
 from ziphius.core.errors import ConfigError, OutputError, ZiphiusError
 from ziphius.core.files import existing_path, user_path, write_file
 
 if TYPE_CHECKING:
     from ziphius.engine.answer import Prompt
-    from ziphius.engine.load import Loaded
     from ziphius.text.chat import ChatFormat, Event, Message
 
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -30,7 +31,7 @@ HELP = """\
 A line that begins with a space is sent as it is, even if a / follows."""
 
 
-class ChatConfig(AnswerOptions):
+class ChatConfig(EngineOptions, AnswerOptions):
     """What `ziphius chat` needs to know."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -38,16 +39,26 @@ class ChatConfig(AnswerOptions):
     system: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """System message to begin with."""
 
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Self:
+        if len(self.adapters) > (self.default_adapter != ""):
+            raise ConfigError("a chat has one adapter: give --adapter its folder alone")
+        return self
+
 
 def chat(config: ChatConfig) -> None:
     """Talk with a model, turn by turn.
 
     What the model thinks is shown apart, dim. Ctrl-C stops an answer but not the chat; /help
-    lists the commands inside. Lines of a pipe are turns, too.
+    lists the commands inside. What was computed of earlier turns is kept: the time to the first
+    token stays short. Lines of a pipe are turns, too; one that goes wrong is skipped, and makes the
+    exit code 1.
 
     Example:
         ziphius chat ./my-model
         ziphius chat model.gguf --system "Answer in one sentence." --temperature 0
+        ziphius chat ./my-model --adapter runs/lora/checkpoints/step-25
+        ziphius chat ./my-model --disk-cache ~/.cache/my-chats --verbose
     """
     from ziphius.text.chat import get_chat_format
 
@@ -61,24 +72,18 @@ def chat(config: ChatConfig) -> None:
     chat_format = get_chat_format(name)
     if config.thinking and True not in chat_format.thinking_modes:
         raise ConfigError(f"chat format {name} does not think: --thinking would have no effect")
-    Chat(config, loaded, chat_format).run()
+    with open_session(loaded, config, 1) as session:
+        if Chat(config, session, chat_format).run():
+            raise SystemExit(1)
 
 
 class Chat:
     """The conversation so far, and the loop that carries it on."""
 
-    def __init__(self, config: ChatConfig, loaded: "Loaded", chat_format: "ChatFormat") -> None:
-        from ziphius.engine.build import build_engine
-        from ziphius.engine.config import EngineConfig
-
+    def __init__(self, config: ChatConfig, session: Session, chat_format: "ChatFormat") -> None:
         self._config = config
-        self._loaded = loaded
         # One for the whole chat: it keeps what it has computed of earlier turns.
-        self._engine = build_engine(
-            loaded.model,
-            EngineConfig(max_num_seqs=1),
-            vocab_limit=loaded.tokenizer.vocab_size,
-        )
+        self._session = session
         self._format = chat_format
         self._console = Console()
         self._turns: list[Message] = []
@@ -87,24 +92,40 @@ class Chat:
         if config.system is not None:
             self.set_system(config.system)
 
-    def run(self) -> None:
-        """Read lines until /exit or their end, and answer each."""
-        is_interactive = sys.stdin.isatty()
+    def run(self) -> int:
+        """Read lines until /exit or their end, and answer each; return how many went wrong."""
+        is_interactive, wrong = sys.stdin.isatty(), 0
         if is_interactive:
             if importlib.util.find_spec("readline"):
                 importlib.import_module("readline")  # gives input() its editing and its history
             self._console.print("/help lists the commands, Ctrl-D leaves", style="dim")
         while (line := self._read("> " if is_interactive else "")) is not None:
             try:
-                if line.startswith("/"):
-                    if not self.command(*line[1:].partition(" ")[::2]):
-                        return
-                elif line.strip():
-                    self.answer(line)
+                if not self._obey(line):
+                    break
             except ZiphiusError as error:
+                wrong += not is_interactive
+                self._complain(str(error), is_interactive=is_interactive)
+            except KeyboardInterrupt:
+                # A second Ctrl-C, behind the one that stopped the answer, loses nothing either.
                 if not is_interactive:
                     raise
-                self._console.print(str(error), style="red", markup=False, highlight=False)
+        return wrong
+
+    def _obey(self, line: str) -> bool:
+        """Do what a line says; return False if it ends the chat."""
+        if line.startswith("/"):
+            return self.command(*line[1:].partition(" ")[::2])
+        if line.strip():
+            self.answer(line)
+        return True
+
+    def _complain(self, message: str, *, is_interactive: bool) -> None:
+        """Say what is wrong with a line: a pipe's output holds answers alone."""
+        if is_interactive:
+            self._console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(f"ziphius: error: {message}", file=sys.stderr)
 
     def _read(self, prompt: str) -> str | None:
         """Return the next line, None at the end of input."""
@@ -148,17 +169,21 @@ class Chat:
         from ziphius.text.chat import ContentText, Message, ReasoningText
 
         question = Message("user", text)
+        loaded = self._session.loaded
         prompt = chat_prompt(
             self._messages(question),
-            self._loaded.tokenizer,
+            loaded.tokenizer,
             self._format,
             thinking=self._config.thinking or None,
         )
-        limit = token_limit(self._config, DEFAULT_MAX_NEW_TOKENS, self._loaded, prompt)
+        limit = token_limit(self._config, DEFAULT_MAX_NEW_TOKENS, loaded, prompt)
         events: list[Event] = []
-        # Ctrl-C ends the answer, not the chat; the events so far are its answer.
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             self._stream(prompt, limit, events)
+        except KeyboardInterrupt:
+            # It ends the answer, not the chat; the events so far are its answer.
+            if not sys.stdin.isatty():
+                raise
         # Calls are shown but not kept: nobody here could give them a result.
         content = "".join(event.text for event in events if isinstance(event, ContentText))
         reasoning = "".join(event.text for event in events if isinstance(event, ReasoningText))
@@ -167,31 +192,25 @@ class Chat:
 
     def _stream(self, prompt: "Prompt", limit: int, events: "list[Event]") -> None:
         """Print one answer as it comes and collect its events."""
-        from ziphius.engine.answer import stream_answers
+        from ziphius.engine.answering import Question
 
         printer = AnswerPrinter(self._console, self._console)
-        speed = Speed(len(prompt.ids))
-        steps = stream_answers(
-            self._engine,
-            self._loaded.tokenizer,
-            [prompt],
-            max_new_tokens=[limit],
-            # Counted over the whole chat: asking again after /reset gives another answer.
-            sequence_ids=[self._answers],
-            sampling=self._config.sampling,
-            stop=self._config.stop,
-        )
-        self._answers += 1
-        with contextlib.closing(steps):
+        speed = Speed(len(prompt.ids), self._session.cached_tokens)
+        # Numbered over the whole chat: asking again after /reset gives another answer.
+        number, self._answers = self._answers, self._answers + 1
+        config = self._config
+        question = Question(prompt, config.params(limit), config.default_adapter, number)
+        with contextlib.closing(self._session.answers([question])) as steps:
             try:
-                for [piece] in steps:
-                    speed.step(1)
-                    events += piece.events
-                    printer.show(piece.events)
+                for step in steps:
+                    speed.step(len(step))
+                    for new in step:
+                        events += new.events
+                        printer.show(new.events)
             finally:
                 printer.end()
                 if speed.new_tokens:
-                    self._console.print(speed.line(), style="dim", highlight=False)
+                    self._console.print(speed.line(), style="dim", highlight=False, soft_wrap=True)
 
     def _messages(self, *further: "Message") -> "list[Message]":
         from ziphius.text.chat import Message

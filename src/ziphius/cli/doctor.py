@@ -9,8 +9,9 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,6 +27,8 @@ CACHE_REMEDY = "set ZIPHIUS_CACHE to a folder with room and the right to write"
 class DoctorConfig(Config):
     """What `ziphius doctor` needs to know."""
 
+    model: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="MODEL")]] = None
+    """Model folder, .gguf file or preset, of which to tell what would run it here."""
     as_json: AsJson = False
     """Print the findings as one JSON document."""
 
@@ -43,9 +46,12 @@ def doctor(config: DoctorConfig) -> None:
 
     Example:
         ziphius doctor
+        ziphius doctor v3-tiny
         ziphius doctor --json
     """
     findings = [*_machine(), *_torch(), *_storage(), *_extras()]
+    if config.model is not None:
+        findings.append(Finding(f"runner of {config.model}", _runner(config.model)))
     if config.as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
         return
@@ -82,6 +88,7 @@ def _torch() -> list[Finding]:
         Finding("torch", torch.__version__),
         Finding("cpu", f"{cores} cores, {torch.get_num_threads()} torch threads, {capability}"),
         _kernels(native.status),
+        *_units(),
         *(Finding(name, _accelerator(name)) for name in accelerators),
         *([] if accelerators else [Finding("accelerator", "none: everything runs on the CPU")]),
     ]
@@ -100,6 +107,33 @@ def _kernels(find_status: Callable[[], str]) -> Finding:
     if os.environ.get(SWITCH) == "off":
         return Finding("native kernels", status, f"unset {SWITCH} to have them")
     return Finding("native kernels", status, "install g++")
+
+
+def _units() -> list[Finding]:
+    """Tell which units of the CPU the kernels use."""
+    from ziphius.ops.native.units import UNITS, compiled_units
+
+    try:
+        found = compiled_units()
+    except OSError:
+        return []  # said of the kernels already
+    if not found:
+        return []
+    lacks = [name for name in UNITS if name not in found and name != "NEON"]
+    without = f"; not {', '.join(lacks)}" if lacks and "NEON" not in found else ""
+    return [Finding("native units", f"{', '.join(found)}{without}")]
+
+
+def _runner(name: str) -> str:
+    """Load a model and tell what would run it."""
+    from ziphius.cli.engine_options import runner_line
+    from ziphius.engine.build import build_engine
+    from ziphius.engine.config import EngineConfig
+    from ziphius.engine.load import load_for_inference
+
+    engine = build_engine(load_for_inference(name).model, EngineConfig(num_blocks=1))
+    engine.close()
+    return runner_line(engine)
 
 
 def _accelerator(name: str) -> str:

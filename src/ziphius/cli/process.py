@@ -83,6 +83,33 @@ def sigterm_cleans_up() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is left, so that what it changes is left whole.
+
+    The third one does not wait: something hangs.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # ignored, or handled by whoever called
+        return
+    came = 0
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came += 1
+        if came == 3:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 def out_of_memory(error: Exception) -> str | None:
     """Say in one line that memory ran out, None if the error is another one."""
     text = str(error)

@@ -1,12 +1,14 @@
 """How much memory is left, and how the system gives and takes it."""
 
 import ctypes
+import math
 import mmap
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from ziphius.core.errors import DeviceError
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
+_LINE_BYTES = 64
+"""Of a CPU's caches: where tensors of PyTorch begin too."""
 _HUGE_PAGE = 2**21
 
 
@@ -64,6 +68,23 @@ def refuse_too_large(
     raise DeviceError(
         f"{what} takes {_gigabytes(needed)}, and {_gigabytes(free)} are free on {device}. {advice}"
     )
+
+
+def zeros_on_demand(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return a tensor of zeros; on a CPU its pages are taken when they are first written to.
+
+    `torch.zeros` writes all of them: a cache for many long sequences took gigabytes and half a
+    second before it held a token.
+    """
+    device = torch.device(device)
+    if device.type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _LINE_BYTES, np.uint8)
+    first = -memory.ctypes.data % _LINE_BYTES
+    return torch.from_numpy(memory[first : first + size]).view(dtype).view(tuple(shape))
 
 
 def _gigabytes(size: int) -> str:

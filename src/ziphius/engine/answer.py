@@ -1,17 +1,11 @@
-"""From a prompt to the events of its answer: chat format in, reasoning, content and calls out."""
+"""Prompts: token ids to go on from, out of texts and conversations; and how answers are read."""
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.engine import Engine
-from ziphius.engine.generate import NewToken
 from ziphius.engine.load import Loaded
 from ziphius.engine.processors.thinking import Thinking
-from ziphius.engine.sequence import FinishReason, Request
-from ziphius.engine.text import StopStrings, stream_text
-from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.chat import ChatFormat, ContentText, Event, Message
 from ziphius.text.special import END_THINK, THINK
 from ziphius.text.tokenizer import Tokenizer
@@ -49,16 +43,6 @@ class Reader:
     def finish(self) -> list[Event]:
         """End the answer."""
         return self._parser.finish() if self._parser is not None else []
-
-
-@dataclass(frozen=True)
-class AnswerPiece:
-    """One token of one answer, and what it tells."""
-
-    row: int
-    token: NewToken
-    events: list[Event]
-    finish_reason: FinishReason | None
 
 
 def raw_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
@@ -102,41 +86,3 @@ def room_left(loaded: Loaded, prompt: Prompt) -> int:
             f"{context:,}: nothing can follow. Shorten it."
         )
     return context - len(prompt.ids)
-
-
-def stream_answers(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: Sequence[int],
-    sequence_ids: Sequence[int],
-    sampling: SamplingConfig,
-    stop: Sequence[str] = (),
-) -> Generator[list[AnswerPiece], None, None]:
-    """Answer all prompts, and yield each step's tokens with the events they make.
-
-    Args:
-        engine: of the model.
-        tokenizer: of the model.
-        prompts: one per answer.
-        max_new_tokens: of each answer.
-        sequence_ids: of each answer; see `Request.sequence_id`.
-        sampling: of all answers.
-        stop: strings that end an answer and are not shown.
-    """
-    requests = [
-        Request(prompt.ids, most, sequence_id, sampling, prompt.stop_ids)
-        for prompt, most, sequence_id in zip(prompts, max_new_tokens, sequence_ids, strict=True)
-    ]
-    stops = [StopStrings(stop) for _ in prompts]
-    readers = [prompt.read() for prompt in prompts]
-    with closing(stream_text(engine, tokenizer, requests, stops)) as steps:
-        for step in steps:
-            pieces = []
-            for piece in step:
-                events = readers[piece.row].push(piece.text)
-                if piece.finish_reason is not None:
-                    events += readers[piece.row].finish()
-                pieces.append(AnswerPiece(piece.row, piece.token, events, piece.finish_reason))
-            yield pieces

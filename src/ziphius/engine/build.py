@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ziphius.core.errors import ConfigError
 from ziphius.core.memory import free_bytes, refuse_too_large
@@ -14,16 +14,24 @@ from ziphius.engine.drafts import Target, build_proposer
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.engine import Engine
 from ziphius.engine.limits import Limits
-from ziphius.engine.native_runner import NativeRunner, refuse_other_numbers
+from ziphius.engine.native_runner import (
+    NativeRunner,
+    refuse_other_devices,
+    refuse_other_numbers,
+    write_program,
+)
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.engine.sampler import BatchSampler
 from ziphius.models.attention_spec import CacheSpec, cache_specs
-from ziphius.models.cache import PagedCache
+from ziphius.models.cache import PagedCache, token_bytes
 from ziphius.models.config import ModelConfig
 from ziphius.models.fingerprint import model_fingerprint
 from ziphius.models.model import Model
 from ziphius.models.offload import expert_cache
-from ziphius.ops.native.program_builder import NotNative
+from ziphius.ops.native.program_builder import NotNative, Program
+
+CACHE_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""By `EngineConfig.cache_dtype`, which `auto` leaves to the weights."""
 
 
 @contextmanager
@@ -151,10 +159,12 @@ def new_cache(model: Model, config: EngineConfig, draft_model: Model | None = No
         DeviceError: not even one sequence fits.
     """
     embedding = model.model.embed_tokens.weight
-    dtype = torch.bfloat16 if config.cache_dtype == "bfloat16" else embedding.dtype
+    dtype = CACHE_DTYPES.get(config.cache_dtype, embedding.dtype)
     specs = _specs(model.config, config)
-    kept = [*specs, *(cache_specs(draft_model.config) if draft_model is not None else [])]
-    block_bytes = sum(spec.numbers for spec in kept) * config.block_size * dtype.itemsize
+    block_bytes = token_bytes(specs, dtype) * config.block_size
+    if draft_model is not None:
+        own = cache_specs(draft_model.config), draft_model.model.embed_tokens.weight.dtype
+        block_bytes += token_bytes(*own) * config.block_size
     return PagedCache(
         specs,
         config.num_blocks or _default_blocks(model.config, config, block_bytes, embedding.device),
@@ -193,6 +203,23 @@ def build_runner(
     except NotNative as reason:
         runner = TorchRunner(model, record_routes=record_routes, return_hidden=return_hidden)
         return runner, str(reason)
+
+
+def packed_program(
+    model: Model, dtype: torch.dtype, arena: Tensor | None = None
+) -> tuple[Program | None, str | None]:
+    """Pack a model's weights, or say why no native program computes it.
+
+    Args:
+        model: whose weights are read.
+        dtype: what products multiply in.
+        arena: memory of an earlier program of the model, to be used again.
+    """
+    try:
+        refuse_other_devices(model)
+        return write_program(model, dtype, arena), None
+    except NotNative as reason:
+        return None, str(reason)
 
 
 def _default_blocks(

@@ -25,9 +25,10 @@ class EngineConfig(Config):
     num_blocks: Annotated[int, Field(ge=1)] | None = None
     """Blocks of the cache; by default enough for `max_num_seqs` sequences, or for the context once,
     within a quarter of the free memory."""
-    cache_dtype: Literal["auto", "bfloat16"] = "auto"
+    cache_dtype: Literal["auto", "bfloat16", "int8", "fp8"] = "auto"
     """Numbers that the cache keeps; auto are those of the weights. bfloat16 under float32 weights
-    halves it, and rounds what is remembered of a text to 8 bits."""
+    halves it, and rounds what is remembered of a text to 8 bits. int8 halves that again, with a
+    scale for each head or 128 numbers; so does fp8 (e4m3), which rounds more."""
     prefix_caching: bool = True
     """Keep what was computed of a text, for texts that begin alike."""
     max_adapter_bytes: Annotated[int, Field(ge=1)] = 2**30

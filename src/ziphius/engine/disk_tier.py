@@ -9,9 +9,9 @@ and computed anew: it is never used.
 
 Files are written beside the engine's steps by a thread. If that falls behind by more than
 `BACKLOG_BYTES`, blocks are given up instead, and counted. Files appear whole or not at all, but
-are not forced to the disk one by one: after a power cut, checksums tell which of them are good.
-Nothing is locked: two processes that write a block write the same bytes, and a file that another
-process deletes is one that is not there.
+are not forced to the disk one by one: after a power cut, checksums tell which of them are good. On
+a full disk new blocks take the place of old ones. Nothing is locked: two processes that write a
+block write the same bytes, and a file that another process deletes is one that is not there.
 
 The folder holds what can be read out of the caches of all its prompts: guard it like them.
 """
@@ -23,6 +23,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import torch
 
 import ziphius
 from ziphius.core.errors import ConfigError, OutputError
-from ziphius.core.files import sweep, write_file
+from ziphius.core.files import FULL, sweep, write_file
 from ziphius.models.cache import PagedCache
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def cache_fingerprint(model: str, runner: str, cache: PagedCache) -> bytes:
         "ziphius": ziphius.__version__,
         "torch": torch.__version__,
         "block_size": cache.block_size,
-        "parts": [[(str(part.dtype), part.shape[1]) for part in parts] for parts in cache.parts],
+        "numbers": str(cache.dtype),
+        "rows": [[astuple(row) for row in layouts] for layouts in cache.layouts],
     }
     return sha256(json.dumps(described, sort_keys=True).encode()).digest()
 
@@ -182,7 +184,7 @@ class DiskTier:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._fail(f"Cannot read {path}: {error.strerror}")
+            self._fail(f"Cannot read {path}: {error.strerror}.")
             return None
         payload = memoryview(content)[_HEADER:]
         if len(content) != self._file_bytes or content[:_HEADER] != _header(path, payload):
@@ -228,28 +230,42 @@ class DiskTier:
             payload = self._pending[path]
             try:
                 self._make_room(self._file_bytes)
-                write_file(path, _header(path, payload) + payload, durable=False)
-                self.stored += 1
-                self._total_bytes += self._file_bytes
-                self._since_scan += self._file_bytes
+                self._write(path, _header(path, payload) + payload)
             except (OSError, OutputError) as error:
-                self._fail(str(error))
+                self._fail(str(error) if isinstance(error, OutputError) else f"{error}.")
             finally:
                 with self._idle:
                     del self._pending[path]
                     self._idle.notify_all()
 
-    def _make_room(self, size: int) -> None:
-        """Delete the blocks longest out of use until this many bytes more are allowed."""
-        is_full = self._total_bytes + size > self._max_bytes
+    def _write(self, path: Path, content: bytes) -> None:
+        """Write a file; on a full disk in the place of those longest out of use."""
+        try:
+            write_file(path, content, durable=False)
+        except OutputError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL):
+                raise
+            self._make_room(self._file_bytes, disk_is_full=True)
+            write_file(path, content, durable=False)
+        self.stored += 1
+        self._total_bytes += self._file_bytes
+        self._since_scan += self._file_bytes
+
+    def _make_room(self, size: int, *, disk_is_full: bool = False) -> None:
+        """Delete the blocks longest out of use until this many bytes more are allowed.
+
+        A full disk allows what is there now.
+        """
+        is_full = disk_is_full or self._total_bytes + size > self._max_bytes
         if size and not is_full and self._since_scan < self._max_bytes // 16:
             return
         found = sorted(self._scan())
         self._total_bytes, self._since_scan = sum(size for _, size, _ in found), 0
-        if self._total_bytes + size <= self._max_bytes:
+        allowed = self._total_bytes if disk_is_full else self._max_bytes
+        if self._total_bytes + size <= allowed:
             return
         # Some more than needed, so that not every block is worth a look at all of them.
-        wanted = min(self._max_bytes - size, self._max_bytes * 15 // 16)
+        wanted = min(allowed - size, allowed * 15 // 16)
         for _, length, name in found:
             if self._total_bytes <= wanted:
                 break
@@ -272,7 +288,7 @@ class DiskTier:
 
     def _fail(self, reason: str) -> None:
         if not self.failed:
-            _log.warning("%s. The disk tier goes on without; it warns only once.", reason)
+            _log.warning("%s The disk tier goes on without; it warns only once.", reason)
         self.failed += 1
 
     def metrics(self) -> dict[str, int]:

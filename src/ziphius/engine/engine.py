@@ -26,17 +26,16 @@ from ziphius.engine.config import EngineConfig
 from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
 from ziphius.engine.drafts.proposer import Proposer
 from ziphius.engine.drawing import Run, draw_runs, told
+from ziphius.engine.forward import Forward
 from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
-from ziphius.engine.prompt_scores import score_prompt
-from ziphius.engine.runner import Runner, RunnerOutput
+from ziphius.engine.runner import Runner
 from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
 from ziphius.engine.speculation import Speculation
 from ziphius.engine.step import Chunk, StepArrays
 from ziphius.models.cache import PagedCache
-from ziphius.models.forward_batch import ForwardBatch
 
 _PLACES = {Status.PREFILLING: "prefill", Status.DECODING: "decode"}
 
@@ -78,20 +77,22 @@ class Engine:
         not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._runner = runner
+        """May be replaced by one of the same cache while nothing runs."""
+        self.weight_version = 0
+        """What whoever changes the weights calls those of now; it stands on every output."""
         self._cache = cache
         self._sampler = sampler
         self.config = config
         self.not_native = not_native
         self._limits = limits
         self._clock = clock
-        self._device = device or torch.device("cpu")
+        device = device or torch.device("cpu")
+        self._forward = Forward(runner, cache, device)
         self._pool = CachePool(cache.num_blocks, cache.block_size)
-        self._arrays = StepArrays(cache, config.max_num_seqs, self._device)
+        self._arrays = StepArrays(cache, config.max_num_seqs, device)
         self._scheduler = Scheduler(config, self._pool, self._arrays, self._release_seat)
         self._requests: dict[int, list[SequenceState]] = {}
         self._next_id = 0
-        self._routes: Tensor | None = None
         self._metrics = Metrics()
         self._adapters = adapters
         self._tier: DiskTier | None = None
@@ -101,6 +102,16 @@ class Engine:
         self._speculation = None
         if proposer is not None and config.speculation is not None:
             self._speculation = Speculation(proposer, config.speculation, sampler, clock)
+
+    @property
+    def runner(self) -> Runner:
+        """Return what computes the steps; another one may take its place while nothing runs."""
+        return self._forward.runner
+
+    @runner.setter
+    def runner(self, runner: Runner) -> None:
+        assert not self.has_work
+        self._forward.runner = runner
 
     @property
     def has_work(self) -> bool:
@@ -198,6 +209,7 @@ class Engine:
         assert self._tier is None
         assert not self.has_work
         fingerprint = cache_fingerprint(model, runner, self._cache)
+        self._forward.keeps_routes = False
         self._tier = DiskTier(folder, self._cache, fingerprint, max_bytes)
         self._scheduler.tier = self._tier
         self._pool.on_evict = self._tier.store
@@ -237,10 +249,13 @@ class Engine:
         started: list[SequenceState] = []
         if chunks:
             logits_LW, started = self._after_chunks(logits_LW, chunks, outputs)
-        if speculation is not None:
-            self._draw_behind_drafts(speculation, logits_LW, started, outputs)
+        runs: list[Run] = []
+        if any(sequence.num_lookahead for sequence in self._arrays.sequences):
+            runs = self._draw_behind_drafts(logits_LW, started, outputs)
         elif len(logits_LW):
             self._draw(logits_LW, started, outputs)
+        if speculation is not None:
+            speculation.finish(runs)
         self._metrics.num_steps += 1
         return outputs
 
@@ -251,8 +266,7 @@ class Engine:
             chunk.sequence.scheduled_time = chunk.sequence.scheduled_time or now
         batch = self._arrays.batch(chunks)
         try:
-            output = self._forward(batch)
-            logits_ZW = self._scored(output.logits_LW, self._arrays, chunks)
+            logits_ZW, hidden_MD = self._forward(batch, self._arrays, chunks)
         except Exception as error:
             self._metrics.num_steps_apart += 1
             self._metrics.step_error = told(error)
@@ -260,34 +274,16 @@ class Engine:
                 self._speculation.spoil(batch, self._arrays.sequences, chunks)
             return self._logits_apart(chunks, outputs)
         if self._speculation is not None:
-            self._speculation.begin(batch, self._arrays.sequences, chunks, output.hidden_MD)
+            self._speculation.begin(batch, self._arrays.sequences, chunks, hidden_MD)
         return logits_ZW, chunks
-
-    def _forward(self, batch: ForwardBatch) -> RunnerOutput:
-        output = self._runner(batch)
-        if output.routes_MYK is not None and self._tier is None:
-            self._keep_routes(batch, output)
-        return output
-
-    def _scored(self, logits_LW: Tensor, arrays: StepArrays, chunks: list[Chunk]) -> Tensor:
-        """Score prompts that want it; return the logits that are drawn from."""
-        if any(chunk.sequence.wants_scores for chunk in chunks):
-            return _score_prompts(logits_LW, arrays.num_drawn, chunks)
-        return logits_LW
 
     def _logits_apart(
         self, chunks: list[Chunk], outputs: list[StepOutput]
     ) -> tuple[Tensor, list[Chunk]]:
         """Compute a step sequence by sequence, and end those that the model raises on."""
-        rows = [Chunk(sequence, 1) for sequence in self._arrays.sequences]
-        logits: dict[SequenceState, Tensor] = {}
-        for chunk in [*rows, *chunks]:
-            apart = StepArrays(self._cache, 1, self._device)
-            try:
-                output = self._forward(apart.batch([chunk]))
-                logits[chunk.sequence] = self._scored(output.logits_LW, apart, [chunk])[0].clone()
-            except Exception as error:
-                self._fail(chunk.sequence, told(error), outputs)
+        logits, errors = self._forward.apart(self._arrays.sequences, chunks)
+        for sequence, error in errors.items():
+            self._fail(sequence, error, outputs)
         chunks = [chunk for chunk in chunks if chunk.sequence in logits]
         left = [*self._arrays.sequences, *(chunk.sequence for chunk in chunks)]
         if not left:
@@ -334,7 +330,7 @@ class Engine:
             starts = [len(sequence.tokens) for sequence in started]
             positions = np.concatenate([positions, starts])
         try:
-            sampled = self._sampler(logits_LW, seats, positions.tolist())
+            sampled = self._sampler(logits_LW, seats, positions)
         except Exception:
             alone = [Run(s, [], place) for place, s in enumerate([*arrays.sequences, *started])]
             sampled = draw_runs(self._sampler, logits_LW, alone)
@@ -360,25 +356,20 @@ class Engine:
                 outputs.append(output)
 
     def _draw_behind_drafts(
-        self,
-        speculation: Speculation,
-        logits_LW: Tensor,
-        started: list[SequenceState],
-        outputs: list[StepOutput],
-    ) -> None:
+        self, logits_LW: Tensor, started: list[SequenceState], outputs: list[StepOutput]
+    ) -> list[Run]:
         """Draw for every sequence as long as its drafts are what is drawn, and one token more."""
         runs, row = [], 0
         for sequence in [*self._arrays.sequences, *started]:
             drafts = sequence.drafts if sequence.status is Status.DECODING else []
             runs.append(Run(sequence, drafts, row))
             row += 1 + len(drafts)
-        if runs:
-            sampled = draw_runs(self._sampler, logits_LW, runs)
-            now = self._clock()
-            for run in runs:
-                self._take(run, sampled, now, outputs)
-            self._scheduler.settle(now)
-        speculation.finish(runs)
+        sampled = draw_runs(self._sampler, logits_LW, runs)
+        now = self._clock()
+        for run in runs:
+            self._take(run, sampled, now, outputs)
+        self._scheduler.settle(now)
+        return runs
 
     def _take(self, run: Run, sampled: Sampled, now: float, outputs: list[StepOutput]) -> None:
         """Let a sequence go on with what was drawn for it, up to its first wrong draft."""
@@ -424,8 +415,15 @@ class Engine:
         else:
             if sequence.status is not Status.DECODING:
                 self._scheduler.start_decoding(sequence)
-            return StepOutput(sequence.request_id, sequence.sample, token_id, logprob, None)
-        routes_TYK = self._routes_of(sequence)
+            return StepOutput(
+                sequence.request_id,
+                sequence.sample,
+                token_id,
+                logprob,
+                None,
+                weight_version=self.weight_version,
+            )
+        routes_TYK = self._forward.routes_of(sequence)
         self._finish(sequence, reason)
         return StepOutput(
             sequence.request_id,
@@ -436,6 +434,7 @@ class Engine:
             error,
             stop_reason=stop_reason,
             routes_TYK=routes_TYK,
+            weight_version=self.weight_version,
         )
 
     def _tell(self, sequence: SequenceState, token_id: int) -> tuple[str | None, str | None]:
@@ -451,7 +450,10 @@ class Engine:
         self._finish(sequence, "length")
         scores = sequence.prompt_scores
         number, sample = sequence.request_id, sequence.sample
-        return StepOutput(number, sample, None, math.nan, "length", prompt_scores=scores)
+        version = self.weight_version
+        return StepOutput(
+            number, sample, None, math.nan, "length", prompt_scores=scores, weight_version=version
+        )
 
     def _fail(self, sequence: SequenceState, error: str, outputs: list[StepOutput]) -> None:
         """End a sequence, and those that wait for it to compute their prompt."""
@@ -459,7 +461,10 @@ class Engine:
         for one in [sequence, *followers]:
             self._finish(one, "error")
             where = f"{error} (at position {len(one.tokens)} of sequence {one.sequence_id})"
-            outputs.append(StepOutput(one.request_id, one.sample, None, math.nan, "error", where))
+            number, sample, version = one.request_id, one.sample, self.weight_version
+            outputs.append(
+                StepOutput(number, sample, None, math.nan, "error", where, weight_version=version)
+            )
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         siblings = self._requests[sequence.request_id]
@@ -506,26 +511,9 @@ class Engine:
     def _copy(self, copies: list[BlockCopy]) -> None:
         sources, targets = zip(*copies, strict=True)
         self._cache.copy_blocks(sources, targets)
-        if self._routes is not None:
-            blocks = self._routes.unflatten(0, (self._cache.num_blocks, -1))
-            blocks[list(targets)] = blocks[list(sources)]
+        self._forward.copy_blocks(sources, targets)
         if self._speculation is not None:
             self._speculation.proposer.copy_blocks(sources, targets)
-
-    def _keep_routes(self, batch: ForwardBatch, output: RunnerOutput) -> None:
-        """Put the routes of a step down by slot: shared like the rows of the cache."""
-        assert output.routes_MYK is not None
-        assert batch.paged is not None
-        if self._routes is None:
-            slots = self._cache.num_blocks * self._cache.block_size
-            self._routes = output.routes_MYK.new_zeros(slots, *output.routes_MYK.shape[1:])
-        self._routes[batch.paged.slot_mapping_M.cpu()] = output.routes_MYK
-
-    def _routes_of(self, sequence: SequenceState) -> Tensor | None:
-        if self._routes is None:
-            return None
-        blocks: Tensor = self._routes.unflatten(0, (self._cache.num_blocks, -1))
-        return blocks[sequence.blocks].flatten(0, 1)[: sequence.num_computed].clone()
 
     def metrics(self) -> dict[str, Any]:
         """Return counters, gauges and histograms as plain data."""
@@ -551,24 +539,3 @@ class Engine:
         assert sorted(s.order for s in live) == sorted(s.order for s in [*queued, *attached])
         assert all(sequence.status is Status.ATTACHED for sequence in attached)
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
-
-
-def _score_prompts(logits_LW: Tensor, rows: int, chunks: list[Chunk]) -> Tensor:
-    """Score the tokens of chunks that want it; return the logits that are drawn from.
-
-    Those are the first `rows`, and each chunk's last.
-    """
-    ends, place = list(range(rows)), rows
-    for chunk in chunks:
-        sequence, start = chunk.sequence, chunk.sequence.num_computed
-        count = 1
-        if sequence.wants_scores:
-            count, top_k = chunk.num_tokens, sequence.request.prompt_logprobs
-            ids = sequence.tokens[start + 1 : min(start + count + 1, sequence.num_prompt)]
-            assert top_k is not None
-            scores = score_prompt(logits_LW[place : place + len(ids)], ids, top_k)
-            # After a preemption some are there already.
-            sequence.prompt_scores += scores[len(sequence.prompt_scores) - start :]
-        place += count
-        ends.append(place - 1)
-    return logits_LW[torch.tensor(ends, dtype=torch.int64, device=logits_LW.device)]

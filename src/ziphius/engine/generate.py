@@ -20,10 +20,18 @@ from ziphius.engine.limits import check_request
 from ziphius.engine.sequence import FinishReason, Request, StepOutput
 from ziphius.models.model import Model
 
-__all__ = ["Completion", "FinishReason", "Generation", "NewToken", "Request", "generate"]
+__all__ = [
+    "Completion",
+    "FinishReason",
+    "Generation",
+    "NewToken",
+    "Request",
+    "complete",
+    "generate",
+]
 
 _MOST_SEQUENCES = 1024
-_BLOCK_SIZE = 16
+BLOCK_SIZE = 16
 
 
 class NewToken(NamedTuple):
@@ -51,6 +59,8 @@ class Completion:
     routes: Mapping[int, Tensor] | None = None
     """By expert layer: the chosen experts, int16 [tokens - 1, K], of prompt and completion without
     the last token, which the model never saw. None unless they were asked for."""
+    weight_version: int = 0
+    """Of the weights that gave all of it (`Engine.weight_version`)."""
 
 
 class Generation(Closing):
@@ -135,10 +145,15 @@ class _Told:
         assert self.last is not None
         assert self.last.finish_reason is not None
         routes, output = None, self.last.output
-        if output is not None and (routes_TYK := output.routes_TYK) is not None:
+        assert output is not None
+        if (routes_TYK := output.routes_TYK) is not None:
             routes = {layer: routes_TYK[:, place] for place, layer in enumerate(expert_layers)}
         return Completion(
-            tuple(self.token_ids), tuple(self.logprobs), self.last.finish_reason, routes
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            self.last.finish_reason,
+            routes,
+            output.weight_version,
         )
 
 
@@ -158,16 +173,29 @@ def generate(
         record_routes: keep the experts that each token was sent to.
     """
     check_requests(model, requests)
-    config = _fitting(requests)
-    told = [_Told() for _ in requests]
+    config = fitting(requests)
     with evaluation_mode(model):
         engine = build_engine(model, config, vocab_limit=vocab_limit, record_routes=record_routes)
-        with Generation(engine, requests) as steps:
-            for step in steps:
-                for token in step:
-                    told[token.row].token_ids.append(token.token_id)
-                    told[token.row].logprobs.append(token.logprob)
-                    told[token.row].last = token
+        return complete(engine, model, requests)
+
+
+def complete(engine: Engine, model: Model, requests: Sequence[Request]) -> list[Completion]:
+    """Run all requests, of one sample each, to their end; return their completions in order.
+
+    Args:
+        engine: that runs nothing else meanwhile; after an exception it is not to be used again.
+        model: its own, in evaluation mode.
+        requests: that have passed `check_requests`.
+
+    Raises:
+        CheckpointError: what went wrong with one of them.
+    """
+    told = [_Told() for _ in requests]
+    for step in Generation(engine, requests):
+        for token in step:
+            told[token.row].token_ids.append(token.token_id)
+            told[token.row].logprobs.append(token.logprob)
+            told[token.row].last = token
     layers = range(model.config.num_hidden_layers)
     experts = [layer for layer in layers if model.config.is_expert_layer(layer)]
     return [one.completion(experts) for one in told]
@@ -188,17 +216,21 @@ def check_requests(model: Model, requests: Sequence[Request]) -> None:
             raise ConfigError(f"n of {name} is {request.n}: ask for each sample by its own number")
 
 
-def _fitting(requests: Sequence[Request]) -> EngineConfig:
+def blocks_of(requests: Sequence[Request]) -> list[int]:
+    """Return how many blocks each of these requests fills at most, the fewest first."""
+    return sorted(
+        -(-(len(request.prompt_ids) + request.max_new_tokens) // BLOCK_SIZE) for request in requests
+    )
+
+
+def fitting(requests: Sequence[Request]) -> EngineConfig:
     """Return limits under which none of these requests waits for memory."""
     at_once = min(len(requests), _MOST_SEQUENCES)
-    needs = sorted(
-        -(-(len(request.prompt_ids) + request.max_new_tokens) // _BLOCK_SIZE)
-        for request in requests
-    )
+    needs = blocks_of(requests)
     return EngineConfig(
         max_num_seqs=at_once,
         max_num_batched_tokens=8192,
-        block_size=_BLOCK_SIZE,
+        block_size=BLOCK_SIZE,
         num_blocks=sum(needs[-at_once:]),
     )
 

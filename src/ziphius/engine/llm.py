@@ -7,7 +7,7 @@ Example:
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +15,16 @@ from pathlib import Path
 from ziphius.core.closing import Closing
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.engine.adapters import AdapterStore
-from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, thinking_of
+from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
-from ziphius.engine.grammar import GrammarCompiler
 from ziphius.engine.load import Loaded, load_for_inference
-from ziphius.engine.processors import LogitsProcessor, of_params
 from ziphius.engine.prompt_scores import TokenScore
+from ziphius.engine.requests import RequestMaker
 from ziphius.engine.sampler import TopLogprobs
 from ziphius.engine.sampling_params import SamplingParams
 from ziphius.engine.sequence import FinishReason, Request
-from ziphius.engine.text import StopStrings, TextPiece, stream_text
+from ziphius.engine.text import Ask, TextPiece, stream_text
 from ziphius.text.chat import Message, get_chat_format
 
 PromptLike = str | Sequence[int] | Sequence[Message]
@@ -52,15 +51,15 @@ class CompletionOutput:
     def add(self, piece: TextPiece) -> None:
         """Take one more token in."""
         self.text += piece.text
-        self.finish_reason = piece.finish_reason
-        if (told := piece.token.output) is not None:
-            self.stop_reason, self.error = told.stop_reason, told.error
-            if told.top is not None:
-                self.top_logprobs.append(told.top)
-        if self.error is not None:
+        self.finish_reason, self.error = piece.finish_reason, piece.error
+        if (told := piece.output) is None:
             return
-        self.token_ids.append(piece.token.token_id)
-        self.logprobs.append(piece.token.logprob)
+        self.stop_reason = told.stop_reason
+        if told.top is not None:
+            self.top_logprobs.append(told.top)
+        if told.token_id is not None:
+            self.token_ids.append(told.token_id)
+            self.logprobs.append(told.logprob)
 
 
 @dataclass
@@ -113,7 +112,7 @@ class LLM(Closing):
         self.loaded = model
         self.tokenizer = model.tokenizer
         config = config or EngineConfig()
-        self._compilers: dict[tuple[int, ...], GrammarCompiler] = {}
+        self._maker = RequestMaker(self.tokenizer)
         self.adapters: AdapterStore | None = None
         if adapters is not None:
             self.adapters = AdapterStore(model.model, config.max_adapter_bytes)
@@ -126,8 +125,7 @@ class LLM(Closing):
     def close(self) -> None:
         """Write what the engine keeps on disk, if `disk_cache` is set; end what waits beside it."""
         self.engine.close()
-        while self._compilers:
-            self._compilers.popitem()[1].close()
+        self._maker.close()
 
     def generate(
         self,
@@ -151,42 +149,30 @@ class LLM(Closing):
             raise ConfigError(f"{len(asked)} prompts and {len(names)} adapters: give one for each")
         for one in each:
             _refuse_unsupported(one)
+        wanted = [
+            self._maker.ask(prompt, one, adapter=name)
+            for prompt, one, name in zip(asked, each, names, strict=True)
+        ]
         answered = [
             RequestOutput(list(prompt.ids), [CompletionOutput(i) for i in range(one.completions)])
             for prompt, one in zip(asked, each, strict=True)
         ]
-        self._run(asked, each, names, answered)
+        self._run(wanted, answered)
         for output, one in zip(answered, each, strict=True):
             output.keep_best(one.n)
         return answered
 
-    def _run(
-        self,
-        prompts: Sequence[Prompt],
-        each: Sequence[SamplingParams],
-        adapters: Sequence[str],
-        answered: Sequence[RequestOutput],
-    ) -> None:
-        requests: list[Request] = []
-        stops: list[StopStrings] = []
-        rows: list[tuple[RequestOutput, CompletionOutput]] = []
-        for prompt, params, name, output in zip(prompts, each, adapters, answered, strict=True):
-            requests += self._requests(prompt, params, name)
-            stops += [StopStrings(params.stop, params.min_tokens) for _ in output.outputs]
-            rows += [(output, completion) for completion in output.outputs]
-        with closing(self._stream(requests, stops)) as steps:
+    def _run(self, asked: Sequence[Ask], answered: Sequence[RequestOutput]) -> None:
+        steps = stream_text(self.engine, self.tokenizer, asked, keep_errors=True)
+        with closing(steps):
             for step in steps:
                 for piece in step:
-                    output, completion = rows[piece.row]
-                    completion.add(piece)
-                    told = piece.token.output
-                    if told is not None and told.prompt_scores is not None:
-                        output.prompt_scores = told.prompt_scores
-
-    def _stream(
-        self, requests: Sequence[Request], stops: Sequence[StopStrings]
-    ) -> Generator[list[TextPiece], None, None]:
-        return stream_text(self.engine, self.tokenizer, requests, stops, keep_errors=True)
+                    if piece.output is None:
+                        raise ConfigError(f"prompt {piece.row}: {piece.error}")
+                    output = answered[piece.row]
+                    output.outputs[piece.sample].add(piece)
+                    if piece.output.prompt_scores is not None:
+                        output.prompt_scores = piece.output.prompt_scores
 
     def score(
         self, prompts: PromptLike | Sequence[PromptLike], logprobs: int = 0
@@ -223,46 +209,6 @@ class LLM(Closing):
                 "with Tokenizer.with_chat_format"
             )
         return chat_prompt(messages, self.tokenizer, get_chat_format(self.tokenizer.chat_format))
-
-    def _requests(self, prompt: Prompt, params: SamplingParams, adapter: str) -> list[Request]:
-        """Make the requests of one prompt's completions."""
-        ends = () if params.ignore_eos else prompt.stop_ids
-        stop_ids = (*ends, *params.stop_token_ids)
-        processors = self._processors(prompt, params, stop_ids)
-        return [
-            Request(
-                prompt.ids,
-                params.max_tokens,
-                number,
-                params,
-                stop_ids,
-                adapter=adapter,
-                logprobs=params.logprobs,
-                prompt_logprobs=params.prompt_logprobs if number == 0 else None,
-                processors=processors,
-            )
-            for number in range(params.completions)
-        ]
-
-    def _processors(
-        self, prompt: Prompt, params: SamplingParams, stop_ids: tuple[int, ...]
-    ) -> Callable[[], Sequence[LogitsProcessor]]:
-        """Compile what a prompt's completions are held to; each of them gets its own."""
-        thinking = thinking_of(prompt, self.tokenizer)
-        wanted = params.structured_outputs
-        grammar = None if wanted is None else self._compiler(stop_ids).compile(wanted)
-
-        def one_set() -> list[LogitsProcessor]:
-            own = None if grammar is None else grammar.processor(thinking)
-            return of_params(params, stop_ids=stop_ids, thinking=thinking, grammar=own)
-
-        one_set()  # what cannot work is refused before anything runs
-        return one_set
-
-    def _compiler(self, stop_ids: tuple[int, ...]) -> GrammarCompiler:
-        if self._compilers.get(stop_ids) is None:
-            self._compilers[stop_ids] = GrammarCompiler(self.tokenizer, stop_ids)
-        return self._compilers[stop_ids]
 
 
 def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:

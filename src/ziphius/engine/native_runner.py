@@ -40,6 +40,8 @@ class NativeRunner:
         return_hidden: return the hidden states of every token.
         takes_adapters: batches may have some; they are kept in packed form, a second copy too, in
             which ranks are rounded up to 32, as long as their caller keeps them.
+        dtype: what products multiply in (`Program`), by default that of the weights.
+        program: of the model's present weights, which is not packed again; its dtype counts.
 
     Raises:
         NotNative: some part of the model has no native operation; the text says which.
@@ -55,17 +57,20 @@ class NativeRunner:
         record_routes: bool = False,
         return_hidden: bool = False,
         takes_adapters: bool = False,
+        dtype: torch.dtype | None = None,
+        program: Program | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
-        self._pages = Pages(cache.parts, cache.block_size)
+        self._pages = pages_of(cache)
         self._threads = threads
         self._exact = exact
         self._record_routes = record_routes
         self._return_hidden = return_hidden
         self._takes_adapters = takes_adapters
         self._adapters: dict[str, PackedAdapter] = {}
-        self._program = write_program(model, takes_adapters=takes_adapters)
+        self.program = program or write_program(model, dtype, takes_adapters=takes_adapters)
+        """Written anew, over the same memory, by every `refresh`."""
         self._steady: tuple[ForwardBatch, StepTokens] | None = None
         """The last batch: an engine hands the same one out while sequences only decode."""
 
@@ -75,8 +80,12 @@ class NativeRunner:
         Raises:
             NotNative: the model was changed to one that is not native; this runner is at its end.
         """
-        arena = self._program.arena
-        self._program = write_program(self._model, arena, takes_adapters=self._takes_adapters)
+        self.program = write_program(
+            self._model,
+            self.program.dtype,
+            self.program.arena,
+            takes_adapters=self._takes_adapters,
+        )
 
     def __call__(
         self, batch: ForwardBatch, adapters: Mapping[str, Adapter] | None = None
@@ -91,7 +100,7 @@ class NativeRunner:
             ValueError: the batch is none of this cache, or says what cannot be; nothing was
                 written.
         """
-        output = self._program.run(
+        output = self.program.run(
             self._tokens(batch),
             self._pages,
             self._extras(batch, adapters or {}),
@@ -128,7 +137,7 @@ class NativeRunner:
         ids = [adapter_id for adapter_id in dict.fromkeys(batch.adapters_Z) if adapter_id]
         for adapter_id in ids:
             if adapter_id not in self._adapters:
-                packed = self._program.pack_adapter(adapters[adapter_id])
+                packed = self.program.pack_adapter(adapters[adapter_id])
                 self._adapters[adapter_id] = packed
         # What the caller has let go of goes here too.
         self._adapters = {key: own for key, own in self._adapters.items() if key in adapters}
@@ -144,11 +153,16 @@ class NativeRunner:
         return sum(packed.size_bytes for packed in self._adapters.values())
 
 
-def refuse_other_numbers(model: Model) -> None:
-    """Raise NotNative for a model whose modules compute elsewhere, or in other numbers."""
+def refuse_other_devices(model: Model) -> None:
+    """Raise NotNative for a model whose modules compute elsewhere."""
     device = model.model.embed_tokens.weight.device
     if device.type != "cpu":
         raise NotNative(f"native programs run on a CPU, not on {device}")
+
+
+def refuse_other_numbers(model: Model) -> None:
+    """Raise NotNative for a model whose modules compute elsewhere, or in other numbers."""
+    refuse_other_devices(model)
     if torch.is_autocast_enabled("cpu") and _autocast_rounds(model):
         raise NotNative("autocast rounds at every product, and a native program at none")
 
@@ -159,13 +173,23 @@ def _autocast_rounds(model: Model) -> bool:
     return any(weight.dtype == torch.float32 and weight is not tied for weight in weights)
 
 
+def pages_of(cache: PagedCache) -> Pages:
+    """Describe the memory of a cache to a program."""
+    return Pages(cache.parts, cache.layouts, cache.dtype, cache.block_size)
+
+
 def write_program(
-    model: Model, arena: Tensor | None = None, *, takes_adapters: bool = False
+    model: Model,
+    dtype: torch.dtype | None = None,
+    arena: Tensor | None = None,
+    *,
+    takes_adapters: bool = False,
 ) -> Program:
     """Write a model into a program and pack its weights.
 
     Args:
         model: in float32 or bfloat16.
+        dtype: what products multiply in, by default that of the weights.
         arena: memory of an earlier program of the model, for the weights.
         takes_adapters: have the projections of blocks take adapters.
 
@@ -174,7 +198,7 @@ def write_program(
     """
     layers = projections(model) if takes_adapters else ()
     adaptable = {name: layer.weight for name, layer in layers}
-    program = Program(model.model.embed_tokens.weight.dtype, adaptable)
+    program = Program(model.model.embed_tokens.weight.dtype, dtype, adaptable)
     native(model).emit(program)
     program.pack(arena)
     return program

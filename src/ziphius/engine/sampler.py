@@ -6,11 +6,13 @@ may run any rows beside each other, in any order, and several positions of one r
 Shapes: L rows of logits, P of them with processors, W vocabulary, R rows known.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -71,10 +73,10 @@ class _Selection:
     top: dict[int, list[int]]
     """Places in L by how many most likely tokens they want."""
 
-    def of_processed(self, positions: Sequence[int]) -> tuple[RowSettings, Tensor]:
+    def of_processed(self, positions_L: Tensor) -> tuple[RowSettings, Tensor]:
         """Return settings and positions of the rows with processors."""
-        own_positions = torch.tensor([positions[place] for place in self.processed])
-        return self.settings.of(torch.tensor(self.processed)), own_positions
+        places = torch.tensor(self.processed)
+        return self.settings.of(places), positions_L[places]
 
     def without_choice(self, redrawn: Draws) -> dict[int, str]:
         """Say which rows with processors have no token left: nothing that is finite."""
@@ -185,7 +187,7 @@ class BatchSampler:
         self,
         logits_LW: Tensor,
         rows: Sequence[int],
-        positions: Sequence[int],
+        positions: Sequence[int] | npt.NDArray[np.int64],
         drafts: Mapping[int, Sequence[int]] | None = None,
     ) -> Sampled:
         """Draw the tokens that will stand at these positions of these rows.
@@ -202,16 +204,17 @@ class BatchSampler:
         """
         limit = logits_LW.size(-1) if self._limit is None else self._limit
         selection = self._select(rows)
-        draws = sample_rows(logits_LW, selection.settings, torch.tensor(positions), limit=limit)
+        positions_L = torch.from_numpy(np.asarray(positions, np.int64))
+        draws = sample_rows(logits_LW, selection.settings, positions_L, limit=limit)
         failures: dict[int, str] = {}
         if selection.processed:
             own_PW, failures = self._processed(logits_LW, rows, selection.processed, drafts or {})
-            own = selection.of_processed(positions)
+            own = selection.of_processed(positions_L)
             redrawn = sample_rows(own_PW, *own, limit=limit)
             failures = {**selection.without_choice(redrawn), **failures}
             draws = selection.merged(draws, redrawn, logits_LW)
         ids_L, logprobs_L = draws.ids_L.cpu(), draws.logprobs_L.cpu()
-        if not bool(logprobs_L.isfinite().all()):
+        if not math.isfinite(logprobs_L.numpy().sum()):
             bad = (~logprobs_L.isfinite()).nonzero().flatten().tolist()
             failures |= dict.fromkeys(bad, NOT_FINITE)
         top = selection.most_likely(draws, logits_LW) if selection.top else {}

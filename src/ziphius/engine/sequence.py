@@ -79,6 +79,8 @@ class StepOutput(NamedTuple):
     routes_TYK: Tensor | None = None
     """With the last output, where routes are recorded: the experts of every token that the model
     saw, int16, expert layers in their order."""
+    weight_version: int = 0
+    """Of the weights that gave it (`Engine.weight_version`)."""
 
 
 class Status(enum.Enum):

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from ziphius.evals.corrections import self_corrections
 from ziphius.evals.errors import EvalError
 from ziphius.evals.pass_at_k import pass_at_k
-from ziphius.models.model import Model
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import Rollout, RolloutConfig, sample_groups
 from ziphius.tasks import Problem
-from ziphius.text.tokenizer import Tokenizer
 
 IN_DISTRIBUTION = "in distribution"
 HARDER = "one step harder"
@@ -96,8 +95,7 @@ class Measurement:
 
 
 def measure(
-    model: Model,
-    tokenizer: Tokenizer,
+    engine: RolloutEngine,
     problems: Mapping[str, Sequence[Problem]],
     config: RolloutConfig,
     *,
@@ -111,15 +109,14 @@ def measure(
     with the same luck, as far as two models can share it.
 
     Args:
-        model: in any mode.
-        tokenizer: with the chat format that the model speaks.
+        engine: of the model, for all measurements of it.
         problems: of each slice; no problem twice.
         config: `num_generations` samples of every problem.
         seed: of the draws.
         arm: name of the model.
         mode: name of the way it is asked, which `config` is.
     """
-    sample = functools.partial(sample_groups, model, tokenizer, config=config, seed=seed)
+    sample = functools.partial(sample_groups, engine, config=config, seed=seed)
     return measure_by(sample, problems, arm=arm, mode=mode)
 
 

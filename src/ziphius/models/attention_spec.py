@@ -16,6 +16,10 @@ class CacheSpec:
 
     widths: tuple[int, ...]
     """Numbers of each part: (C + R,) for latent attention, keys and values for grouped."""
+    scale_width: int = 128
+    """Numbers that share a scale where a cache keeps them in 8 bits (`ops/cache_rows.py`)."""
+    kept: int = 0
+    """Numbers at the end of each part that such a cache keeps in bfloat16."""
 
     @property
     def numbers(self) -> int:
@@ -79,7 +83,8 @@ def _latent(config: ModelConfig, layer_idx: int) -> AttentionSpec:
         "expanded", through, 0, heads * (config.q_head_dim + config.v_head_dim)
     )
     absorbed = AttentionForm("absorbed", 0, through, heads * (row + latent))
-    return AttentionSpec(CacheSpec((row,)), (expanded, absorbed))
+    cache = CacheSpec((row,), kept=config.qk_rope_head_dim)
+    return AttentionSpec(cache, (expanded, absorbed))
 
 
 def _grouped(config: ModelConfig, layer_idx: int) -> AttentionSpec:
@@ -87,7 +92,8 @@ def _grouped(config: ModelConfig, layer_idx: int) -> AttentionSpec:
     assert config.head_dim is not None
     width = config.num_key_value_heads * config.head_dim
     plain = AttentionForm("grouped", 0, 0, 2 * config.num_attention_heads * config.head_dim)
-    return AttentionSpec(CacheSpec((width, width)), (plain,))
+    cache = CacheSpec((width, width), scale_width=config.head_dim)
+    return AttentionSpec(cache, (plain,))
 
 
 SPECS: dict[str, Callable[[ModelConfig, int], AttentionSpec]] = {

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ziphius.core.memory import zeros_on_demand
 from ziphius.models.attention_spec import CacheSpec
+from ziphius.ops.cache_rows import LARGEST, RowLayout, pack_rows, unpack_rows
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,17 @@ class PagedCache:
     """Rows of numbers in blocks of `block_size` slots; who owns which block is not decided here.
 
     Every part of every layer is one tensor [num_blocks * block_size, width]. A slot holds the same
-    token in all layers.
+    token in all layers. In 8 bits a row is one of bytes, rounded when it is written and read as it
+    then is, also by the step that writes it: how a prompt is cut changes nothing.
 
     Args:
         specs: what each layer keeps of a token.
         num_blocks: in all.
         block_size: slots of a block.
-        dtype: that rows are kept in.
+        dtype: of the numbers that rows are kept in; int8 and float8_e4m3fn have scales beside them.
         device: where.
-        read_dtype: that they are read in, by default the same: what is computed with.
+        read_dtype: that they are read in, by default the same, of 8 bits float32: what is computed
+            with.
     """
 
     def __init__(
@@ -53,16 +57,24 @@ class PagedCache:
         read_dtype: torch.dtype | None = None,
     ) -> None:
         self.block_size = block_size
-        self._read_dtype = read_dtype or dtype
         self.num_blocks = num_blocks
+        self.dtype = dtype
+        self.has_scales = dtype in LARGEST
+        self._read_dtype = read_dtype or (torch.float32 if self.has_scales else dtype)
+        self.layouts = [row_layouts(spec) for spec in specs]
+        """By layer, of each part."""
+        slots, part_dtype = num_blocks * block_size, torch.uint8 if self.has_scales else dtype
         self.parts = [
             tuple(
-                torch.zeros(num_blocks * block_size, width, dtype=dtype, device=device)
-                for width in spec.widths
+                zeros_on_demand((slots, self._row_width(layout)), part_dtype, device)
+                for layout in layouts
             )
-            for spec in specs
+            for layouts in self.layouts
         ]
         """By layer."""
+
+    def _row_width(self, layout: RowLayout) -> int:
+        return layout.size_bytes if self.has_scales else layout.width
 
     def by_slot(self) -> "PagedCache":
         """Return the same memory as blocks of one slot, for sequences whose rows lie anywhere."""
@@ -72,15 +84,26 @@ class PagedCache:
 
     def write(self, layer_idx: int, slots_M: Tensor, *rows: Tensor) -> None:
         """Store the rows [M, width] of each part."""
-        for part, rows_MX in zip(self.parts[layer_idx], rows, strict=True):
-            part[slots_M] = rows_MX.to(part.dtype)
+        for part, layout, rows_MX in zip(
+            self.parts[layer_idx], self.layouts[layer_idx], rows, strict=True
+        ):
+            if self.has_scales:
+                part[slots_M] = pack_rows(rows_MX, layout, self.dtype)
+            else:
+                part[slots_M] = rows_MX.to(part.dtype)
 
     def read(self, layer_idx: int, slots: Tensor | Span) -> tuple[Tensor, ...]:
-        """Return the rows at these slots, [Z, S, width] of each part: copies, of a span views."""
+        """Return the rows at these slots, [Z, S, width] of each part.
+
+        They are copies, those of a span views of the cache if it has no scales.
+        """
         if isinstance(slots, Span):
             rows = [_view(part, slots) for part in self.parts[layer_idx]]
         else:
             rows = [F.embedding(slots, part) for part in self.parts[layer_idx]]
+        if self.has_scales:
+            layouts = self.layouts[layer_idx]
+            rows = [unpack_rows(*pair, self.dtype) for pair in zip(rows, layouts, strict=True)]
         return tuple(part.to(self._read_dtype) for part in rows)
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -94,6 +117,18 @@ class PagedCache:
     def size_bytes(self) -> int:
         """Memory held, all layers."""
         return sum(part.nbytes for parts in self.parts for part in parts)
+
+
+def row_layouts(spec: CacheSpec) -> tuple[RowLayout, ...]:
+    """Say how a row of each part lies in a cache of 8 bits, and how wide it is in any."""
+    return tuple(RowLayout(width, spec.scale_width, spec.kept) for width in spec.widths)
+
+
+def token_bytes(specs: Sequence[CacheSpec], dtype: torch.dtype) -> int:
+    """Return the memory that a token takes in a cache of this dtype, all layers."""
+    if dtype in LARGEST:
+        return sum(layout.size_bytes for spec in specs for layout in row_layouts(spec))
+    return sum(spec.numbers for spec in specs) * dtype.itemsize
 
 
 def _view(part: Tensor, span: Span) -> Tensor:

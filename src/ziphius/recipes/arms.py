@@ -4,7 +4,8 @@ What is measured is kept per problem and sample, so that every comparison is mad
 is sampled again: `recipes/comparison.py` compares.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ziphius.recipes.family import FamilyRun
 from ziphius.recipes.family_settings import FamilySettings
 from ziphius.recipes.stages import StageResult, sum_of
 from ziphius.rollout.config import RolloutConfig
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.tasks import Split
 from ziphius.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -123,9 +125,10 @@ def measure_arms(run: FamilyRun) -> dict[str, Asked]:
     found = {}
     for name in present(run):
         is_compared = name == TEACHER or name in CONTROLS
+        engine = functools.cache(functools.partial(_engine, run, name))
         found[name] = Asked(
-            {mode: _measured(run, name, mode, "test") for mode in MODES},
-            {mode: _measured(run, name, mode, "validation") for mode in MODES}
+            {mode: _measured(run, name, mode, "test", engine) for mode in MODES},
+            {mode: _measured(run, name, mode, "validation", engine) for mode in MODES}
             if is_compared
             else {},
         )
@@ -169,7 +172,13 @@ def weights_of(stage: StageResult) -> str:
     return sum_of(stage.checkpoint, "*.safetensors")
 
 
-def _measured(run: FamilyRun, name: str, mode: str, split: Split) -> Measurement:
+def _engine(run: FamilyRun, name: str) -> RolloutEngine:
+    return RolloutEngine(*load_arm(run, name))
+
+
+def _measured(
+    run: FamilyRun, name: str, mode: str, split: Split, engine: Callable[[], RolloutEngine]
+) -> Measurement:
     stage = run.stages[ARMS[name].stage]
     share = 1.0 if split == "test" else DEVELOPMENT_SHARE
     problems = run.problems(split, share)
@@ -185,8 +194,7 @@ def _measured(run: FamilyRun, name: str, mode: str, split: Split) -> Measurement
     }
 
     def sampled() -> Measurement:
-        model, tokenizer = load_arm(run, name)
-        return measure(model, tokenizer, problems, rollout, seed=seed, arm=name, mode=mode)
+        return measure(engine(), problems, rollout, seed=seed, arm=name, mode=mode)
 
     folder = run.folder / MEASUREMENTS / split
     folder.mkdir(parents=True, exist_ok=True)

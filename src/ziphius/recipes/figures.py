@@ -46,6 +46,7 @@ from ziphius.recipes.report.sections import (
     Taught,
     Transcript,
 )
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.tasks import get_task
 
@@ -226,8 +227,8 @@ def build_transcripts(run: FamilyRun) -> tuple[Transcript, ...]:
     replies: dict[str, list[ArmReplies]] = {problem.key: [] for problem in asked}
     rollout = rollout_config(run.settings, MODE)
     for name in present(run):
-        model, tokenizer = load_arm(run, name)
-        groups = sample_groups(model, tokenizer, asked, rollout, seed=run.settings.seed + 2)
+        engine = RolloutEngine(*load_arm(run, name))
+        groups = sample_groups(engine, asked, rollout, seed=run.settings.seed + 2)
         for problem, group in zip(asked, groups, strict=True):
             replies[problem.key].append(_replies(name, group))
     return tuple(

@@ -17,6 +17,7 @@ from ziphius.models.weights import load, read_model_config, save
 from ziphius.quant.int8 import quantize
 from ziphius.recipes.job import SAVE_EVERY, Job, stage_of
 from ziphius.recipes.stages import StageResult, peak_memory_bytes
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import sample_groups
 from ziphius.rollout.traces import TraceConfig, select_traces, write_traces
 from ziphius.tasks.demonstrations import write_demonstrations
@@ -28,9 +29,9 @@ TRACES_FILE, ALONE_FILE = "traces.jsonl", "demonstrations.jsonl"
 
 def sample_traces(job: Job, folder: Path) -> StageResult:
     """Let the teacher answer problems once each; keep what is verified, and who else solved it."""
-    model, tokenizer = load(job.teacher), load_tokenizer(job.teacher)
+    engine = RolloutEngine(load(job.teacher), load_tokenizer(job.teacher))
     problems = job.problems("train", job.settings.lengths.traced, with_harder=True)
-    groups = sample_groups(model, tokenizer, problems, job.rollout(1), seed=job.settings.seed)
+    groups = sample_groups(engine, problems, job.rollout(1), seed=job.settings.seed)
     traces = select_traces(groups, TraceConfig(choice="random"), seed=job.settings.seed)
     if not traces.kept:
         note = "No student: the teacher answered nothing correctly that could be learned from."

@@ -3,10 +3,11 @@
 Sources: DeepSeekMath (arXiv 2402.03300), section 4; DeepSeek-R1 (arXiv 2501.12948), section 2.2;
 the arithmetic, with what it takes from later papers, is in `rl/objective.py`. What is settled here:
 
-1. The answers come from the module that trains, at its present weights, in the numbers it trains
-   in. Every token is scored with the experts it was sampled through, so that trainer and sampler
-   agree: the largest difference of a log-probability is a metric of every step, in float32 a few
-   millionths, and with `exact_logprobs` 0 (`rollout/exact.py`).
+1. The answers come from the model that trains, at its present weights, in the numbers it trains
+   in, through one engine for the whole run. Every token is scored with the experts it was sampled
+   through, so that trainer and sampler agree: the largest difference of a log-probability is a
+   metric of every step, in float32 a few millionths, and with `exact_logprobs` 0
+   (`rollout/exact.py`).
 2. Groups whose rewards are all equal are dropped, from the sum and from what it is divided by, the
    penalty against a reference included. Where asked for, their prompts are replaced by others
    first, as DAPO does (arXiv 2503.14476, section 3.2), up to a stated number of times. A step
@@ -35,7 +36,7 @@ from ziphius.engine.native_runner import write_program
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.ops.logprobs import head_logprobs
-from ziphius.ops.native.program_builder import NotNative, Program
+from ziphius.ops.native.program_builder import Program
 from ziphius.rl.batch import GrpoBatch, build_batch
 from ziphius.rl.objective import clipped_losses, k3_penalties
 from ziphius.rl.problems import ProblemStream
@@ -53,9 +54,9 @@ from ziphius.rl.rollout_batch import (
     to_json,
 )
 from ziphius.rl.settings import GrpoConfig
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.exact import Sampled, exact_logprobs
 from ziphius.rollout.sample import sample_groups
-from ziphius.rollout.weights import rounded_weights
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
 from ziphius.train.config import TrainConfig
@@ -72,8 +73,8 @@ class GrpoStage(Stage):
     """Learn from sampled completions.
 
     Args:
-        model: the module that will be trained: it samples too. Its present weights are the
-            reference, if one is kept.
+        model: that will be trained, and samples. Its present weights are the reference, if one is
+            kept.
         tokenizer: with the chat format that the model speaks.
         problems: says what each round of sampling asks.
         config: how completions become a gradient.
@@ -97,26 +98,27 @@ class GrpoStage(Stage):
         data_fingerprint: str = "",
         world: World = ALONE,
     ) -> None:
-        self.model, self.tokenizer, self.problems = model, tokenizer, problems
+        self.model, self.problems = model, problems
         self.config, self.train, self.world = config, train, world
         self.validation, self.data_fingerprint = validation, data_fingerprint
         self.device = next(model.parameters()).device
         self.dtype = resolve_dtype(train.dtype, self.device)
+        self.engine = RolloutEngine(
+            model, tokenizer, dtype=self.dtype, record_routes=config.replay_routes
+        )
         self.reference: Model | None = None
         if config.beta:
             self.reference = copy.deepcopy(model).eval().requires_grad_(False)
-        self._vocab_limit = tokenizer.vocab_size
-        self._programs: dict[Model, Program] = {}
+        self._reference_program: Program | None = None
         if config.exact_logprobs:
             self._refuse_inexact()
-            self._pack(model)
         self._rollouts: RolloutBatch | None = None
         self._steps_done = 0
 
     def batches(self, step: int) -> list[Batch]:
         """Sample, or take up what was sampled for an earlier step, as this rank's micro-batches."""
         if self.config.exact_logprobs:
-            self._pack(self.model)
+            self.engine.update_weights(step)
         number, update = divmod(step, self.config.num_iterations)
         if self._rollouts is None or self._rollouts.number != number:
             assert update == 0, "completions of an earlier step are part of the state"
@@ -165,12 +167,12 @@ class GrpoStage(Stage):
     def validate(self, model: Model) -> dict[str, float]:
         """Answer the held-out problems once each; `loss` is the share that is wrong."""
         assert self.validation, "there is nothing to validate on"
+        assert model is self.model, "the engine has the weights of another model"
         size, rank = self.world.size, self.world.rank
         share = -(-len(self.validation) // size)
         mine = self.validation[rank * share : (rank + 1) * share]
         groups = sample_groups(
-            model,
-            self.tokenizer,
+            self.engine,
             mine,
             self.config.rollout.model_copy(update={"num_generations": 1}),
             seed=self.train.seed,
@@ -211,17 +213,16 @@ class GrpoStage(Stage):
             self._steps_done = state["steps_done"]
 
     def _sample(self, number: int) -> RolloutBatch:
-        """Sample this rank's share of a round, in the numbers of the training."""
-        with rounded_weights(self.model, self.dtype), self._autocast():
-            return sample_rollout_batch(
-                self.model,
-                self.tokenizer,
-                self.problems,
-                self.config,
-                number=number,
-                seed=self.train.seed,
-                world=self.world,
-            )
+        """Sample this rank's share of a round; its version is the steps that led to its weights."""
+        self.engine.update_weights(number * self.config.num_iterations)
+        return sample_rollout_batch(
+            self.engine,
+            self.problems,
+            self.config,
+            number=number,
+            seed=self.train.seed,
+            world=self.world,
+        )
 
     def _micro_batches(self, found: RolloutBatch, *, is_fresh: bool) -> Sequence[GrpoBatch]:
         rows = self.train.resolved_micro_batch_size(self.world.size)
@@ -258,11 +259,9 @@ class GrpoStage(Stage):
             routes=routes,
         )
         if self.config.exact_logprobs:
-            if model not in self._programs:
-                self._pack(model)
-            limit = self._vocab_limit
+            limit = self.engine.tokenizer.vocab_size
             sampled = Sampled(batch.sources_X, batch.targets_X, temperature, limit)
-            return exact_logprobs(self._programs[model], model, forward, sampled)
+            return exact_logprobs(self._packed(model), model, forward, sampled)
         output = model(forward)
         hidden_XD = F.embedding(batch.sources_X, output.hidden_BTD[0])
         weight_WD = model.head.weight
@@ -270,22 +269,17 @@ class GrpoStage(Stage):
         scores_X = head_logprobs(hidden_XD, weight_WD, batch.targets_X, temperature=temperature)
         return scores_X, dict(output.routings)
 
-    def _pack(self, model: Model) -> None:
-        """Pack the present weights for exact scores: of the model that trains, or the reference."""
-        known = self._programs.get(model)
-        try:
-            arena = None if known is None else known.arena
-            self._programs[model] = write_program(model, arena=arena)
-        except NotNative as reason:
-            raise ConfigError(f"grpo.exact_logprobs: {reason}; leave it out.") from reason
+    def _packed(self, model: Model) -> Program:
+        """Return the packed weights that score exactly: the sampler's, or the reference's."""
+        if model is not self.reference:
+            assert self.engine.program is not None, "a model without one is refused at the start"
+            return self.engine.program
+        if self._reference_program is None:
+            self._reference_program = write_program(model)
+        return self._reference_program
 
     def _refuse_inexact(self) -> None:
         """Raise where the sampler would not run the program, or rounds at every product."""
-        if self.device.type != "cpu":
-            raise ConfigError(
-                f"grpo.exact_logprobs: native programs run on a CPU, not on {self.device}; leave "
-                "it out."
-            )
         if self.dtype != torch.float32:
             raise ConfigError(
                 f"grpo.exact_logprobs: train.dtype is {self.train.dtype}, which is "
@@ -296,6 +290,9 @@ class GrpoStage(Stage):
                 "train.activation_checkpointing has no effect with grpo.exact_logprobs, which "
                 "computes every layer again in any case: leave it out."
             )
+        self.engine.update_weights()
+        if self.engine.program is None:
+            raise ConfigError(f"grpo.exact_logprobs: {self.engine.not_native}; leave it out.")
 
     def _autocast(self) -> torch.autocast:
         is_on = self.dtype != torch.float32

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ziphius.core.errors import ConfigError
 from ziphius.models.model import Model
 from ziphius.rollout.config import RolloutConfig
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.tasks import Problem
 from ziphius.text.tokenizer import Tokenizer
@@ -87,8 +88,9 @@ def check_headroom(
         NoHeadroomError: pass@1 is above 95 %, or pass@16 is no better than it.
     """
     sampled = config.model_copy(update={"num_generations": SAMPLES})
+    engine = RolloutEngine(model, tokenizer)
     headroom = measure_headroom(
-        sample_groups(model, tokenizer, problems, sampled, seed=seed, first_sequence_id=FIRST_ID)
+        sample_groups(engine, problems, sampled, seed=seed, first_sequence_id=FIRST_ID)
     )
     refuse_without_headroom(headroom)
     return headroom

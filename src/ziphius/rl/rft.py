@@ -25,6 +25,7 @@ from ziphius.dist.world import local_device
 from ziphius.models.weights import load
 from ziphius.rl.problems import ProblemMix
 from ziphius.rl.rft_config import RftSettings
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.rollout.traces import TraceConfig, Traces, select_traces, write_traces
 from ziphius.text.tokenizer import load_tokenizer
@@ -146,14 +147,13 @@ def _groups(
     """Sample groups, `GROUPS_AT_ONCE` in a batch and one batch at least, until tokens suffice."""
     device = local_device(resolve_device(settings.train.device))
     model = load(source, dtype=torch.float32).to(device)
-    tokenizer = load_tokenizer(source)
+    engine = RolloutEngine(model, load_tokenizer(source))
     sampled: list[list[Rollout]] = []
     with fast_float32(device):
         while not sampled or _tokens(sampled) < tokens:
             number = first + len(sampled)
             sampled += sample_groups(
-                model,
-                tokenizer,
+                engine,
                 problems(number // GROUPS_AT_ONCE),
                 settings.rollout,
                 seed=settings.train.seed,

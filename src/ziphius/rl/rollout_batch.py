@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ziphius.core.errors import ConfigError
 from ziphius.dist.world import World
-from ziphius.models.model import Model
 from ziphius.rl.batch import Group, ScoredCompletion
 from ziphius.rl.objective import group_advantages
 from ziphius.rl.problems import ProblemStream
 from ziphius.rl.settings import GrpoConfig
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import Rollout, sample_groups
 from ziphius.tasks import Problem
-from ziphius.text.tokenizer import Tokenizer
 
 Groups = Sequence[Sequence[Rollout]]
 """Completions by prompt."""
@@ -65,8 +64,7 @@ class RolloutBatch:
 
 
 def sample_rollout_batch(
-    model: Model,
-    tokenizer: Tokenizer,
+    engine: RolloutEngine,
     problems: ProblemStream,
     config: GrpoConfig,
     *,
@@ -80,8 +78,7 @@ def sample_rollout_batch(
     no rank waits for another.
 
     Args:
-        model: in the numbers that answers are to be sampled in.
-        tokenizer: with the chat format that the model speaks.
+        engine: of the model, in the numbers that answers are to be sampled in.
         problems: what to ask.
         config: of the run.
         number: of the round.
@@ -95,14 +92,12 @@ def sample_rollout_batch(
 
     def completions(refill: int) -> Groups:
         return sample_groups(
-            model,
-            tokenizer,
+            engine,
             list(asked.values()),
             config.rollout,
             seed=seed,
             first_sequence_id=first_id + refill * REFILL_FIRST_ID,
             numbers=list(asked),
-            record_routes=config.replay_routes,
         )
 
     sampled = [completions(0)]

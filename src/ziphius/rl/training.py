@@ -72,6 +72,11 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
     kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
     asked = f"{problems.per_step} problems x {rollout.num_generations} completions"
     text = f"{asked} a step, of {kinds}"
+    if headroom is not None:
+        text += f"; before the start {headroom}"
+    stage.engine.update_weights()
+    if stage.engine.not_native is not None:
+        text += f". Answers are sampled by the modules, slower: {stage.engine.not_native}"
     return run_built_stage(
         settings,
         folder,
@@ -80,7 +85,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         model=model,
         tokenizer=tokenizer,
         stage=stage,
-        text=f"{text}." if headroom is None else f"{text}; before the start {headroom}.",
+        text=f"{text}.",
     )
 
 

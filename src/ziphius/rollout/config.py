@@ -20,8 +20,9 @@ class RolloutConfig(RenamedConfig):
     """Longest completion in tokens; one that is cut off here counts as no answer."""
     sampling: SamplingConfig = SamplingConfig()
     """How tokens are drawn; the seed comes from the run."""
-    sequences_at_once: Annotated[int, Field(ge=1)] = 512
-    """Completions decoded together, whole groups at a time; it limits memory alone."""
+    sequences_at_once: Annotated[int, Field(ge=1, le=4096)] = 512
+    """Completions that are decoded at the same time; one begins when another ends. It limits memory
+    alone."""
     thinking: bool | None = None
     """Let the model reason before it answers; by default what the chat format does."""
 

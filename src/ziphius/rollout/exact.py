@@ -22,14 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ziphius.engine.native_runner import step_tokens
+from ziphius.engine.native_runner import pages_of, step_tokens
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch, PagedTokens
 from ziphius.models.gates import Routing
 from ziphius.models.model import Model
 from ziphius.models.segments import BranchRuns, branch_runs
+from ziphius.ops import native
 from ziphius.ops.logprobs import head_logprobs, score_rows
-from ziphius.ops.native.program import Pages, ProgramOutput
+from ziphius.ops.native.program import ProgramOutput, StepExtras
 from ziphius.ops.native.program_builder import Program
 
 _MOST_TOKENS, _MOST_LOGITS = 2048, 16 * 2**20
@@ -109,11 +110,11 @@ def _run(
                 _paged(runs, cache, start, end),
                 sampled.sources_X[own_X] - start,
             ),
-            Pages(cache.parts, cache.block_size),
+            pages_of(cache),
+            StepExtras(replayed_MYK=None if replayed_MYK is None else replayed_MYK[start:end]),
             threads=torch.get_num_threads(),
             record_routes=replayed_MYK is None,
             return_streams=True,
-            replayed_MYK=None if replayed_MYK is None else replayed_MYK[start:end],
         )
         logprobs_X[own_X] = _scores(output, sampled, own_X)
         outputs.append(output)
@@ -186,7 +187,7 @@ def _recomputed(
     context: Any,
 ) -> Tensor:
     again = partial(compute, context=context)
-    out_BTD: Tensor = _Recomputed.apply(again, known_BTD, hidden_BTD, *weights)
+    out_BTD: Tensor = native.apply(_Recomputed, again, known_BTD, hidden_BTD, *weights)
     return out_BTD
 
 

@@ -1,9 +1,9 @@
 """Groups of sampled answers to problems, each verified by its task.
 
-The answers come from the module that is handed in, by batched, cached decoding: no copy of the
-weights, so what a trainer just changed is what is sampled. A group shares its prompt, which is
-prefilled once (`engine/generate.py`). The experts of every token can be recorded, for a trainer to
-send the tokens the same way (routing replay: DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+The answers come from a `RolloutEngine`, at the weights that its model has now: what a trainer just
+changed is what is sampled. A group shares its prompt, which is prefilled once. The experts of every
+token can be recorded, for a trainer to send the tokens the same way (routing replay: DeepSeek-V3.2,
+arXiv 2512.02556, section 3.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import Prompt, chat_prompt
-from ziphius.engine.generate import Completion, FinishReason, Request, generate
-from ziphius.models.model import Model
+from ziphius.engine.generate import Completion, FinishReason, Request
 from ziphius.rollout.config import RolloutConfig
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.tasks import Problem, get_task
 from ziphius.text.chat import ChatFormat, Message, get_chat_format, message_of
 from ziphius.text.tokenizer import Tokenizer
 
-__all__ = ["Rollout", "RolloutConfig", "sample_groups"]
+__all__ = ["Rollout", "RolloutConfig", "RolloutEngine", "sample_groups"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Rollout:
     routes: Mapping[int, Tensor] | None = field(default=None, repr=False, compare=False)
     """By expert layer: the chosen experts, int16 [T - 1, K], of prompt and completion without the
     last token. None unless they were recorded, or without experts."""
+    policy_version: int = 0
+    """Of the weights that every token comes from (`RolloutEngine.policy_version`)."""
 
     @property
     def follows_format(self) -> bool:
@@ -51,15 +53,13 @@ class Rollout:
 
 
 def sample_groups(
-    model: Model,
-    tokenizer: Tokenizer,
+    engine: RolloutEngine,
     problems: Sequence[Problem],
     config: RolloutConfig,
     *,
     seed: int,
     first_sequence_id: int = 0,
     numbers: Sequence[int] | None = None,
-    record_routes: bool = False,
 ) -> list[list[Rollout]]:
     """Sample a group of answers to every problem, in the order of the problems.
 
@@ -68,15 +68,14 @@ def sample_groups(
     `sequences_at_once`.
 
     Args:
-        model: in any mode, which it keeps; not trained meanwhile.
-        tokenizer: with the chat format that the model speaks.
+        engine: of the model, with a tokenizer that names the chat format that it speaks.
         problems: of any tasks.
         config: how.
         seed: of the run.
         first_sequence_id: another one for other draws, such as those of the next step.
         numbers: of the problems, all different; by default their places in the list.
-        record_routes: keep the experts that each token was sent to.
     """
+    tokenizer = engine.tokenizer
     chat_format = spoken_format(tokenizer)
     prompts = [problem_prompt(problem, tokenizer, chat_format, config) for problem in problems]
     numbered = range(len(problems)) if numbers is None else numbers
@@ -86,17 +85,7 @@ def sample_groups(
         for prompt, number in zip(prompts, numbered, strict=True)
         for sample in range(size)
     ]
-    at_once = max(1, config.sequences_at_once // size) * size
-    completions = [
-        completion
-        for first in range(0, len(requests), at_once)
-        for completion in generate(
-            model,
-            requests[first : first + at_once],
-            vocab_limit=tokenizer.vocab_size,
-            record_routes=record_routes,
-        )
-    ]
+    completions = engine.generate(requests, max_num_seqs=config.sequences_at_once)
     return [
         [
             _rollout(problem, prompt, completion, tokenizer)
@@ -143,6 +132,7 @@ def _rollout(
         answer,
         get_task(problem.task).verify(problem, answer),
         completion.routes,
+        completion.weight_version,
     )
 
 

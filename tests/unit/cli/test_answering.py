@@ -7,7 +7,8 @@ from rich.console import Console
 
 from ziphius.cli.answering import AnswerOptions, AnswerPrinter, Speed, print_text
 from ziphius.cli.options import parse_options
-from ziphius.ops.sampling_config import SamplingConfig
+from ziphius.core.errors import ConfigError
+from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
 from ziphius.text.chat import ContentText, ReasoningText, ToolCallArguments, ToolCallStart
 
 
@@ -72,16 +73,36 @@ def test_a_pipe_gets_the_text_as_it_is():
     assert written(pipe) == text
 
 
-def test_options_become_a_sampling_config():
+def test_options_become_what_a_request_asks_for():
     options = parse_options(
         AnswerOptions,
         ["--temperature", "0.5", "--top-p", "0.9", "--seed", "3", "--stop", "a", "--stop", "b c"],
         prog="x",
         description="",
     )
-    assert options.sampling == SamplingConfig(temperature=0.5, top_p=0.9, seed=3)
-    assert options.stop == ("a", "b c")
-    assert AnswerOptions().sampling == SamplingConfig(temperature=0.6)
+    assert options.params(7, n=2) == SamplingParams(
+        temperature=0.5, top_p=0.9, seed=3, stop=("a", "b c"), max_tokens=7, n=2
+    )
+    assert AnswerOptions().params(9) == SamplingParams(temperature=0.6, max_tokens=9)
+
+
+def test_the_form_of_an_answer_may_stand_in_a_file(tmp_path):
+    path = tmp_path / "form"
+    path.write_bytes(b'\xef\xbb\xbf{"type": "object"}')
+    forms = {
+        "json_schema": StructuredOutputs(json_schema='{"type": "object"}'),
+        "grammar": StructuredOutputs(grammar='{"type": "object"}'),
+    }
+    for name, form in forms.items():
+        assert AnswerOptions(**{name: path}).params(1).structured_outputs == form
+        with pytest.raises(ConfigError, match="cannot be read"):
+            AnswerOptions(**{name: tmp_path / "none"}).params(1)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        AnswerOptions(grammar=path).params(1)
+    assert AnswerOptions(regex="a+").params(1).structured_outputs == StructuredOutputs(regex="a+")
+    words = StructuredOutputs(choice=("a", "b"))
+    assert AnswerOptions(choice=("a", "b")).params(1).structured_outputs == words
 
 
 def test_options_without_effect_end_with_code_2(capsys):

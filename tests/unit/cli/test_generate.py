@@ -8,11 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from ziphius.cli.generate import GenerateConfig, generate
-from ziphius.core.errors import ChatError, ConfigError, OutputError
-from ziphius.engine.generate import NewToken
+from ziphius.core.errors import ChatError, ConfigError, ZiphiusError
 from ziphius.engine.load import Loaded, load_preset
+from ziphius.engine.sampling_params import SamplingParams
+from ziphius.engine.sequence import StepOutput
 from ziphius.engine.text import TextPiece
-from ziphius.ops.sampling_config import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +30,23 @@ def seen(monkeypatch) -> list:
     """Let the model answer "Hm.</think>Yes." to everything, and collect what it was asked."""
     requests_seen: list = []
 
-    def stream_text(engine, tokenizer, requests, stops):
-        requests_seen.extend(requests)
-        text = "Hm.</think>Yes."
-        for string in stops[0].strings:
-            text = text[: text.index(string)]
-        for index, character in enumerate(text):
-            reason = "stop" if index == len(text) - 1 else None
-            yield [
-                TextPiece(NewToken(row, index, -0.5, reason), character, reason)
-                for row in range(len(requests))
-            ]
+    def stream_text(engine, tokenizer, asked, *, keep_errors):
+        for row, ask in enumerate(asked):
+            if isinstance(ask, ConfigError):
+                yield [TextPiece(row, 0, "", "error", None, str(ask))]
+                continue
+            requests_seen.append(ask.request)
+            text = "Hm.</think>Yes."
+            for string in ask.stop:
+                text = text[: text.index(string)]
+            for index, character in enumerate(text):
+                reason = "stop" if index == len(text) - 1 else None
+                yield [
+                    TextPiece(row, n, character, reason, StepOutput(row, n, index, -0.5, reason))
+                    for n in range(ask.request.n)
+                ]
 
-    monkeypatch.setattr("ziphius.engine.answer.stream_text", stream_text)
+    monkeypatch.setattr("ziphius.engine.answering.stream_text", stream_text)
     return requests_seen
 
 
@@ -84,7 +88,15 @@ def test_system_message_and_format_reach_the_prompt(seen, loaded, capsys):
 def test_sampling_and_stop_strings_reach_the_engine(seen, capsys):
     out, _ = run(capsys, "Hi", temperature=0.7, top_k=9, seed=5, stop=("es.",))
     assert out == "Y\n"
-    assert seen[0].sampling == SamplingConfig(temperature=0.7, top_k=9, seed=5)
+    assert seen[0].sampling == SamplingParams(
+        temperature=0.7, top_k=9, seed=5, stop=("es.",), max_tokens=1024
+    )
+
+
+def test_the_models_own_ends_can_be_ignored(seen, loaded, capsys):
+    run(capsys, "Hi", raw=True)
+    run(capsys, "Hi", raw=True, ignore_eos=True)
+    assert [request.stop_ids for request in seen] == [loaded.tokenizer.eos_ids, ()]
 
 
 def test_every_prompt_gets_n_answers_in_order(seen, capsys):
@@ -97,8 +109,8 @@ def test_every_prompt_gets_n_answers_in_order(seen, capsys):
         "prompt 2, answer 2",
     ]
     assert out.splitlines()[1::2] == ["Yes."] * 4
-    assert [request.sequence_id for request in seen] == [0, 1, 0, 1]
-    assert seen[0].prompt_ids == seen[1].prompt_ids != seen[2].prompt_ids
+    assert [(request.sequence_id, request.n) for request in seen] == [(0, 2)] * 2
+    assert seen[0].prompt_ids != seen[1].prompt_ids
 
 
 def test_json_holds_text_tokens_and_logprobs(seen, capsys):
@@ -146,11 +158,12 @@ def test_standard_input_that_is_no_text_is_refused(monkeypatch, capsys):
 
 
 def test_an_interruption_keeps_what_was_written(monkeypatch, capsys):
-    def stream_text(engine, tokenizer, requests, stops):
-        yield [TextPiece(NewToken(0, 1, 0.0, None), "half an ans", None)]
+    def stream_text(engine, tokenizer, asked, *, keep_errors):
+        assert len(list(asked)) == 1
+        yield [TextPiece(0, 0, "half an ans", None, StepOutput(0, 0, 1, 0.0, None))]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ziphius.engine.answer.stream_text", stream_text)
+    monkeypatch.setattr("ziphius.engine.answering.stream_text", stream_text)
     with pytest.raises(KeyboardInterrupt):
         run(capsys, "Hi", raw=True)
     out, err = capsys.readouterr()
@@ -163,8 +176,20 @@ def test_an_interruption_keeps_what_was_written(monkeypatch, capsys):
     [
         ({"prompts": ()}, "give a prompt"),
         ({"file": "questions.txt"}, "give a prompt"),
-        ({"as_json": True, "as_jsonl": True}, "give one of them"),
-        ({"as_jsonl": True, "out": "answers.jsonl"}, "give one of them"),
+        ({"as_json": True, "out": "answers.jsonl"}, "give one of them"),
+        ({"logprobs": 0}, "--logprobs would have no effect"),
+        ({"adapter": ("a=b",)}, "give the folder alone"),
+        ({"adapter": ("a", "b")}, "needs a name of its own"),
+        ({"adapter": ("=b",)}, "give a folder, or NAME=FOLDER"),
+        ({"adapter": ("a",), "speculative": "ngram"}, "drafts know no adapters"),
+        ({"speculative": "model"}, "need each other"),
+        ({"draft_model": "v3-tiny"}, "need each other"),
+        ({"num_speculative_tokens": 3}, "no effect without --speculative"),
+        ({"disk_cache_size": "1GB"}, "no effect without --disk-cache"),
+        ({"disk_cache": "x", "disk_cache_size": "huge"}, "give a size such as"),
+        ({"cache_dtype": "float12"}, "cache_dtype"),
+        ({"regex": "a", "choice": ("b",)}, "regex and choice: an answer has one form"),
+        ({"regex": "a", "ignore_eos": True}, "does not let it end"),
         ({"batch_size": 0}, "greater than or equal to 1"),
         ({"prompts": ("-", "-")}, "give it once"),
         ({"n": 0}, "greater than or equal to 1"),
@@ -188,12 +213,12 @@ def test_unknown_formats_and_thinking_without_one_are_refused(capsys):
         run(capsys, "Hi", chat_format="deepseek-v3", thinking=True)
 
 
-def test_a_file_of_prompts_is_answered_in_batches(seen, loaded, capsys, tmp_path):
-    (tmp_path / "a.txt").write_text("one\r\n\ntwo\n  three\n")
-    out, _ = run(capsys, file=tmp_path / "a.txt", raw=True, batch_size=2, as_jsonl=True)
+def test_a_file_of_texts_has_a_prompt_on_each_line(seen, loaded, capsys, tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\ntwo\n  three".encode())
+    out, _ = run(capsys, file=tmp_path / "a.txt", raw=True, out="-")
     lines = [json.loads(line) for line in out.splitlines()]
-    assert [(line["prompt"], line["sample"], line["text"]) for line in lines] == [
-        (n, 0, "Hm.</think>Yes.") for n in range(3)
+    assert [(line["row"], line["outputs"][0]["text"]) for line in lines] == [
+        (n, "Hm.</think>Yes.") for n in range(3)
     ]
     encode = loaded.tokenizer.encode
     assert [request.prompt_ids[1:] for request in seen] == [
@@ -203,33 +228,21 @@ def test_a_file_of_prompts_is_answered_in_batches(seen, loaded, capsys, tmp_path
     ]
 
 
-def test_a_file_of_json_keeps_its_names_and_becomes_a_file(seen, loaded, capsys, tmp_path):
-    entries = [
-        {"id": "a", "prompt": "Hi"},
-        {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]},
-    ]
-    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert run(capsys, file=path, out=out, n=2)[0] == ""
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(line["prompt"], line.get("id")) for line in lines] == [
-        (0, "a"),
-        (0, "a"),
-        (1, None),
-        (1, None),
-    ]
-    assert all(line["text"] == "Yes." and line["reasoning"] == "Hm." for line in lines)
-    assert "S" in loaded.tokenizer.decode(seen[2].prompt_ids)
-    with pytest.raises(OutputError, match=r"out.jsonl is there already"):
-        run(capsys, file=path, out=out)
-    with pytest.raises(ConfigError, match="A prompt of messages needs a chat format"):
-        run(capsys, file=path, raw=True)
+def test_without_out_a_bad_row_is_refused_before_anything_is_asked(seen, capsys, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\nb\n')
+    with pytest.raises(ConfigError, match=r"in.jsonl, line 2: no JSON"):
+        run(capsys, file=tmp_path / "in.jsonl")
+    assert seen == []
 
 
 def test_standard_input_may_hold_a_prompt_a_line(seen, loaded, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
     run(capsys, file="-", raw=True)
     assert len(seen) == 2
+    rows = b'{"prompt": "one", "id": 7}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(rows)))
+    out, _ = run(capsys, file="-", out="-")
+    assert json.loads(out)["id"] == 7
 
 
 @pytest.mark.parametrize(
@@ -237,8 +250,8 @@ def test_standard_input_may_hold_a_prompt_a_line(seen, loaded, capsys, monkeypat
     [
         (None, "cannot be read: No such file"),
         (b"", "holds no prompts"),
-        (b"\xff", "is not UTF-8 text"),
-        (b'{"prompt": "a"}\nb\n', "line 2: must be"),
+        (b"\xff", "line 1: no UTF-8"),
+        (b'{"prompt": "a"}\nb\n', "line 2: no JSON"),
         (b'{"text": "a"}\n', "line 1: must be"),
         (b'{"messages": []}\n', "line 1: must be"),
         (b'{"messages": [{"content": "a"}]}\n', "line 1: A message has no role"),
@@ -252,5 +265,5 @@ def test_a_file_of_prompts_that_cannot_be_read(capsys, tmp_path, content, messag
     path = tmp_path / "in.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ZiphiusError, match=message):
         run(capsys, file=path)

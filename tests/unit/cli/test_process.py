@@ -158,3 +158,32 @@ def test_sigterm_ends_the_download_too(tmp_path: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     assert [path for path in cache.rglob("*") if not path.is_dir() or path.name[0] == "."] == []
+
+
+def interrupt(done: list[int], times: int) -> None:
+    with process.interrupts_wait():
+        for number in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(number)
+
+
+@pytest.mark.parametrize(("times", "seen"), [(1, [0]), (2, [0, 1]), (3, [0, 1]), (4, [0, 1])])
+def test_ctrl_c_waits_for_the_end_of_a_block_and_the_third_one_does_not(
+    times: int, seen: list[int]
+) -> None:
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(done, times)
+    assert done == seen
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_handled_stays_so() -> None:
+    came = []
+    previous = signal.signal(signal.SIGINT, lambda *_: came.append(1))
+    try:
+        with process.interrupts_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert came == [1]
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -9,7 +9,7 @@ import torch
 
 from ziphius.core import memory
 from ziphius.core.errors import DeviceError
-from ziphius.core.memory import huge_pages, refuse_too_large
+from ziphius.core.memory import huge_pages, refuse_too_large, zeros_on_demand
 
 CPU = torch.device("cpu")
 
@@ -80,3 +80,23 @@ def test_what_does_not_fit_is_refused_with_what_would(monkeypatch):
         refuse_too_large("To load it", 12 * 10**9, CPU, {"dtype bfloat16": 6 * 10**9})
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     refuse_too_large("To load it", 10**15, CPU)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="pages are counted on Linux")
+def test_zeros_on_demand_take_no_pages_before_they_are_written():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    zeros = zeros_on_demand((3, 2**26), torch.bfloat16)
+    assert resident() - before < 2**24
+    assert zeros.shape == (3, 2**26)
+    assert zeros.dtype is torch.bfloat16
+    assert zeros.data_ptr() % 64 == 0
+    assert not zeros[1, ::4096].any()
+    zeros[2] = 1
+    assert resident() - before > 2**26
+
+
+def test_zeros_on_demand_may_be_none_at_all():
+    assert zeros_on_demand((0, 5), torch.float32).shape == (0, 5)

@@ -162,9 +162,9 @@ def test_the_model_itself_stays_plain_and_requests_without_adapter_are_its_own(
     assert run(engine, plain) == run(new_engine(model), plain)
     run(engine, requests())
     assert [type(module) for module in model.modules()] == kinds
-    assert isinstance(engine._runner, AdapterRunner)
-    assert isinstance(engine._runner._mixed, MixedTorchRunner)
-    twin = dict(engine._runner._mixed._twin.named_parameters())
+    assert isinstance(engine.runner, AdapterRunner)
+    assert isinstance(engine.runner._mixed, MixedTorchRunner)
+    twin = dict(engine.runner._mixed._twin.named_parameters())
     assert all(twin[name] is parameter for name, parameter in model.named_parameters())
 
 

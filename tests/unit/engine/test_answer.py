@@ -1,14 +1,17 @@
-"""`engine/answer.py`: prompts in and out of chat formats, answers as events."""
+"""`engine/answer.py` and `answering.py`: prompts in and out of chat formats, answers as events."""
 
 import pytest
 import torch
 
 from ziphius.core.errors import ConfigError
-from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, room_left, stream_answers
+from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt, room_left
+from ziphius.engine.answering import Question, stream_answers
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
-from ziphius.engine.generate import NewToken, generate
+from ziphius.engine.generate import generate
 from ziphius.engine.load import Loaded, load_preset
+from ziphius.engine.requests import RequestMaker
+from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
 from ziphius.engine.text import TextPiece
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.chat import ContentText, Message, ReasoningText, get_chat_format
@@ -21,14 +24,12 @@ def loaded() -> Loaded:
 
 def answers(loaded: Loaded, prompts: list[Prompt], stop: tuple[str, ...] = ()) -> list[list]:
     events: list[list] = [[] for _ in prompts]
+    params = SamplingParams(max_tokens=30, seed=1, stop=stop)
     steps = stream_answers(
         build_engine(loaded.model, EngineConfig(num_blocks=32)),
         loaded.tokenizer,
-        prompts,
-        max_new_tokens=[30] * len(prompts),
-        sequence_ids=range(len(prompts)),
-        sampling=SamplingConfig(seed=1),
-        stop=stop,
+        RequestMaker(loaded.tokenizer),
+        [Question(prompt, params, sequence_id=row) for row, prompt in enumerate(prompts)],
     )
     for step in steps:
         for piece in step:
@@ -39,16 +40,17 @@ def answers(loaded: Loaded, prompts: list[Prompt], stop: tuple[str, ...] = ()) -
 def scripted(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
     """Let the model write these texts, one character a token."""
 
-    def stream_text(engine, tokenizer, requests, stops):
+    def stream_text(engine, tokenizer, asked, *, keep_errors):
+        assert len(list(asked)) == len(texts)
         for index in range(max(map(len, texts))):
             pieces = []
             for row, text in enumerate(texts):
                 if index < len(text):
                     reason = "stop" if index == len(text) - 1 else None
-                    pieces.append(TextPiece(NewToken(row, 0, 0.0, reason), text[index], reason))
+                    pieces.append(TextPiece(row, 0, text[index], reason))
             yield pieces
 
-    monkeypatch.setattr("ziphius.engine.answer.stream_text", stream_text)
+    monkeypatch.setattr("ziphius.engine.answering.stream_text", stream_text)
 
 
 def text_of(events: list, kind: type) -> str:
@@ -125,13 +127,31 @@ def test_closing_an_answer_early_leaves_an_engine_that_can_answer_again(loaded):
         steps = stream_answers(
             engine,
             loaded.tokenizer,
-            [raw_prompt("x", loaded.tokenizer)],
-            max_new_tokens=[30],
-            sequence_ids=[0],
-            sampling=SamplingConfig(),
+            RequestMaker(loaded.tokenizer),
+            [Question(raw_prompt("x", loaded.tokenizer), SamplingParams(max_tokens=30))],
         )
         next(steps)
         assert engine.has_work
         steps.close()
         assert not engine.has_work
         engine.check()
+
+
+def test_a_question_that_cannot_be_asked_costs_itself_alone(loaded):
+    pytest.importorskip("llguidance")
+    prompt = raw_prompt("x", loaded.tokenizer)
+    wrong = [
+        SamplingParams(structured_outputs=StructuredOutputs(regex="(")),
+        SamplingParams(structured_outputs=StructuredOutputs(regex="a"), ignore_eos=True),
+        SamplingParams(thinking_token_budget=3),
+        SamplingParams(max_tokens=0, prompt_logprobs=0, n=2),
+    ]
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=8))
+    with RequestMaker(loaded.tokenizer) as maker:
+        questions = [Question(prompt, params) for params in (*wrong, SamplingParams(max_tokens=3))]
+        steps = stream_answers(engine, loaded.tokenizer, maker, questions, keep_errors=True)
+        pieces = [piece for step in steps for piece in step]
+    errors = [piece.piece.error for piece in pieces[:4]]
+    words = ["regex", "leave out ignore_eos", "thinking_token_budget has no", "set n to 1"]
+    assert all(word in error for word, error in zip(words, errors, strict=True))
+    assert [piece.row for piece in pieces[4:]] == [4] * 3

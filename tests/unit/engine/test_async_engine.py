@@ -163,7 +163,7 @@ def test_draining_with_a_limit_tells_the_rest():
     async def main() -> None:
         engine = mock_engine()
         held = threading.Event()
-        engine._runner = Held(held)
+        engine.runner = Held(held)
         front = AsyncEngine(engine)
         front.start()
         running = asyncio.create_task(told(front.generate(ENDLESS)))
@@ -193,7 +193,7 @@ def test_the_heart_beats_while_idle_and_stops_when_a_step_hangs():
     async def main() -> None:
         engine = mock_engine()
         held = threading.Event()
-        engine._runner = Held(held)
+        engine.runner = Held(held)
         front = AsyncEngine(engine)
         front.start()
         first = front._beat

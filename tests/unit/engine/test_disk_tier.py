@@ -1,6 +1,10 @@
 """Blocks in a folder: found again after an eviction and a restart, and never wrong."""
 
+import errno
 import multiprocessing
+import resource
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,12 +58,12 @@ def test_blocks_are_found_after_an_eviction(tmp_path):
     engine = disk_engine(tmp_path / "tier")
     told(engine, requests())
     engine._tier.flush()
-    before = len(engine._runner.calls)
+    before = len(engine.runner.calls)
     told(engine, requests())
     figures = engine.metrics()
     assert figures["disk_cache_loaded_blocks"] >= 5 * 5
     # Of 25 tokens 24 are known; then 5 are drawn.
-    assert engine._runner.calls[before : before + 5] == [[1]] * 5
+    assert engine.runner.calls[before : before + 5] == [[1]] * 5
     assert figures["disk_cache_damaged_blocks"] == figures["disk_cache_dropped_blocks"] == 0
     engine.close()
 
@@ -71,7 +75,7 @@ def test_blocks_are_found_after_a_restart(tmp_path):
     engine.close()
     again = disk_engine(tmp_path / "tier", num_blocks=64)
     told(again, requests())
-    assert again._runner.calls[0] == [1]
+    assert again.runner.calls[0] == [1]
     assert again.metrics()["disk_cache_loaded_blocks"] == 6 * 6
     again.close()
     assert again.metrics().get("disk_cache_bytes") is None
@@ -212,6 +216,35 @@ def test_a_disk_that_cannot_be_written_stops_no_request(tmp_path, caplog):
     engine.close()
 
 
+def test_on_a_full_disk_new_blocks_take_the_place_of_old_ones(tmp_path, monkeypatch):
+    cache = PagedCache([CacheSpec((6,))], 40, 2)
+    tier = DiskTier(tmp_path, cache, b"", BIG)
+    write, room = disk_tier.write_file, 16
+
+    def write_where_there_is_room(path: Path, content: bytes, *, durable: bool) -> None:
+        if len(files(tmp_path)) >= room:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            raise OutputError("Cannot write.") from full
+        write(path, content, durable=durable)
+
+    monkeypatch.setattr(disk_tier, "write_file", write_where_there_is_room)
+    for number in range(20):
+        tier.store(0, bytes([number]))
+        tier.flush()
+        time.sleep(0.002)
+    assert tier.failed == 0
+    assert tier.metrics()["disk_cache_bytes"] == sum(f.stat().st_size for f in files(tmp_path))
+    found = [number for number in range(20) if tier.load([bytes([number])], [1])]
+    assert found == list(range(4, 20))
+    room = 0  # another program takes all
+    for number in range(20, 40):
+        tier.store(0, bytes([number]))
+        tier.flush()
+    assert not files(tmp_path)
+    assert tier.failed == 20
+    tier.close()
+
+
 def test_what_cannot_work_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="a block of the cache has 96"):
         disk_engine(tmp_path, max_bytes=95)
@@ -244,11 +277,58 @@ def test_processes_that_share_a_folder_do_not_disturb_each_other(tmp_path):
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 96 * 30 * 18 // 16
 
 
+def large_tier(folder: Path) -> tuple[PagedCache, DiskTier]:
+    """Blocks of 160 kB, 20 of which are allowed."""
+    cache = PagedCache([CacheSpec((10_000,))], 30, 4)
+    return cache, DiskTier(folder, cache, b"same", 20 * 161_000)
+
+
+def die_in_a_write(folder: str, seed: int) -> None:
+    cache, tier = large_tier(Path(folder))
+    generator = torch.Generator().manual_seed(seed)
+    for count in range(10_000):
+        if count == 25:
+            tier.flush()
+            # From here on the system kills whoever writes more than half of a block.
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, 80_000))
+        number = int(torch.randint(30, (), generator=generator))
+        cache.parts[0][0][4 * number : 4 * number + 4] = number + 0.5
+        tier.store(number, bytes([number]), wait=True)
+
+
+def test_processes_that_die_while_they_write_leave_whole_blocks_alone(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for seed in (0, 2):
+        workers = [
+            context.Process(target=die_in_a_write, args=(str(tmp_path), seed + number))
+            for number in range(2)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode == -signal.SIGXFSZ
+    assert list(tmp_path.glob("*/.*.tmp"))
+    cache, tier = large_tier(tmp_path)
+    assert not list(tmp_path.glob("*/.*"))
+    for block in range(30):
+        if tier.load([bytes([block])], [block]):
+            assert (cache.parts[0][0][4 * block : 4 * block + 4] == block + 0.5).all()
+    assert tier.loaded >= 14
+    assert tier.damaged == tier.failed == 0
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 20 * 161_000
+    tier.close()
+
+
 def test_the_fingerprint_knows_the_numbers_of_the_cache():
     caches = [
         PagedCache([CacheSpec((3,))], 4, 4),
         PagedCache([CacheSpec((3,))], 4, 2),
         PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.bfloat16),
+        PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.int8),
+        PagedCache([CacheSpec((3,))], 4, 4, dtype=torch.float8_e4m3fn),
+        PagedCache([CacheSpec((3,), kept=1)], 4, 4, dtype=torch.int8),
         PagedCache([CacheSpec((1, 2))], 4, 4),
         PagedCache([CacheSpec((3,))] * 2, 4, 4),
     ]

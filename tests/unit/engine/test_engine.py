@@ -135,7 +135,7 @@ def expected(requests: list[Request]) -> dict:
 def test_tokens_do_not_hang_on_chunks_or_the_prefix_cache(chunk, prefix_caching):
     log = all_told(MIXED, max_prefill_chunk=chunk, prefix_caching=prefix_caching)
     assert log.told == expected(MIXED)
-    longest = max(max(call) for call in log.engine._runner.calls)
+    longest = max(max(call) for call in log.engine.runner.calls)
     assert longest <= (chunk or 32)
     hits = log.engine.metrics()["prefix_cache_hits"]
     assert (hits > 0) == prefix_caching
@@ -146,7 +146,7 @@ def test_tokens_do_not_hang_on_chunks_or_the_prefix_cache(chunk, prefix_caching)
 def test_tokens_do_not_hang_on_seats_or_blocks(block_size, seats):
     log = all_told(MIXED, block_size=block_size, max_num_seqs=seats, num_blocks=100)
     assert log.told == expected(MIXED)
-    assert max(map(len, log.engine._runner.calls)) == min(seats, 8)
+    assert max(map(len, log.engine.runner.calls)) == min(seats, 8)
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])
@@ -169,13 +169,13 @@ def test_the_latest_of_the_lowest_priority_is_preempted():
 
 def test_a_prompt_of_many_samples_is_computed_once():
     log = all_told([Request([1, 2, 3, 4, 5, 6], 3, 0, SAMPLED, n=8)], prefix_caching=False)
-    assert log.engine._runner.calls == [[6], [1] * 8, [1] * 8]
+    assert log.engine.runner.calls == [[6], [1] * 8, [1] * 8]
 
 
 def test_requests_that_begin_alike_wait_for_the_one_that_computes_it():
     requests = [Request([*range(16), n], 2, n, GREEDY) for n in range(4)]
     log = all_told(requests, max_num_batched_tokens=8)
-    assert log.engine._runner.calls[:3] == [[8], [8], [1, 1, 1, 1]]
+    assert log.engine.runner.calls[:3] == [[8], [8], [1, 1, 1, 1]]
     assert log.engine.metrics()["prefix_cache_hits"] == 3 * 16
     salted = [replace(request, cache_salt=str(n)) for n, request in enumerate(requests)]
     assert all_told(salted).engine.metrics()["prefix_cache_hits"] == 0
@@ -187,9 +187,9 @@ def test_a_second_turn_computes_only_what_is_new():
     log.run()
     turn = [*range(10), *log.told[number, 0].token_ids, 5, 6]
     log.engine.add(Request(turn, 1, 0, GREEDY))
-    del log.engine._runner.calls[:]
+    del log.engine.runner.calls[:]
     log.run()
-    assert log.engine._runner.calls == [[20 - 16]]
+    assert log.engine.runner.calls == [[20 - 16]]
 
 
 def test_a_long_prompt_starves_neither_those_that_decode_nor_short_prompts():
@@ -200,7 +200,7 @@ def test_a_long_prompt_starves_neither_those_that_decode_nor_short_prompts():
     log.step()
     log.engine.add(Request([3] * 8, 1, 0, GREEDY))
     log.step()
-    assert log.engine._runner.calls[1:] == [[1, 31], [1, 23, 8]]
+    assert log.engine.runner.calls[1:] == [[1, 31], [1, 23, 8]]
     assert log.told[2, 0].finish_reason is not None
     for number in range(30):  # short ones without end do not keep the long one waiting
         log.engine.add(Request([number] * 30, 1, 0, GREEDY))
@@ -239,10 +239,10 @@ def test_steps_that_raise_are_counted_and_told():
 
 def test_nothing_of_a_bad_prompt_is_published():
     log = all_told([Request([1, 2, 3, 4, POISON, 6, 7, 8, 9], 5, 0, GREEDY)])
-    del log.engine._runner.calls[:]
+    del log.engine.runner.calls[:]
     log.engine.add(Request([1, 2, 3, 4, 5], 1, 0, GREEDY))
     log.run()
-    assert log.engine._runner.calls == [[5]]
+    assert log.engine.runner.calls == [[5]]
 
 
 def test_a_sampler_that_raises_ends_its_sequence_alone():
@@ -260,7 +260,7 @@ def test_a_sampler_that_raises_ends_its_sequence_alone():
 
 
 def test_cancelling_works_at_every_point():
-    whole = len(all_told(MIXED, max_num_batched_tokens=8).engine._runner.calls)
+    whole = len(all_told(MIXED, max_num_batched_tokens=8).engine.runner.calls)
     for after in range(whole):
         log = Log(mock_engine(max_num_batched_tokens=8))
         for request in MIXED:

@@ -12,6 +12,7 @@ from ziphius.engine.generate import Request, generate
 from ziphius.engine.llm import LLM
 from ziphius.engine.load import load_preset
 from ziphius.engine.processors.processor import ProcessorError
+from ziphius.engine.requests import RequestMaker
 from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
 from ziphius.text.chat import Message
 
@@ -140,7 +141,9 @@ def test_what_goes_wrong_with_one_completion_is_told_there_alone(llm, monkeypatc
     params = SamplingParams(max_tokens=5, seed=1)
     expected = llm.generate(prompts, params)
     chosen = iter([[], [GivesUp()], []])
-    monkeypatch.setattr(LLM, "_processors", lambda self, *given: partial(list, next(chosen)))
+    monkeypatch.setattr(
+        RequestMaker, "_processors", lambda self, *given: partial(list, next(chosen))
+    )
     first, wrong, last = (output.outputs[0] for output in llm.generate(prompts, params))
     assert wrong.finish_reason == "error"
     assert "no token is left" in wrong.error

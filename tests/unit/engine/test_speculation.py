@@ -264,7 +264,7 @@ def test_the_budget_of_tokens_holds_with_drafts() -> None:
         engine.add(request)
     log = Log(engine)
     log.run()
-    assert max(map(sum, engine._runner.calls)) <= 10  # type: ignore[attr-defined]
+    assert max(map(sum, engine.runner.calls)) <= 10  # type: ignore[attr-defined]
 
 
 class NoNeighbours:

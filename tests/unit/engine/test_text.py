@@ -1,5 +1,6 @@
 """`engine/text.py`: no half characters, nothing of a stop string, however the text is cut."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -15,7 +16,7 @@ from ziphius.engine.drafts.ngram import NgramProposer
 from ziphius.engine.generate import Completion, Request, generate
 from ziphius.engine.load import Loaded, load_preset
 from ziphius.engine.speculation_config import SpeculationConfig
-from ziphius.engine.text import StopStrings, stream_text
+from ziphius.engine.text import Ask, StopStrings, TextPiece, stream_text
 from ziphius.ops.sampling_config import SamplingConfig
 
 LETTERS = st.text("ab\n", max_size=12)
@@ -81,8 +82,7 @@ def streamed(
     limit = limit or loaded.tokenizer.vocab_size
     config = EngineConfig(num_blocks=32, speculation=speculation)
     engine = build_engine(loaded.model, config, vocab_limit=limit)
-    stops = [StopStrings(stop) for _ in asked]
-    return stream_text(engine, loaded.tokenizer, asked, stops)
+    return stream_text(engine, loaded.tokenizer, [Ask(request, stop) for request in asked])
 
 
 def collect(
@@ -113,6 +113,16 @@ def test_a_stop_string_ends_its_sequence_alone(loaded):
     assert cut == first[: first.index(stop)]
     assert (reason, other_reason) == ("stop", "length")
     assert whole == second
+
+
+def test_a_stop_string_ends_its_sequence_in_the_engine_too(loaded):
+    request = requests(loaded)[0]
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=32))
+    [(text, _), _] = collect(loaded, [])
+    asked = [Ask(request, [text[5:8]])]
+    pieces = [p for step in stream_text(engine, loaded.tokenizer, asked) for p in step]
+    assert pieces[-1].finish_reason == "stop"
+    assert engine.metrics()["generation_tokens"] == len(pieces) < request.max_new_tokens
 
 
 class Foreseeing(NgramProposer):
@@ -172,10 +182,66 @@ def test_ids_the_tokenizer_lacks_are_never_drawn(loaded):
 
     damaged = loaded._replace(model=model)
     for step in streamed(damaged, requests(loaded), limit=500):
-        assert all(piece.token.token_id < 500 for piece in step)
+        assert all(piece.output.token_id < 500 for piece in step)
 
 
 def test_a_stop_string_does_not_count_in_the_first_pieces():
     watcher = StopStrings(["ab"], min_pushes=2)
     assert [watcher.push(piece) for piece in ("ab", "a", "b", "ab")] == ["ab", "a", "b", ""]
     assert watcher.found
+
+
+def test_samples_of_one_request_have_their_own_text(loaded):
+    [request] = requests(loaded)[:1]
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=32))
+    asked = [Ask(dataclasses.replace(request, n=3))]
+    texts = ["", "", ""]
+    for step in stream_text(engine, loaded.tokenizer, asked):
+        for piece in step:
+            texts[piece.sample] += piece.text
+    alone = [dataclasses.replace(request, sequence_id=number) for number in range(3)]
+    completions = generate(loaded.model, alone)
+    assert texts == [loaded.tokenizer.decode(one.token_ids) for one in completions]
+    assert len(set(texts)) == 3
+
+
+def test_what_is_asked_is_taken_as_there_is_room(loaded):
+    taken = []
+
+    def asked() -> Iterator[Ask]:
+        for number in range(20):
+            taken.append(number)
+            yield Ask(requests(loaded, 4)[0])
+
+    engine = build_engine(loaded.model, EngineConfig(max_num_seqs=2, num_blocks=32))
+    steps = stream_text(engine, loaded.tokenizer, asked())
+    next(steps)
+    assert len(taken) <= 4
+    rows = {piece.row for step in steps for piece in step}
+    assert rows == set(range(20))
+    assert not engine.has_work
+
+
+def test_a_refused_request_is_told_in_its_place_or_raised(loaded):
+    good = requests(loaded, 4)[0]
+    asked = [
+        Ask(dataclasses.replace(good, max_new_tokens=10**6)),
+        ConfigError("no such row"),
+        Ask(good),
+    ]
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=32))
+    pieces = [
+        piece
+        for step in stream_text(engine, loaded.tokenizer, asked, keep_errors=True)
+        for piece in step
+    ]
+    first, second, *rest = pieces
+    assert (first.row, first.finish_reason) == (0, "error")
+    assert "context" in first.error
+    assert second == TextPiece(1, 0, "", "error", None, "no such row")
+    assert [piece.row for piece in rest] == [2] * 4
+    for place in range(2):
+        with pytest.raises(ConfigError, match=["context", "no such row"][place]):
+            list(stream_text(engine, loaded.tokenizer, asked[place:]))
+        engine.check()
+        assert not engine.has_work

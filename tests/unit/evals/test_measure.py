@@ -10,6 +10,7 @@ from ziphius.evals.errors import EvalError
 from ziphius.evals.measure import Measurement, measure, measure_by
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import Rollout, RolloutConfig, sample_groups
 from ziphius.tasks import Problem, get_task
 from ziphius.text.vocabulary import deepseek_tokenizer
@@ -68,8 +69,9 @@ def test_a_model_is_sampled_as_for_training() -> None:
     config = RolloutConfig(num_generations=2, max_new_tokens=5)
     asked = get_task("chain_sum").problems("test", level=1, count=3)
     slices = {"easy": asked[:1], "hard": asked[1:]}
-    found = measure(model, tokenizer, slices, config, seed=7, arm="SFT", mode="sampled")
-    groups = sample_groups(model, tokenizer, asked, config, seed=7)
+    engine = RolloutEngine(model, tokenizer)
+    found = measure(engine, slices, config, seed=7, arm="SFT", mode="sampled")
+    groups = sample_groups(engine, asked, config, seed=7)
     assert found.slices == ("easy", "hard")
     assert found.seconds > 0.0
     assert (found.arm, found.mode) == ("SFT", "sampled")

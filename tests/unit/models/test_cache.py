@@ -3,7 +3,8 @@ import torch
 
 from tests.tiny import V3_EXPERTS, build, grouped_config, latent_config
 from ziphius.models.attention_spec import CacheSpec
-from ziphius.models.cache import PagedCache, Span
+from ziphius.models.cache import PagedCache, Span, token_bytes
+from ziphius.ops.cache_rows import LARGEST, pack_rows, unpack_rows
 
 
 @pytest.fixture
@@ -52,6 +53,25 @@ def test_rows_take_the_dtype_of_the_cache():
     new = torch.rand(1, 2)
     cache.write(0, torch.tensor([3]), new)
     assert torch.equal(cache.read(0, torch.tensor([[3]]))[0][0], new.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", LARGEST)
+def test_rows_of_8_bits_come_back_rounded_from_slots_and_spans(dtype):
+    spec = CacheSpec((20, 7), scale_width=8, kept=2)
+    cache = PagedCache([spec], 3, 4, dtype=dtype)
+    slots_M = torch.tensor([7, 2, 3, 4])
+    rows = [torch.randn(4, width) for width in spec.widths]
+    cache.write(0, slots_M, *rows)
+    expected = [
+        unpack_rows(pack_rows(part_MX, layout, dtype), layout, dtype)
+        for part_MX, layout in zip(rows, cache.layouts[0], strict=True)
+    ]
+    for slots, order in ((slots_M[None], [0, 1, 2, 3]), (Span(2, 0, 1, 3), [1, 2, 3])):
+        for found_ZSX, part_MX in zip(cache.read(0, slots), expected, strict=True):
+            assert torch.equal(found_ZSX[0], part_MX[order])
+    assert cache.size_bytes == 12 * token_bytes([spec], dtype)
+    half = PagedCache([spec], 3, 4, dtype=dtype, read_dtype=torch.bfloat16)
+    assert half.read(0, slots_M[None])[0].dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_con
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
-from ziphius.models.offload import ExpertCache, expert_cache
-from ziphius.models.weights import load, save, save_gguf
+from ziphius.models.offload import ExpertCache, Guess, OffloadedExperts, expert_cache
+from ziphius.models.weights import load, save, save_gguf, tensor_reader
 from ziphius.quant.int8 import quantize
 
 CONFIGS = {
@@ -88,6 +89,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.reads: list[tuple[str, int]] = []
+        self.announced: list[tuple[str, list[int]]] = []
 
     def read(
         self, layer: str, expert: int, gate_up_2FD: torch.Tensor, down_DF: torch.Tensor
@@ -97,6 +99,9 @@ class Counting:
             raise CheckpointError("gone")
         gate_up_2FD.fill_(expert)
         down_DF.fill_(expert)
+
+    def announce(self, layer: str, experts: Collection[int]) -> None:
+        self.announced.append((layer, list(experts)))
 
     def identity(self) -> str:
         return ""
@@ -108,10 +113,11 @@ def small_cache(held: int) -> tuple[ExpertCache, Counting]:
     return ExpertCache(source, CONFIGS["v3"], ["a", "b"], torch.float32, limit), source
 
 
-def use(cache: ExpertCache, layer: str, *experts: int) -> None:
-    for wave in cache.waves(layer, experts):
+def use(cache: ExpertCache, layer: str, *experts: int, guess: Guess | None = None) -> None:
+    for wave in cache.waves(layer, experts, guess):
         for expert, place in wave.items():
             assert (cache.pool[0][place] == expert).all()
+            assert (cache.pool[1][place] == expert).all()
 
 
 def test_what_is_used_often_stays_and_what_was_used_last_comes_next() -> None:
@@ -157,6 +163,72 @@ def test_an_expert_that_cannot_be_read_is_not_taken_for_another() -> None:
     use(cache, "a", 1, 2)
     use(cache, "a", 3, 4, 5)
     assert len(source.reads) == 2 + 2 + 1 + 3
+
+
+def test_what_is_missing_and_what_is_guessed_are_announced_and_counted() -> None:
+    cache, source = small_cache(4)
+    use(cache, "a", 0, 1, guess=Guess("b", [2, 3]))
+    assert source.announced == [("a", [0, 1]), ("b", [2, 3])]
+    use(cache, "b", 3, 4)
+    figures = cache.metrics()
+    assert figures["expert_cache_guesses"] == 2
+    assert figures["expert_cache_right_guesses"] == 1
+    use(cache, "a", 0, guess=Guess("b", [3, 5]))  # 3 is there
+    assert source.announced[3:] == [("a", []), ("b", [5])]
+    assert source.reads == [("a", 0), ("a", 1), ("b", 3), ("b", 4)]
+    use(cache, "a", 1)  # another layer came next: the guess is over
+    use(cache, "b", 5)
+    assert cache.metrics()["expert_cache_right_guesses"] == 1
+
+
+def test_a_model_announces_what_its_gates_choose(tmp_path: Path) -> None:
+    config = latent_config(**V3_EXPERTS, num_hidden_layers=4, num_nextn_predict_layers=1)
+    model = load(saved(config, tmp_path / "deep"), expert_cache=10**9)
+    cache = expert_cache(model)
+    assert cache is not None
+    logits(model, torch.arange(1, 4)[None])
+    figures = cache.metrics()
+    assert 0 < figures["expert_cache_right_guesses"] <= figures["expert_cache_guesses"]
+    # Layers 2 and 3, not the first of experts nor the MTP layer behind the last.
+    guessing = [m for m in model.modules() if isinstance(m, OffloadedExperts) and m._following]
+    assert [module._following[0] for module in guessing if module._following] == [
+        "model.layers.2.mlp.experts",
+        "model.layers.3.mlp.experts",
+    ]
+
+
+def test_announced_files_are_fetched_and_a_gone_one_is_named_by_who_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(CONFIGS["v3"], tmp_path / "model")
+    model = load(folder, expert_cache=10**9)
+    cache = expert_cache(model)
+    assert cache is not None
+    layer = next(iter(cache._layers))
+    hints: list[tuple[int, int]] = []
+    monkeypatch.setattr(tensor_reader, "HINT_BYTES", 500)
+    monkeypatch.setattr(
+        "os.posix_fadvise",
+        lambda _, start, size, advice: hints.append((start, size)),
+        raising=False,
+    )
+    monkeypatch.setattr("os.POSIX_FADV_WILLNEED", 3, raising=False)
+    cache.source.announce(layer, [2])
+    assert sum(size for _, size in hints) == EXPERT_NUMBERS * 4
+    assert max(size for _, size in hints) == 500
+    content = (folder / "model.safetensors").read_bytes()
+    places = torch.zeros(24, 24), torch.zeros(24, 12)
+    cache.source.read(layer, 2, *places)
+    found = b"".join(content[start : start + size] for start, size in hints)
+    numbers = torch.frombuffer(bytearray(found), dtype=torch.float32)
+    assert torch.equal(numbers.sort()[0], torch.cat([x.flatten() for x in places]).sort()[0])
+    other = load(folder, expert_cache=10**9)
+    (folder / "model.safetensors").unlink()
+    lost = expert_cache(other)
+    assert lost is not None
+    lost.source.announce(layer, [1])
+    with pytest.raises(CheckpointError):
+        lost.source.read(layer, 1, *places)
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:

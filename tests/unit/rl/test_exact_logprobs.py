@@ -20,7 +20,6 @@ from tests.unit.rl.toys import (
 )
 from tests.unit.rollout.tasks import add_echo
 from ziphius.core.errors import ConfigError
-from ziphius.engine import generate
 from ziphius.engine.config import EngineConfig
 from ziphius.models.layers import Linear
 from ziphius.models.model import Model
@@ -28,7 +27,7 @@ from ziphius.ops import native
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.rl import rollout_batch
 from ziphius.rl.settings import GrpoConfig
-from ziphius.rollout import exact
+from ziphius.rollout import engine, exact
 from ziphius.rollout.config import RolloutConfig
 from ziphius.train.loop import train
 
@@ -78,7 +77,7 @@ def test_no_cut_shows(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     limits = EngineConfig(
         max_num_seqs=3, max_num_batched_tokens=5, max_prefill_chunk=3, block_size=4, num_blocks=60
     )
-    monkeypatch.setattr(generate, "_fitting", lambda requests: limits)
+    monkeypatch.setattr(engine, "EngineConfig", lambda **_: limits)
     monkeypatch.setattr(exact, "_MOST_TOKENS", 7)
     rollout = RolloutConfig(
         num_generations=4,

@@ -133,11 +133,10 @@ def bfloat16_step(replay: bool) -> tuple[dict[int, Tensor], dict[int, Tensor], f
     """Routes of the sampler and of the trainer under autocast, and the gap between them."""
     model = model_of("v3-tiny", hidden_size=128)
     rollout = RolloutConfig(num_generations=16, max_new_tokens=40)
-    found = stage(model, grpo_config(rollout=rollout, replay_routes=replay), training(
-        dtype="bfloat16", global_batch_size=48
-    ))  # fmt: skip
     # Routes are recorded in both cases, to be compared.
-    found.config = found.config.model_copy(update={"replay_routes": True})
+    found = stage(
+        model, grpo_config(rollout=rollout), training(dtype="bfloat16", global_batch_size=48)
+    )
     [batch] = found.batches(0)
     found.config = found.config.model_copy(update={"replay_routes": replay})
     with torch.autocast("cpu", torch.bfloat16):
@@ -341,6 +340,30 @@ def test_equal_groups_are_replaced_at_their_place(monkeypatch: pytest.MonkeyPatc
     assert batch.figures["refilled_groups"] == 1
     assert batch.figures["frac_reward_zero_std"] == 1
     assert batch.figures["sampled_completions"] == 5 * NUM_GENERATIONS
+
+
+def test_rollouts_have_the_number_of_updates_that_their_weights_have_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of refills and of a run that goes on included; the engine is one."""
+    versions: list[set[int]] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        groups = sample_groups(*args, **options)
+        versions.append({rollout.policy_version for group in groups for rollout in group})
+        return groups
+
+    monkeypatch.setattr(rollout_batch, "sample_groups", noted)
+    monkeypatch.setattr("ziphius.rl.rollout_batch.reward", lambda rollout, bonus: 0.0)
+    model, config = model_of("v3-tiny"), grpo_config(num_iterations=3, refill_rounds=1)
+    found = stage(model, config)
+    for step in range(7):
+        found.batches(step)
+        nudge(model, 0.02)
+    assert versions == [{0}, {0}, {3}, {3}, {6}, {6}]
+    again = stage(model, config)
+    again.batches(9)
+    assert versions[6:] == [{9}, {9}]
 
 
 @pytest.mark.parametrize(("rounds", "sampled"), [(0, 3), (1, 6), (2, 9)])

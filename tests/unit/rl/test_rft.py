@@ -293,6 +293,7 @@ class Recorded:
         monkeypatch.setattr(rft, "sample_groups", self.sample)
         monkeypatch.setattr(rft, "run_sft", self.train)
         monkeypatch.setattr(rft, "load", self.load)
+        monkeypatch.setattr(rft, "RolloutEngine", lambda model, tokenizer: None)
 
     def load(self, source: Path, dtype: torch.dtype) -> Any:
         self.sources.append(source)
@@ -300,8 +301,7 @@ class Recorded:
 
     def sample(
         self,
-        model: Any,
-        tokenizer: Any,
+        engine: Any,
         problems: Sequence[Problem],
         config: RolloutConfig,
         *,

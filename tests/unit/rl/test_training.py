@@ -13,6 +13,7 @@ from ziphius.core.errors import ConfigError
 from ziphius.data.batch import Batch
 from ziphius.models.weights import load
 from ziphius.models.weights.saving import save
+from ziphius.ops import native
 from ziphius.rl.grpo import GrpoStage
 from ziphius.rl.headroom import NoHeadroomError
 from ziphius.rl.settings import GrpoSettings
@@ -54,6 +55,17 @@ def settings(model: Path, **changes: Any) -> GrpoSettings:
         "train": train,
     }
     return GrpoSettings.model_validate(fields | changes)
+
+
+def test_a_run_says_when_its_answers_do_not_come_from_a_native_program(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = settings(folder, train={"budget": "1-steps"})
+    if native.serves():
+        assert "modules" not in run_grpo(short, tmp_path / "native").text
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
+    told = run_grpo(short, tmp_path / "run").text
+    assert "Answers are sampled by the modules, slower: native kernels are" in told
 
 
 def test_a_run_leaves_a_model_that_can_be_used(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
 from ziphius.models.presets import get_preset
 from ziphius.ops.sampling_config import SamplingConfig
-from ziphius.rollout import sample
+from ziphius.rollout.engine import RolloutEngine
 from ziphius.rollout.sample import RolloutConfig, read_answer, sample_groups, spoken_format
 from ziphius.text.chat import Message, get_chat_format
 from ziphius.text.special import EOS
@@ -32,18 +32,18 @@ def _tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", params=["v3-tiny", "v2-tiny", "r1-distill-llama-tiny"])
-def model(request: pytest.FixtureRequest) -> Model:
+def engine(request: pytest.FixtureRequest) -> RolloutEngine:
     model = Model(get_preset(request.param))
     model.initialize(seed=0)
-    return model
+    return RolloutEngine(model, TOKENIZER)
 
 
 def config(**changes: object) -> RolloutConfig:
     return RolloutConfig(**({"num_generations": 3, "max_new_tokens": 6} | changes))
 
 
-def test_a_group_is_what_its_sequences_are_alone(model: Model) -> None:
-    groups = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=5, first_sequence_id=100)
+def test_a_group_is_what_its_sequences_are_alone(engine: RolloutEngine) -> None:
+    groups = sample_groups(engine, PROBLEMS, config(), seed=5, first_sequence_id=100)
     assert [len(group) for group in groups] == [3, 3, 3]
     for place, group in enumerate(groups):
         for number, rollout in enumerate(group):
@@ -54,22 +54,24 @@ def test_a_group_is_what_its_sequences_are_alone(model: Model) -> None:
                 SamplingConfig(seed=5),
                 (TOKENIZER.token_id(EOS),),
             )
-            [alone] = generate(model, [request], vocab_limit=TOKENIZER.vocab_size)
+            [alone] = generate(engine.model, [request], vocab_limit=TOKENIZER.vocab_size)
             assert rollout.token_ids == alone.token_ids
             assert rollout.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
     assert len({rollout.token_ids for group in groups for rollout in group}) == 9
 
 
-def test_how_many_are_decoded_together_changes_no_draw(model: Model) -> None:
-    whole = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=1)
+def test_how_many_are_decoded_together_changes_no_draw(engine: RolloutEngine) -> None:
+    whole = sample_groups(engine, PROBLEMS, config(), seed=1)
     for limit in (1, 6):
-        parts = sample_groups(model, TOKENIZER, PROBLEMS, config(sequences_at_once=limit), seed=1)
+        parts = sample_groups(engine, PROBLEMS, config(sequences_at_once=limit), seed=1)
         assert [[each.token_ids for each in group] for group in parts] == [
             [each.token_ids for each in group] for group in whole
         ]
 
 
-def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_prompt_is_prefilled_once(
+    engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fed = []
     lay_out = StepArrays.batch
 
@@ -80,22 +82,25 @@ def test_a_shared_prompt_is_prefilled_once(model: Model, monkeypatch: pytest.Mon
         return batch
 
     monkeypatch.setattr(StepArrays, "batch", counted)
-    [first, *_], *_ = sample_groups(model, TOKENIZER, [echo("a"), echo("b")], config(), seed=1)
+    engine = RolloutEngine(engine.model, TOKENIZER)  # that has seen no prompt yet
+    [first, *_], *_ = sample_groups(engine, [echo("a"), echo("b")], config(), seed=1)
     assert fed[0] == [len(first.prompt_ids)] * 2
     assert fed[1] == [1] * 6
 
 
-def test_numbered_problems_are_answered_as_part_of_the_whole_list(model: Model) -> None:
-    whole = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=4)
-    part = sample_groups(model, TOKENIZER, PROBLEMS[::2], config(), seed=4, numbers=[0, 2])
+def test_numbered_problems_are_answered_as_part_of_the_whole_list(engine: RolloutEngine) -> None:
+    whole = sample_groups(engine, PROBLEMS, config(), seed=4)
+    part = sample_groups(engine, PROBLEMS[::2], config(), seed=4, numbers=[0, 2])
     assert [[each.token_ids for each in group] for group in part] == [
         [each.token_ids for each in group] for group in whole[::2]
     ]
 
 
 @torch.no_grad()
-def test_recorded_routes_are_those_of_a_whole_forward_pass(model: Model) -> None:
-    groups = sample_groups(model, TOKENIZER, PROBLEMS, config(), seed=2, record_routes=True)
+def test_recorded_routes_are_those_of_a_whole_forward_pass(engine: RolloutEngine) -> None:
+    model = engine.model
+    recording = RolloutEngine(model, TOKENIZER, record_routes=True)
+    groups = sample_groups(recording, PROBLEMS, config(), seed=2)
     layers = [idx for idx in range(3) if model.config.is_expert_layer(idx)]
     for rollout in (rollout for group in groups for rollout in group):
         if not layers:
@@ -111,9 +116,9 @@ def test_recorded_routes_are_those_of_a_whole_forward_pass(model: Model) -> None
             )
 
 
-def test_routes_are_none_unless_asked_for(model: Model) -> None:
+def test_routes_are_none_unless_asked_for(engine: RolloutEngine) -> None:
     [[rollout]] = sample_groups(
-        model, TOKENIZER, PROBLEMS[:1], config(num_generations=1, max_new_tokens=2), seed=0
+        engine, PROBLEMS[:1], config(num_generations=1, max_new_tokens=2), seed=0
     )
     assert rollout.routes is None
 
@@ -138,13 +143,13 @@ def test_reasoning_and_answer_are_read_by_the_chat_format() -> None:
 
 def test_the_task_decides_what_is_correct(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["a", "b", "a"])
+    engine = RolloutEngine(Model(get_preset("v3-tiny")), TOKENIZER)
     monkeypatch.setattr(
-        sample,
+        engine,
         "generate",
-        lambda model, requests, **options: [written("r", next(answers)) for _ in requests],
+        lambda requests, **options: [written("r", next(answers)) for _ in requests],
     )
-    model = Model(get_preset("v3-tiny"))
-    [group] = sample_groups(model, TOKENIZER, [echo("a")], config(), seed=0)
+    [group] = sample_groups(engine, [echo("a")], config(), seed=0)
     assert [rollout.is_correct for rollout in group] == [True, False, True]
     assert [rollout.answer for rollout in group] == ["a", "b", "a"]
     assert all(rollout.follows_format for rollout in group)

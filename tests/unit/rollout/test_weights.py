@@ -42,16 +42,15 @@ def test_rounding_once_is_what_autocast_does_at_every_product(
         assert torch.equal(tensor, before[name])
 
 
-def test_a_native_program_takes_rounded_weights_and_leaves_autocast_to_the_modules() -> None:
+def test_autocast_and_rounded_weights_are_left_to_the_modules() -> None:
+    """For a native program to compute them: `RolloutEngine`."""
     model = Model(get_preset("v3-tiny"))
     model.initialize(seed=0)
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast" in str(build.build_engine(model, EngineConfig(num_blocks=8)).not_native)
-        expected = generate(model, REQUESTS)
         with rounded_weights(model, torch.bfloat16):
-            actual = generate(model, REQUESTS)
-    for mine, theirs in zip(actual, expected, strict=True):
-        assert mine.logprobs[0] == pytest.approx(theirs.logprobs[0], abs=0.02)
+            engine = build.build_engine(model, EngineConfig(num_blocks=8))
+            assert "bfloat16 among others in torch.float32" in str(engine.not_native)
 
 
 def test_weights_come_back_after_an_error_and_keep_their_gradients() -> None:

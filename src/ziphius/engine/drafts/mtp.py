@@ -20,14 +20,14 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError
 from ziphius.engine.drafts.proposer import Computed, Draw
 from ziphius.engine.drafts.slots import SlotMarks, slot_batch
-from ziphius.engine.native_runner import refuse_other_numbers, step_tokens
+from ziphius.engine.native_runner import pages_of, refuse_other_numbers, step_tokens
 from ziphius.engine.sequence import SequenceState
 from ziphius.engine.step import Ints
 from ziphius.models.cache import PagedCache
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model, Output
 from ziphius.models.native import native
-from ziphius.ops.native.program import Pages, StepExtras
+from ziphius.ops.native.program import StepExtras
 from ziphius.ops.native.program_builder import NotNative, Program
 
 
@@ -75,7 +75,7 @@ class NativeMtpRunner:
         refuse_other_numbers(model)
         self._parts = cache.parts
         by_slot = cache.by_slot()
-        self._pages = Pages(by_slot.parts, by_slot.block_size)
+        self._pages = pages_of(by_slot)
         self._program = Program(model.model.embed_tokens.weight.dtype)
         native(model).emit_draft(self._program, 1)
         self._program.pack()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ziphius.models.attention.backend import AttentionGroup, AttentionMetadata
 from ziphius.models.attention_spec import attention_spec
+from ziphius.models.cache import row_layouts
 from ziphius.models.config import ModelConfig
 from ziphius.models.layers import Linear, RMSNorm
 from ziphius.models.native import native
@@ -106,7 +107,7 @@ class GroupedAttention(nn.Module):
         heads, key_heads = query_width // width, key_width // width
         [queries] = program.place("queries", heads * padded(width))
         [attended] = program.place("attended", query_width)
-        program.cache_widths[self.layer_idx] = (key_width, key_width)
+        program.cache_layouts[self.layer_idx] = row_layouts(self.spec.cache)
         sizes = (heads, key_heads, width)
         program.add(
             GroupedHeads(

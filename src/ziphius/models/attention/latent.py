@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ziphius.models.attention.backend import AttentionGroup, AttentionMetadata
 from ziphius.models.attention_spec import attention_spec
+from ziphius.models.cache import row_layouts
 from ziphius.models.config import ModelConfig
 from ziphius.models.layers import Linear, RMSNorm
 from ziphius.models.native import native
@@ -166,7 +167,7 @@ class LatentAttention(nn.Module):
         w_k_NPC, w_v_NVC = weight_NXC.split((nope, self.value_width), 1)
         [queries] = program.place("queries", heads * padded(key_width))
         [attended] = program.place("attended", heads * self.value_width)
-        program.cache_widths[self.layer_idx] = (key_width,)
+        program.cache_layouts[self.layer_idx] = row_layouts(self.spec.cache)
         program.add(
             LatentHeads(
                 self.layer_idx,

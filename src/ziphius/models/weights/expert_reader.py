@@ -1,7 +1,9 @@
 """Experts of a checkpoint folder that are left there, and read one by one when they are needed."""
 
+import itertools
 import weakref
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
-from ziphius.models.moe import RoutedExperts
+from ziphius.models.moe import MixtureOfExperts
 from ziphius.models.offload import ExpertCache, OffloadedExperts
 from ziphius.models.weights.assembly import check_finite
 from ziphius.models.weights.matching import Plan
@@ -41,13 +43,21 @@ def offload_experts(
             f"expert_cache: {folder} is quantized to INT8, and only experts in floating point are "
             "read as they are needed. Load it without, or the model it was made from."
         )
-    layers = [name for name, module in model.named_modules() if isinstance(module, RoutedExperts)]
+    found = {
+        f"{name}.experts": module
+        for name, module in model.named_modules()
+        if isinstance(module, MixtureOfExperts)
+    }
+    layers = list(found)
     if not layers:
         raise ConfigError(f"expert_cache has no effect: the model in {folder} has no experts.")
     reader = ExpertReader(plan, finite=finite)
     cache = ExpertCache(reader, model.config, layers, dtype, limit_bytes)
+    # MTP layers do not run in every step: nothing is guessed for them.
+    main = [name for name in layers if found[name].layer_idx < model.config.num_hidden_layers]
+    following = {name: (after, found[after].gate) for name, after in itertools.pairwise(main)}
     for name in layers:
-        model.set_submodule(name, OffloadedExperts(name, cache))
+        model.set_submodule(name, OffloadedExperts(name, cache, following.get(name)))
     kept = {name: slot for name, slot in plan.slots.items() if slot.expert is None}
     return replace(plan, slots=kept)
 
@@ -83,10 +93,19 @@ class ExpertReader:
             if self._finite:
                 check_finite(name, place, self._plan.stored[name].file)
 
+    def announce(self, layer: str, experts: Collection[int]) -> None:
+        """Have the system fetch what of these experts is not in its memory, in the background."""
+        for expert in experts:
+            for name, _ in self._parts[layer, expert]:
+                self._reader.announce(name)
+
     def identity(self) -> str:
-        """Name the files with their sizes and the times of their last changes."""
+        """Name the files with their sizes and the times of their last changes.
+
+        Of contents and of entries: programs that copy files may keep the first as it was.
+        """
         files = sorted(
             {self._plan.stored[name].file for parts in self._parts.values() for name, _ in parts}
         )
         status = [(file, file.stat()) for file in files]
-        return repr([(file.name, found.st_size, found.st_mtime_ns) for file, found in status])
+        return repr([(file.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in status])

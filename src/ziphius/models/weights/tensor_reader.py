@@ -7,8 +7,11 @@ FP8 alone is held whole while it is multiplied out.
 """
 
 import io
+import math
+import os
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,6 +25,8 @@ from ziphius.models.weights.matching import FP8
 from ziphius.models.weights.names import SCALE_SUFFIX
 from ziphius.models.weights.shards import DTYPES, Stored
 
+HINT_BYTES = 2**18
+"""Of a longer hint Linux drops the end."""
 PIECE_BYTES = 4 * 2**20
 """Read at once: it stays in a CPU's cache until it has been copied."""
 
@@ -36,6 +41,9 @@ class TensorReader:
 
     def __init__(self, stored: Mapping[str, Stored], files: ExitStack) -> None:
         self._stored, self._files = stored, files
+        self._hinted: dict[Path, int] = {}
+        self._kept = ExitStack()
+        weakref.finalize(self, self._kept.close)
         self._open: tuple[Path, BinaryIO] | None = None
 
     def fill(self, name: str, place: Tensor) -> None:
@@ -46,6 +54,29 @@ class TensorReader:
             return
         for part, numbers in self._parts(name, place):
             part.copy_(numbers)
+
+    def announce(self, name: str) -> None:
+        """Tell the system that `fill` will read this tensor soon: all but scales, which are few.
+
+        Where it takes no such hint, or the file is gone, nothing happens: `fill` says what is
+        wrong.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        entry = self._stored[name]
+        size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        with suppress(OSError, CheckpointError):
+            descriptor = self._descriptor(entry.file)
+            for start in range(entry.offset, entry.offset + size, HINT_BYTES):
+                length = min(HINT_BYTES, entry.offset + size - start)
+                os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+
+    def _descriptor(self, file: Path) -> int:
+        """Return an open file that only hints are given for, so that reading may change files."""
+        if file not in self._hinted:
+            stream = self._kept.enter_context(open_file(file, CheckpointError))
+            self._hinted[file] = stream.fileno()
+        return self._hinted[file]
 
     def equals(self, name: str, place: Tensor) -> bool:
         """Tell whether `fill` would change nothing."""

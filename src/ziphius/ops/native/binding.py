@@ -13,7 +13,12 @@ from torch import Tensor
 
 from ziphius.ops.native import build
 
-DTYPES = {"f": torch.float32, "b": torch.bfloat16}
+DTYPES = {
+    "f": torch.float32,
+    "b": torch.bfloat16,
+    "i": torch.int8,
+    "e": torch.float8_e4m3fn,
+}
 _TYPES = {"int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float}
 
 

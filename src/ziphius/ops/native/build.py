@@ -61,7 +61,7 @@ def outcome() -> tuple[Path | None, str]:
         raise ConfigError(f"{SWITCH}={mode} is not known. Use one of: off, {', '.join(MODES)}.")
     if mode == "sanitize" and "libasan" not in os.environ.get("LD_PRELOAD", ""):
         raise ConfigError(f"{SWITCH}=sanitize needs a process that ASan began: make sanitize.")
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
         return None, "off: no C++ compiler found; install g++ to train faster on this CPU"
     sources = sorted(Path(__file__).parent.glob("*.cpp"))
@@ -69,6 +69,11 @@ def outcome() -> tuple[Path | None, str]:
         return compiled(sources, compiler, MODES[mode])
     except (OSError, OutputError) as error:  # a cache folder that cannot be used
         return None, f"off: {error}"
+
+
+def find_compiler() -> str | None:
+    """Return the path of what compiles the kernels: `CXX`, g++ or clang++."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
 def compiled(

@@ -3,131 +3,107 @@
 //
 // Keys are taken in tiles of TILE, which begin at multiples of it in their sequence, with a running maximum
 // (FlashAttention-2, arXiv 2307.08691, section 3.1); SPLIT keys are one state, and states are joined in the order of
-// the sequence, so that several threads may compute those of one row. A score is the sum over registers of a query
-// times a key, and then of the numbers of a register; a value is summed key after key.
+// the sequence, so that several threads may compute those of one row. A value is summed key after key. Where weights
+// and cache are bfloat16 and a CPU multiplies pairs of such, queries and the weights of keys are rounded to it as well.
 
 #pragma once
 
-#include "program_rows.h"
+#include "attention_scores.h"
+#include "eight_bits.h"
 
 namespace {
 
-constexpr int64_t TILE = 128, SPLIT = 512;
+constexpr int64_t SPLIT = 512;
 constexpr int64_t MOST_ROWS = 36;
-constexpr int64_t SCORES = 8;  // that are summed up together
+
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
+// In what keys and values are multiplied: T is of the weights, C of the cache.
+template <class T, class C>
+using Mixed = std::conditional_t<PAIRS && std::is_same_v<T, bf16> && std::is_same_v<C, bf16>, bf16, float>;
 
 inline int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t groups(int64_t count) { return (count + GROUP - 1) / GROUP * GROUP; }
 
-#if defined(__clang__)
-#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define PICK(a, b, ...) __builtin_shuffle(a, b, places{__VA_ARGS__})
-#endif
-typedef float eight __attribute__((vector_size(32), aligned(4)));
-typedef int32_t places __attribute__((vector_size(32)));
-
-// The upper half of a register added to the lower one, where a register has sixteen numbers.
-inline eight folded(const floats& x) {
-#if defined(__AVX512F__)
-    auto whole = (__m512)x;
-    __m512d upper = _mm512_castps_pd(whole);
-    return (eight)_mm512_castps512_ps256(whole) + (eight)_mm256_castpd_ps(_mm512_extractf64x4_pd(upper, 1));
-#else
-    return x;
-#endif
+// One key more, in bfloat16 two, for each sum of some rows.
+template <int ROWS, int VECTORS>
+inline void add_values(const float* probs, const float* const* values, int64_t column, int64_t,
+                       floats (&sums)[ROWS][VECTORS]) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) {
+        floats right = load_floats(values[0] + column + v * LANES);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) sums[r][v] = multiply_add(spread(probs[r * TILE]), right, sums[r][v]);
+    }
 }
 
-// Sum up eight registers, in three rounds that add pairs of neighbours: number i of the result is the sum of x[i].
-inline eight totals(const floats (&x)[SCORES]) {
-    eight twos[4], fours[2];
+#if defined(__AVX512BF16__)
+// Numbers of a row from the i-th on, as many as a register holds.
+inline __m512bh piece(const bf16* row, int64_t i, int64_t width) {
+    constexpr int64_t most = 2 * LANES;
+    auto there = __mmask32(width - i >= most ? ~0u : (1u << (width - i)) - 1);
+    return (__m512bh)_mm512_maskz_loadu_epi16(there, row + i);
+}
+
+// Numbers of two rows in turn: the i-th of each for i from HALF * LANES on.
+template <int HALF>
+inline __m512bh in_turn(__m512bh first, __m512bh second) {
+    typedef uint16_t halves __attribute__((vector_size(64)));
+    halves places;
+    for (int i = 0; i < 2 * LANES; i++) places[i] = uint16_t(HALF * LANES + i / 2 + i % 2 * 2 * LANES);
+    return (__m512bh)_mm512_permutex2var_epi16((__m512i)first, (__m512i)places, (__m512i)second);
+}
+
+template <int ROWS, int VECTORS>
+inline void add_values(const bf16* probs, const bf16* const* values, int64_t column, int64_t width,
+                       floats (&sums)[ROWS][VECTORS]) {
+    auto weighed = [&](int v, __m512bh right) {
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            int32_t pair;
+            std::memcpy(&pair, probs + r * TILE, sizeof(pair));
+            sums[r][v] = (floats)_mm512_dpbf16_ps((__m512)sums[r][v], (__m512bh)_mm512_set1_epi32(pair), right);
+        }
+    };
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < 4; i++) {
-        eight a = folded(x[2 * i]), b = folded(x[2 * i + 1]);
-        twos[i] = PICK(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + PICK(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-#pragma GCC unroll 2
-    for (int64_t i = 0; i < 2; i++) {
-        eight a = twos[2 * i], b = twos[2 * i + 1];
-        fours[i] = PICK(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + PICK(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-    return PICK(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) + PICK(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
-}
-
-template <int QUERIES>
-inline void dots(const float* const* queries, const float* const* keys, int64_t width, float* scores) {
-    constexpr int KEYS = SCORES / QUERIES;
-    floats sums[SCORES] = {};
-    for (int64_t i = 0; i < width; i += LANES) {
-        floats key[KEYS];
-#pragma GCC unroll 8
-        for (int k = 0; k < KEYS; k++) key[k] = load_floats(keys[k] + i);
-#pragma GCC unroll 8
-        for (int q = 0; q < QUERIES; q++) {
-            floats query = load_floats(queries[q] + i);
-#pragma GCC unroll 8
-            for (int k = 0; k < KEYS; k++) sums[q * KEYS + k] = multiply_add(query, key[k], sums[q * KEYS + k]);
-        }
-    }
-    eight all = totals(sums);
-#pragma GCC unroll 8
-    for (int q = 0; q < QUERIES; q++)
-        std::memcpy(scores + q * TILE, reinterpret_cast<float*>(&all) + q * KEYS, sizeof(float) * KEYS);
-}
-
-// Scores [rows, TILE] of the rows for `count` keys; pointers to keys are filled up to a multiple of SCORES. On the way
-// the rows of the next tile are asked for, since a long context is not near the core.
-template <class C>
-void score(const float* const* queries, int64_t rows, const float* const* keys, int64_t count, int64_t width,
-           float* scores, const C* const* next, int64_t num_next, int64_t used) {
-    constexpr int64_t line = 64 / sizeof(C);
-    for (int64_t j = 0; j < count; j += SCORES) {
-        for (int64_t k = j; k < std::min(j + SCORES, num_next); k++)
-            for (int64_t i = 0; i < used; i += line) __builtin_prefetch(next[k] + i, 0, 2);
-        int64_t r = 0;
-        for (; r + 4 <= rows; r += 4)
-            for (int64_t k = 0; k < SCORES; k += 2) dots<4>(queries + r, keys + j + k, width, scores + r * TILE + j + k);
-        if (r + 2 <= rows) {
-            for (int64_t k = 0; k < SCORES; k += 4) dots<2>(queries + r, keys + j + k, width, scores + r * TILE + j + k);
-            r += 2;
-        }
-        if (r < rows) dots<1>(queries + r, keys + j, width, scores + r * TILE + j);
+    for (int v = 0; v < VECTORS; v += 2) {
+        __m512bh first = piece(values[0], column + v * LANES, width), second = piece(values[1], column + v * LANES, width);
+        weighed(v, in_turn<0>(first, second));
+        if constexpr (VECTORS > 1) weighed(v + 1, in_turn<1>(first, second));
     }
 }
+#endif
 
 // out [ROWS, VECTORS registers] += probs [ROWS, count] times the values' numbers from `column` on.
-template <int ROWS, int VECTORS>
-inline void weigh(const float* probs, const float* const* values, int64_t count, int64_t column, float* out,
+template <int ROWS, int VECTORS, class F>
+inline void weigh(const F* probs, const F* const* values, int64_t count, int64_t column, int64_t width, float* out,
                   int64_t stride) {
+    constexpr int64_t KEYS = sizeof(float) / sizeof(F);
     floats sums[ROWS][VECTORS];
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) sums[r][v] = load_floats(out + r * stride + column + v * LANES);
-    for (int64_t j = 0; j < count; j++) {
-        const float* value = values[j] + column;
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) {
-            floats right = load_floats(value + v * LANES);
-#pragma GCC unroll 6
-            for (int r = 0; r < ROWS; r++) sums[r][v] = multiply_add(spread(probs[r * TILE + j]), right, sums[r][v]);
-        }
-    }
+    for (int64_t j = 0; j < count; j += KEYS) add_values(probs + j, values + j, column, width, sums);
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) *reinterpret_cast<floats*>(out + r * stride + column + v * LANES) = sums[r][v];
 }
 
-template <int ROWS, int VECTORS>
-inline void weigh_all(const float* probs, const float* const* values, int64_t count, int64_t width, float* out,
-                      int64_t stride) {
-    int64_t column = 0;
-    for (; column + VECTORS * LANES <= width; column += VECTORS * LANES)
-        weigh<ROWS, VECTORS>(probs, values, count, column, out, stride);
-    for (; column < width; column += LANES) weigh<ROWS, 1>(probs, values, count, column, out, stride);
+template <int ROWS, int VECTORS, class F>
+inline void weigh_all(const F* probs, const F* const* values, int64_t count, int64_t width, float* out, int64_t stride,
+                      int64_t column = 0) {
+    for (; column + VECTORS * LANES <= whole(width); column += VECTORS * LANES)
+        weigh<ROWS, VECTORS>(probs, values, count, column, width, out, stride);
+    if constexpr (VECTORS > 1) weigh_all<ROWS, VECTORS / 2>(probs, values, count, width, out, stride, column);
 }
 
-inline void mean(const float* probs, int64_t rows, const float* const* values, int64_t count, int64_t width, float* out,
+template <class F>
+inline void mean(const F* probs, int64_t rows, const F* const* values, int64_t count, int64_t width, float* out,
                  int64_t stride) {
     for (int64_t tiles = (rows + 5) / 6; tiles > 0; tiles--) {
         int64_t own = (rows + tiles - 1) / tiles;
@@ -191,20 +167,27 @@ ALONE void join(State& state, float* out, const State& next, const float* next_o
 template <class C>
 struct Pages {
     const C* part;
-    int64_t row_width, column, used, block_size;
+    RowShape shape;
+    int64_t column, used, block_size;
     const int64_t* table;
     std::vector<float>& memory;
 
-    // Where `count` rows from `start` on lie, at most TILE.
+    // Where `count` rows from `start` on lie, at most TILE: their columns, of 8 bits their scales.
     void find(int64_t start, int64_t count, const C** rows) const {
         for (int64_t j = 0; j < count;) {
             int64_t block = (start + j) / block_size, offset = (start + j) % block_size;
-            const C* row = part + (table[block] * block_size + offset) * row_width + column;
-            for (int64_t end = std::min(count, j + block_size - offset); j < end; j++, row += row_width) rows[j] = row;
+            const C* row = part + (table[block] * block_size + offset) * shape.stride + (HAS_SCALES<C> ? 0 : column);
+            for (int64_t end = std::min(count, j + block_size - offset); j < end; j++, row += shape.stride) rows[j] = row;
         }
     }
 
-    // Point to these rows in float32, and to the last one again up to a multiple of SCORES.
+    // Point to these rows as they are, and to the last one again up to whole groups.
+    void point(const C* const* found, int64_t count, const bf16** rows) const {
+        static_assert(std::is_same_v<C, bf16>, "others are read in float32");
+        for (int64_t j = 0; j < groups(count); j++) rows[j] = found[std::min(j, count - 1)];
+    }
+
+    // The same in float32.
     void point(const C* const* found, int64_t count, const float** rows) const {
         int64_t stride = whole(used);
         bool in_place = std::is_same_v<C, float> && used == stride;
@@ -215,17 +198,22 @@ struct Pages {
                     rows[j] = found[j];
                     continue;
                 }
-            load_row(found[j], used, copies + j * stride);
+            if constexpr (HAS_SCALES<C>)
+                unpack_row(found[j], shape, column, used, copies + j * stride);
+            else
+                load_row(found[j], used, copies + j * stride);
             clear(copies + j * stride + used, stride - used);
             rows[j] = copies + j * stride;
         }
-        for (int64_t j = count; j < (count + SCORES - 1) / SCORES * SCORES; j++) rows[j] = rows[count - 1];
+        for (int64_t j = count; j < groups(count); j++) rows[j] = rows[count - 1];
     }
 };
 
 // A few rows of one sequence; row r is of the token at positions[r], and `out` lies `stride` apart.
+template <class F>
 struct Queries {
-    const float* rows[MOST_ROWS];
+    const F* first;
+    int64_t stride;
     int64_t positions[MOST_ROWS];
     int64_t count, key_width, value_width, window, sinks;
     float scale;
@@ -239,7 +227,8 @@ struct Queries {
 };
 
 // Hide what row r does not see of the keys from `start` on.
-inline void hide(const Queries& queries, int64_t r, int64_t start, int64_t count, float* scores) {
+template <class F>
+void hide(const Queries<F>& queries, int64_t r, int64_t start, int64_t count, float* scores) {
     int64_t position = queries.positions[r];
     for (int64_t j = std::max<int64_t>(0, position + 1 - start); j < count; j++) scores[j] = -INFINITY;
     if (!queries.window) return;
@@ -249,31 +238,43 @@ inline void hide(const Queries& queries, int64_t r, int64_t start, int64_t count
 
 // The state of every row after the keys of split number `split`, from nothing. Latent attention has its values in its
 // keys; then `values` is null.
-template <class C>
-void attend_split(const Queries& queries, const Pages<C>& keys, const Pages<C>* values, int64_t split, State* states,
+template <class F, class C>
+void attend_split(const Queries<F>& queries, const Pages<C>& keys, const Pages<C>* values, int64_t split, State* states,
                   float* out, int64_t stride) {
     alignas(64) float scores[MOST_ROWS * TILE];
-    const float *key_rows[TILE], *value_rows[TILE];
+    alignas(64) bf16 rounded[std::is_same_v<F, bf16> ? MOST_ROWS * TILE : 1];
+    const F *key_rows[TILE], *value_rows[TILE];
     const C *found[TILE], *next[TILE], *found_values[TILE];
     std::fill(states, states + queries.count, State{-INFINITY, 0.0f});
     clear(out, queries.count * stride);
-    int64_t end = std::min(queries.end(), (split + 1) * SPLIT), width = whole(queries.value_width);
+    int64_t end = std::min(queries.end(), (split + 1) * SPLIT), width = queries.value_width;
+    int64_t terms = std::is_same_v<F, float> ? whole(queries.key_width) : queries.key_width;
     for (int64_t start = split * SPLIT; start < end; start += TILE) {
         int64_t count = std::min(TILE, end - start), num_next = std::min(TILE, end - start - count);
         if (queries.unseen(start, start + count)) continue;
         keys.find(start, count, found);
         keys.find(start + count, num_next, next);
         keys.point(found, count, key_rows);
-        score(queries.rows, queries.count, key_rows, count, whole(queries.key_width), scores, next, num_next, keys.used);
+        score(queries.first, queries.count, queries.stride, key_rows, count, terms, scores, [&](int64_t j) {
+            // A long context is not near the core.
+            for (int64_t i = 0; j < num_next && i < keys.used; i += 64 / int64_t(sizeof(C)))
+                __builtin_prefetch(next[j] + i, 0, 2);
+        });
         for (int64_t r = 0; r < queries.count; r++) {
-            hide(queries, r, start, whole(count), scores + r * TILE);
-            soften(scores + r * TILE, whole(count), queries.scale, states[r], out + r * stride, width);
+            float* row = scores + r * TILE;
+            hide(queries, r, start, whole(count), row);
+            soften(row, whole(count), queries.scale, states[r], out + r * stride, whole(width));
+            if constexpr (std::is_same_v<F, bf16>) store_row(row, rounded + r * TILE, whole(count));
         }
         if (values) {
             values->find(start, count, found_values);
             values->point(found_values, count, value_rows);
         }
-        mean(scores, queries.count, values ? value_rows : key_rows, count, width, out, stride);
+        const F* const* weighed = values ? value_rows : key_rows;
+        if constexpr (std::is_same_v<F, bf16>)
+            mean(rounded, queries.count, weighed, count, width, out, stride);
+        else
+            mean(scores, queries.count, weighed, count, width, out, stride);
     }
 }
 

@@ -16,7 +16,7 @@ namespace {
 
 // What program_run returns where it is not FINE.
 enum Refusal : int64_t { BAD_IDS = -1, BAD_STARTS = -2, BAD_LENGTHS = -3, BAD_TABLES = -4, BAD_SLOTS = -5, BAD_WANTED = -6,
-                         BAD_ROUTES = -7, BAD_ADAPTERS = -8 };
+                         BAD_ADAPTERS = -7, BAD_ROUTES = -8 };
 
 // Says what is wrong with a batch, and fills in the position of each token.
 int64_t look_at(const Batch& batch, int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t* positions) {
@@ -57,7 +57,11 @@ void embed(const Embed& op, const Step& step, Team& team) {
     constexpr int64_t FEW = 8;
     team.each((step.batch.tokens + FEW - 1) / FEW, [&](int64_t task) {
         for (int64_t m = task * FEW; m < std::min(step.batch.tokens, (task + 1) * FEW); m++) {
-            load_row(static_cast<const T*>(step.table) + step.batch.ids[m] * op.width, op.width, step.at(op.to, m));
+            int64_t first = step.batch.ids[m] * op.width;
+            if (op.is_float)
+                load_row(static_cast<const float*>(step.table) + first, op.width, step.at(op.to, m));
+            else
+                load_row(static_cast<const T*>(step.table) + first, op.width, step.at(op.to, m));
             angles_row(step.angle_positions[m], step.weight<float>(op.frequencies), op.pairs, float(op.factor),
                        step.at(op.angles, m));
         }
@@ -110,9 +114,9 @@ void run(const int64_t* record, const Step& step, Team& team) {
     }
 }
 
-// Panels of the weight go to `target` with `apart` - 1 others between them.
-template <class T>
-void pack_weight(const T* weight, T* target, int64_t outputs, int64_t inputs, int64_t row_stride, int64_t column_stride,
+// Panels of the weight go to `target` with `apart` - 1 others between them, rounded where that is of a smaller type.
+template <class T, class U>
+void pack_weight(const T* weight, U* target, int64_t outputs, int64_t inputs, int64_t row_stride, int64_t column_stride,
                  int64_t apart) {
     int64_t panels = padded(outputs) / UNIT, size = padded(inputs) * UNIT;
 #pragma omp parallel for schedule(static) if (panels * size > 65536)
@@ -122,11 +126,11 @@ void pack_weight(const T* weight, T* target, int64_t outputs, int64_t inputs, in
 }
 
 template <class T, class C>
-int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,
-                    float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids,
+int64_t program_run(const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides,
+                    float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,
                     const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
-                    const int64_t* wanted, const int16_t* replayed, const int64_t* angle_positions,
-                    const float* received, const int64_t* adapters_of, const int64_t* adapters, float* logits,
+                    const int64_t* wanted, const int64_t* angle_positions, const float* received,
+                    const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits,
                     int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers,
                     int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,
                     int64_t blocks, int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads,
@@ -140,7 +144,8 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
     step.angle_positions = angle_positions ? angle_positions : step.positions.data();
     step.received = received;
     step.arena = arena, step.table = table, step.strides = strides, step.block_size = block_size;
-    step.parts = reinterpret_cast<const void* const*>(parts), step.part_widths = part_widths;
+    step.parts = reinterpret_cast<const void* const*>(parts);
+    step.shapes = reinterpret_cast<const RowShape*>(shapes);
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
     step.replayed = replayed, step.hidden = hidden, step.streams = streams;
     step.by_tiles = !exact && tiles_serve<T>();
@@ -165,31 +170,37 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const T* table
 }  // namespace
 
 extern "C" {
-#define PACK(suffix, T)                                                                                       \
-    void pack_weight_##suffix(const T* weight, T* target, int64_t outputs, int64_t inputs, int64_t row_stride, \
+#define PACK(suffix, T, U)                                                                                    \
+    void pack_weight_##suffix(const T* weight, U* target, int64_t outputs, int64_t inputs, int64_t row_stride, \
                               int64_t column_stride, int64_t apart) {                                         \
         pack_weight(weight, target, outputs, inputs, row_stride, column_stride, apart);                       \
     }
-PACK(f, float)
-PACK(b, bf16)
+PACK(ff, float, float)
+PACK(fb, float, bf16)
+PACK(bb, bf16, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
-        const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides,                   \
-        float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids,                 \
+        const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides,                \
+        float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,                      \
         const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,             \
-        const int64_t* wanted, const int16_t* replayed, const int64_t* angle_positions, const float* received,  \
-        const int64_t* adapters_of, const int64_t* adapters, float* logits, int16_t* routes, float* hidden,     \
-        float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,       \
-        int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted,              \
-        int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {                               \
-        return program_run<T, C>(records, arena, table, strides, workspace, parts, part_widths, ids, starts,    \
-                                 lengths, slots, tables, wanted, replayed, angle_positions, received,           \
-                                 adapters_of, adapters, logits, routes, hidden, streams, num_records,           \
-                                 num_buffers, vocabulary, block_size, num_blocks, tokens, sequences, blocks,    \
-                                 num_wanted, num_adapters, route_layers, threads, exact);                       \
+        const int64_t* wanted, const int64_t* angle_positions, const float* received,                           \
+        const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits,            \
+        int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers,               \
+        int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,          \
+        int64_t blocks, int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads,        \
+        int exact) {                                                                                            \
+        return program_run<T, C>(records, arena, table, strides, workspace, parts, shapes, ids, starts,         \
+                                 lengths, slots, tables, wanted, angle_positions, received, adapters_of,        \
+                                 adapters, replayed, logits, routes, hidden, streams, num_records, num_buffers, \
+                                 vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
+                                 num_adapters, route_layers, threads, exact);                                   \
     }
 PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)
 PROGRAM(bf, bf16, float)
 PROGRAM(bb, bf16, bf16)
+PROGRAM(fi, float, int8)
+PROGRAM(bi, bf16, int8)
+PROGRAM(fe, float, fp8)
+PROGRAM(be, bf16, fp8)
 }

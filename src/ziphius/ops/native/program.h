@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include "eight_bits.h"
 #include "row_products.h"
 #include "team.h"
 
@@ -36,6 +37,7 @@ struct Embed {
     int64_t frequencies, pairs;  // 0: nothing is rotated
     double factor;
     Place angles;
+    int64_t is_float;  // the table is float32 whatever T is
 };
 
 enum Into : int64_t { STORE, ADD, LOGITS };
@@ -169,7 +171,7 @@ struct Step {
     const int64_t* strides;  // of the buffers
     const void* table;  // of embeddings
     const void* const* parts;  // of the cache: of each layer two
-    const int64_t* part_widths;
+    const RowShape* shapes;  // of the rows of each part
     int64_t block_size;
     Batch batch;
     const int16_t* replayed;  // routes to take; null: gates choose
@@ -201,7 +203,7 @@ struct Step {
     C* part(int64_t layer, int64_t index) const {
         return static_cast<C*>(const_cast<void*>(parts[2 * layer + index]));
     }
-    int64_t part_width(int64_t layer, int64_t index) const { return part_widths[2 * layer + index]; }
+    const RowShape& shape(int64_t layer, int64_t index) const { return shapes[2 * layer + index]; }
 };
 
 }  // namespace

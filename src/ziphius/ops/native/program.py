@@ -14,26 +14,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ziphius.ops.cache_rows import LARGEST, RowLayout
 from ziphius.ops.native.binding import Kernel, address, optional_address, row_address
 from ziphius.ops.native.program_records import UNIT, WORDS, padded
 
 _PACK_WEIGHT = Kernel(
     "pack_weight",
-    "const T* weight, T* target, int64_t outputs, int64_t inputs, int64_t row_stride, "
+    "const T* weight, U* target, int64_t outputs, int64_t inputs, int64_t row_stride, "
     "int64_t column_stride, int64_t apart",
+    kinds=("ff", "fb", "bb"),
 )
 _PROGRAM_RUN = Kernel(
     "program_run",
-    "const int64_t* records, const uint8_t* arena, const T* table, const int64_t* strides, "
-    "float* workspace, const int64_t* parts, const int64_t* part_widths, const int64_t* ids, "
+    "const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides, "
+    "float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids, "
     "const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables, "
-    "const int64_t* wanted, const int16_t* replayed, const int64_t* angle_positions, "
-    "const float* received, const int64_t* adapters_of, const int64_t* adapters, float* logits, "
+    "const int64_t* wanted, const int64_t* angle_positions, const float* received, "
+    "const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits, "
     "int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers, "
     "int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, "
     "int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters, "
     "int64_t route_layers, int64_t threads, int exact",
-    kinds=("ff", "fb", "bf", "bb"),
+    kinds=("ff", "fb", "bf", "bb", "fi", "bi", "fe", "be"),
     returns="int64_t",
 )
 _REFUSALS = {
@@ -43,8 +45,8 @@ _REFUSALS = {
     -4: "block_tables: a block is not one of the cache's {num_blocks}",
     -5: "slot_mapping: a slot is not where the block table has the token, or is written twice",
     -6: "logits_rows: a row is not one of the {tokens} tokens",
-    -7: "replayed: a route names an expert that its layer does not have",
-    -8: "adapters: a sequence has one that is not among those given",
+    -7: "adapters: a sequence has one that is not among those given",
+    -8: "replayed: a route names an expert that its layer does not have",
 }
 
 
@@ -87,6 +89,9 @@ class StepExtras(NamedTuple):
     adapters_Z: Tensor | None = None
     """int64: adapter of each sequence, its place among `adapters`, -1 for none."""
     adapters: Sequence[PackedAdapter] = ()
+    replayed_MYK: Tensor | None = None
+    """int16: the experts that tokens are sent to, instead of those that gates would choose; their
+    weights are still the gates'."""
 
 
 NO_EXTRAS = StepExtras()
@@ -96,26 +101,40 @@ class Pages:
     """The memory of a cache of blocks, looked at once.
 
     Args:
-        parts: of each layer one or two tensors [num_blocks * block_size, width], all of one dtype.
+        parts: of each layer one or two tensors [num_blocks * block_size, width]: of `dtype`, those
+            of 8 bits of bytes.
+        layouts: of the rows of each part.
+        dtype: of the numbers that rows are kept in.
         block_size: slots of a block.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Tensor]], block_size: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Tensor]],
+        layouts: Sequence[Sequence[RowLayout]],
+        dtype: torch.dtype,
+        block_size: int,
+    ) -> None:
         self.parts = [tuple(layer) for layer in parts]
-        self.row_widths = [tuple(part.shape[1] for part in layer) for layer in parts]
-        self.dtype = parts[0][0].dtype
+        self.layouts = [tuple(layer) for layer in layouts]
+        self.dtype = dtype
         self.block_size = block_size
         slots = parts[0][0].shape[0]
         self.num_blocks = slots // block_size
-        table = torch.zeros(len(parts), 2, 2, dtype=torch.int64)
+        has_scales = dtype in LARGEST
+        addresses = torch.zeros(len(parts), 2, dtype=torch.int64)
+        shapes = torch.zeros(len(parts), 2, 4, dtype=torch.int64)
         for layer, tensors in enumerate(self.parts):
-            for index, part in enumerate(tensors):
-                shape = (slots, part.shape[1])
-                table[layer, index, 0] = address("part of the cache", part, self.dtype, shape)
-                table[layer, index, 1] = part.shape[1]
-        self._kept = table[:, :, 0].contiguous(), table[:, :, 1].contiguous()
+            for index, (part, row) in enumerate(zip(tensors, self.layouts[layer], strict=True)):
+                stride = row.size_bytes if has_scales else row.width
+                part_dtype = torch.uint8 if has_scales else dtype
+                place = address("part of the cache", part, part_dtype, (slots, stride))
+                addresses[layer, index] = place
+                described = (stride, row.width, row.scale_width, row.kept)
+                shapes[layer, index] = torch.tensor(described)
+        self._kept = addresses, shapes
         self.addresses = tuple(
-            address("table of the cache", x, torch.int64, (len(parts), 2)) for x in self._kept
+            address("table of the cache", x, torch.int64, x.shape) for x in self._kept
         )
 
 
@@ -138,9 +157,6 @@ class StepCall(NamedTuple):
     tokens: StepTokens
     pages: Pages
     extras: StepExtras
-    replayed_MYK: Tensor | None
-    """int16: the experts that tokens are sent to, instead of those that gates would choose; their
-    weights are still the gates'."""
     threads: int
     """That share the work; no result depends on them."""
     exact: bool
@@ -151,7 +167,7 @@ class StepCall(NamedTuple):
 
     def is_same(self, other: "StepCall") -> bool:
         """Tell whether the other asks for the same, of the very same tensors."""
-        return all(map(is_, self[:4], other[:4])) and self[4:] == other[4:]
+        return all(map(is_, self[:3], other[:3])) and self[3:] == other[3:]
 
 
 class PackedProgram:
@@ -160,9 +176,10 @@ class PackedProgram:
     Args:
         records: int64 [operations, WORDS].
         arena: uint8: packed weights, at the offsets that the records name.
-        embeddings_WD: read where they lie; of the dtype of the packed weights.
+        embeddings_WD: read where they lie; float32 if the records say so, else as packed weights.
+        dtype: of the packed weights.
         strides: int64: numbers of a row of each buffer.
-        cache_widths: what each layer writes to the cache.
+        cache_layouts: rows that each layer writes to the cache.
         routes_shape: expert layers, and experts per token.
         stream_shape: layers, and hidden size.
         received_width: of the rows that a caller brings, 0 for none.
@@ -174,20 +191,21 @@ class PackedProgram:
         records: Tensor,
         arena: Tensor,
         embeddings_WD: Tensor,
+        dtype: torch.dtype,
         strides: Tensor,
-        cache_widths: Mapping[int, tuple[int, ...]],
+        cache_layouts: Mapping[int, tuple[RowLayout, ...]],
         routes_shape: tuple[int, int],
         stream_shape: tuple[int, int],
         received_width: int,
         num_slots: int,
     ) -> None:
         self.arena = arena
-        self.cache_widths = cache_widths
+        self.cache_layouts = cache_layouts
         self.routes_shape = routes_shape
         self.stream_shape = stream_shape
         self.received_width = received_width
         self.num_slots = num_slots
-        self.dtype = embeddings_WD.dtype
+        self.dtype = dtype
         self.vocabulary = len(embeddings_WD)
         self.row_numbers = int(strides.sum())
         self.sizes = len(records), len(strides), self.vocabulary
@@ -195,7 +213,7 @@ class PackedProgram:
         self.addresses = (
             address("records", records, torch.int64, (len(records), WORDS)),
             address("arena", arena, torch.uint8, arena.shape),
-            address("embeddings", embeddings_WD, self.dtype, embeddings_WD.shape),
+            address("embeddings", embeddings_WD, embeddings_WD.dtype, embeddings_WD.shape),
             address("strides", strides, torch.int64, strides.shape),
         )
 
@@ -253,8 +271,8 @@ def bind_step(
         address("workspace", workspace, torch.float32, workspace.shape),
         *pages.addresses,
         *_token_addresses(tokens),
-        optional_address("replayed", call.replayed_MYK, torch.int16, routes_shape),
         *_extra_addresses(program, extras, table_A2, count, len(tokens.seq_lens_Z)),
+        optional_address("replayed", extras.replayed_MYK, torch.int16, routes_shape),
         address("logits", output.logits_LW, torch.float32, (wanted, program.vocabulary)),
         optional_address("routes", output.routes_MYK, torch.int16, routes_shape),
         optional_address("hidden", output.hidden_MD, torch.float32, (count, width)),
@@ -295,13 +313,16 @@ def _extra_addresses(
 
 
 def _refuse_other_rows(program: PackedProgram, pages: Pages) -> None:
-    for layer, widths in program.cache_widths.items():
-        found = pages.row_widths[layer] if layer < len(pages.parts) else ()
-        if found != widths:
-            raise ValueError(f"layer {layer} keeps rows of {widths}, the cache has {found}.")
+    for layer, layouts in program.cache_layouts.items():
+        found = pages.layouts[layer] if layer < len(pages.parts) else ()
+        if found != layouts:
+            own, its = (tuple(row.width for row in rows) for rows in (layouts, found))
+            raise ValueError(f"layer {layer} keeps rows of {own}, the cache has {its}.")
 
 
-def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> None:
+def pack_weight(
+    weight_OI: Tensor, arena: Tensor, offset: int, apart: int, dtype: torch.dtype | None = None
+) -> None:
     """Write a matrix in panels of its outputs, or with `apart` 0 a row as it is.
 
     Args:
@@ -309,7 +330,9 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
         arena: uint8; receives it.
         offset: where it begins.
         apart: every how many panels of the arena one is the matrix's.
+        dtype: to round to, by default the matrix's own.
     """
+    dtype = dtype or weight_OI.dtype
     outputs, inputs = weight_OI.shape
     if not apart:
         flat = arena[offset : offset + 4 * padded(inputs)].view(torch.float32)
@@ -317,7 +340,7 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
         flat[:inputs] = weight_OI[0]
         return
     panels = padded(outputs) // UNIT
-    panel = padded(inputs) * UNIT * weight_OI.element_size()
+    panel = padded(inputs) * UNIT * dtype.itemsize
     end = offset + ((panels - 1) * apart + 1) * panel
     if outputs and end > arena.numel():
         raise ValueError(f"a packed weight ends at byte {end} of an arena of {arena.numel()}.")
@@ -328,7 +351,7 @@ def pack_weight(weight_OI: Tensor, arena: Tensor, offset: int, apart: int) -> No
     else:
         place, column = row_address("weight", weight_OI.t(), weight_OI.dtype, (inputs, outputs))
         strides = (1, column)
-    _PACK_WEIGHT.of(weight_OI.dtype)(
+    _PACK_WEIGHT.of(weight_OI.dtype, dtype)(
         place,
         address("arena", arena, torch.uint8, (arena.numel(),)) + offset,
         *(outputs, inputs, *strides, apart),

@@ -32,31 +32,36 @@ inline std::vector<QueryBlock> query_blocks(const Attend& op, const Step& step) 
     return blocks;
 }
 
-inline Queries queries_of(const Attend& op, const Step& step, const QueryBlock& block) {
-    Queries queries;
+template <class F>
+Queries<F> queries_of(const Attend& op, const Step& step, const QueryBlock& block, std::vector<F>& memory) {
+    Queries<F> queries;
+    queries.stride = padded(op.key_width);
+    F* to = scratch(memory, MOST_ROWS * queries.stride);
+    queries.first = to;
     queries.count = block.tokens * block.heads;
     queries.key_width = op.key_width, queries.value_width = op.value_width;
     queries.window = op.window, queries.sinks = op.sinks, queries.scale = float(op.scale);
     for (int64_t t = 0; t < block.tokens; t++)
         for (int64_t h = 0; h < block.heads; h++) {
             int64_t m = block.token + t, r = t * block.heads + h;
-            queries.rows[r] = step.at(op.queries, m) + (block.head + h) * padded(op.key_width);
+            store_row(step.at(op.queries, m) + (block.head + h) * queries.stride, to + r * queries.stride, queries.stride);
             queries.positions[r] = step.positions[m];
         }
     return queries;
 }
 
-template <class C>
+template <class T, class C>
 void split_of(const Attend& op, const Step& step, const QueryBlock& block, int64_t split, State* states, float* out,
               int64_t stride) {
     static thread_local std::vector<float> key_memory, value_memory;
     const int64_t* table = step.batch.tables + block.sequence * step.batch.blocks;
-    Queries queries = queries_of(op, step, block);
+    static thread_local std::vector<Mixed<T, C>> query_memory;
+    Queries<Mixed<T, C>> queries = queries_of<Mixed<T, C>>(op, step, block, query_memory);
     bool latent = op.value_weight != NONE;
-    Pages<C> keys{step.part<C>(op.layer, 0), step.part_width(op.layer, 0), block.key_head * op.key_width, op.key_width,
+    Pages<C> keys{step.part<C>(op.layer, 0), step.shape(op.layer, 0), block.key_head * op.key_width, op.key_width,
                   step.block_size, table, key_memory};
     if (latent) return attend_split(queries, keys, static_cast<Pages<C>*>(nullptr), split, states, out, stride);
-    Pages<C> values{step.part<C>(op.layer, 1), step.part_width(op.layer, 1), block.key_head * op.value_width,
+    Pages<C> values{step.part<C>(op.layer, 1), step.shape(op.layer, 1), block.key_head * op.value_width,
                     op.value_width, step.block_size, table, value_memory};
     attend_split(queries, keys, &values, split, states, out, stride);
 }
@@ -131,7 +136,7 @@ void attend_spread(const Attend& op, const Step& step, Team& team, const std::ve
     team.each(first[count], [&](int64_t unit) {
         int64_t b = std::upper_bound(first.begin(), first.end(), unit) - first.begin() - 1;
         Seen seen = seen_by(unit);
-        split_of<C>(op, step, blocks[b], unit - first[b], seen.states, seen.out, stride);
+        split_of<T, C>(op, step, blocks[b], unit - first[b], seen.states, seen.out, stride);
     });
     team.each(count, [&](int64_t b) {
         Seen seen = seen_by(first[b]);
@@ -150,9 +155,9 @@ void attend(const Attend& op, const Step& step, Team& team) {
         const QueryBlock& block = blocks[task];
         float* own = scratch(memory, 2 * Seen::size(op));
         Seen seen(own), next(own + Seen::size(op));
-        split_of<C>(op, step, block, 0, seen.states, seen.out, stride);
+        split_of<T, C>(op, step, block, 0, seen.states, seen.out, stride);
         for (int64_t split = 1; split <= block.last / SPLIT; split++) {
-            split_of<C>(op, step, block, split, next.states, next.out, stride);
+            split_of<T, C>(op, step, block, split, next.states, next.out, stride);
             seen.join_all(op, block, next);
         }
         finish<T>(op, step, block, seen.states, seen.out, stride);

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ziphius.core.memory import huge_pages
 from ziphius.ops import native
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.program import (
     NO_EXTRAS,
     BoundStep,
@@ -68,6 +69,7 @@ class _Packing:
 
     weight_OI: Tensor
     offset: int
+    dtype: torch.dtype
     apart: int = 1
 
 
@@ -75,27 +77,35 @@ class Program:
     """Collects operations and weights from modules, then runs them.
 
     Args:
-        dtype: of the weights, and what products multiply in: float32 or bfloat16.
+        stored: dtype of the weights: float32 or bfloat16.
+        dtype: what products multiply in, by default the same. bfloat16 for float32 weights rounds
+            what autocast rounds at every product, once: embeddings, norms and routers stay.
         adaptable: weights of the projections that adapters may be for, by name; none by default.
 
     Raises:
-        NotNative: kernels do not run here, or not in this dtype.
+        NotNative: kernels do not run here, or not in these dtypes.
     """
 
     def __init__(
-        self, dtype: torch.dtype, adaptable: Mapping[str, Tensor] = MappingProxyType({})
+        self,
+        stored: torch.dtype,
+        dtype: torch.dtype | None = None,
+        adaptable: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
+        dtype = dtype or stored
         if not native.serves():
             raise NotNative(f"native kernels are {native.status()}")
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise NotNative(f"weights are {dtype}, not float32 or bfloat16")
-        self.dtype = dtype
+        if stored not in (torch.float32, torch.bfloat16):
+            raise NotNative(f"weights are {stored}, not float32 or bfloat16")
+        if dtype not in (stored, torch.bfloat16):
+            raise NotNative(f"products in {dtype} of weights in {stored}")
+        self.stored, self.dtype = stored, dtype
         self.window, self.sinks = 0, 0
         """What attention sees, beside the sinks: that many last tokens, 0 for all."""
         self.route_layers, self.top_k = 0, 0
+        self.cache_layouts: dict[int, tuple[RowLayout, ...]] = {}
+        """Rows that each layer writes to the cache."""
         self._layers, self._width = 0, 0
-        self.cache_widths: dict[int, tuple[int, ...]] = {}
-        """What each layer writes to the cache."""
         self._names = {id(weight_OI): name for name, weight_OI in adaptable.items()}
         self._slots: list[Slot] = []
         self._received_width = 0
@@ -130,44 +140,49 @@ class Program:
     def vector(self, x: Tensor) -> int:
         """Keep a small tensor in float32, and return where."""
         offset = self._reserve(4 * padded(x.numel()))
-        self._packings.append(_Packing(x.detach().float().reshape(1, -1), offset, apart=0))
+        row = x.detach().float().reshape(1, -1)
+        self._packings.append(_Packing(row, offset, row.dtype, apart=0))
         return offset
 
     def weights(self, *weights_OI: Tensor, dtype: torch.dtype | None = None) -> int:
         """Keep matrices one behind the other, each in panels, and return where the first is."""
-        dtype = dtype or self.dtype
+        packed = dtype or self.dtype
         first = self._size
         for weight_OI in weights_OI:
-            if weight_OI.dtype != dtype:
-                raise NotNative(f"a weight is {weight_OI.dtype} among others in {dtype}")
-            offset = self._reserve(_packed_bytes(weight_OI))
-            self._packings.append(_Packing(weight_OI.detach(), offset))
+            self._refuse_other(weight_OI, dtype or self.stored)
+            offset = self._reserve(_packed_bytes(weight_OI, packed))
+            self._packings.append(_Packing(weight_OI.detach(), offset, packed))
         return first
 
     def weight_pairs(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> int:
         """Keep pairs of gate and up projection, their panels alternating; return where."""
         first = self._size
         for gate_FD, up_FD in pairs:
-            offset = self._reserve(_packed_bytes(gate_FD) + _packed_bytes(up_FD))
-            panel = _packed_bytes(gate_FD) // (padded(len(gate_FD)) // UNIT)
+            size = _packed_bytes(gate_FD, self.dtype)
+            offset = self._reserve(size + _packed_bytes(up_FD, self.dtype))
+            panel = size // (padded(len(gate_FD)) // UNIT)
             for weight_FD, start in ((gate_FD, offset), (up_FD, offset + panel)):
-                if weight_FD.dtype != self.dtype:
-                    raise NotNative(f"a weight is {weight_FD.dtype} among others in {self.dtype}")
-                self._packings.append(_Packing(weight_FD.detach(), start, apart=2))
+                self._refuse_other(weight_FD, self.stored)
+                self._packings.append(_Packing(weight_FD.detach(), start, self.dtype, apart=2))
         return first
+
+    @staticmethod
+    def _refuse_other(weight: Tensor, dtype: torch.dtype) -> None:
+        if weight.dtype != dtype:
+            raise NotNative(f"a weight is {weight.dtype} among others in {dtype}")
 
     def embed(self, table_WD: Tensor, to: Place, frequencies_r: Tensor, factor: float) -> Place:
         """Look the tokens up; returns where the angles of their positions are.
 
         The table is read where it lies.
         """
-        if table_WD.dtype != self.dtype:
-            raise NotNative(f"embeddings are {table_WD.dtype} among weights in {self.dtype}")
+        self._refuse_other(table_WD, self.stored)
         self._table_WD = table_WD.detach()
         pairs = len(frequencies_r)
         [angles] = self.place("angles", 2 * pairs)
         frequencies = self.vector(frequencies_r)
-        self.add(Embed(table_WD.shape[1], to, frequencies, pairs, factor, angles))
+        is_float = int(self.stored is torch.float32)
+        self.add(Embed(table_WD.shape[1], to, frequencies, pairs, factor, angles, is_float))
         return angles
 
     def receive(self, width: int) -> Place:
@@ -299,14 +314,15 @@ class Program:
         if arena is None or arena.numel() != self._size:
             arena = huge_pages(self._size)
         for packing in self._packings:
-            pack_weight(packing.weight_OI, arena, packing.offset, packing.apart)
+            pack_weight(packing.weight_OI, arena, packing.offset, packing.apart, packing.dtype)
         self._packings = []
         self._packed = PackedProgram(
             as_table(self._operations),
             arena,
             self._table_WD,
+            self.dtype,
             torch.tensor(self._strides),
-            self.cache_widths,
+            self.cache_layouts,
             (self.route_layers, self.top_k),
             (self._layers, self._width),
             self._received_width,
@@ -329,7 +345,6 @@ class Program:
         record_routes: bool = False,
         return_hidden: bool = False,
         return_streams: bool = False,
-        replayed_MYK: Tensor | None = None,
     ) -> ProgramOutput:
         """Run a step: write the cache rows of the tokens, and return logits of the wanted rows.
 
@@ -342,7 +357,6 @@ class Program:
             record_routes: return the experts of every token, if there are expert layers.
             return_hidden: return the hidden states of every token.
             return_streams: return the residual stream of every token behind each layer.
-            replayed_MYK: int16: the experts that tokens are sent to; by default gates choose.
 
         Returns:
             What was asked for; the next step overwrites logits and hidden states.
@@ -351,7 +365,7 @@ class Program:
             ValueError: as `bind_step` and `BoundStep` do.
         """
         returns = record_routes, return_hidden, return_streams
-        asked = StepCall(tokens, pages, extras, replayed_MYK, threads, exact, *returns)
+        asked = StepCall(tokens, pages, extras, threads, exact, *returns)
         with self._lock:
             if self._bound is None or not self._bound[0].is_same(asked):
                 self._bound = (asked, *self._bind(asked))
@@ -383,9 +397,9 @@ class Program:
         return step, output
 
 
-def _packed_bytes(weight_OI: Tensor) -> int:
+def _packed_bytes(weight_OI: Tensor, dtype: torch.dtype) -> int:
     outputs, inputs = weight_OI.shape
-    return padded(outputs) * padded(inputs) * weight_OI.element_size()
+    return padded(outputs) * padded(inputs) * dtype.itemsize
 
 
 def _grown(memory: Tensor, count: int) -> Tensor:

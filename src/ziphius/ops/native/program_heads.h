@@ -23,6 +23,16 @@ ALONE void latent_row(const float* from, const float* weight, float eps, const f
     }
 }
 
+// The same row, rounded to 8 bits.
+template <class C>
+void scaled_latent_row(const float* from, const float* weight, float eps, const float* angles, int64_t latent,
+                       int64_t rope, const RowShape& shape, C* to) {
+    static thread_local std::vector<float> memory;
+    float* row = scratch(memory, latent + rope);
+    latent_row(from, weight, eps, angles, latent, rope, row);
+    pack_row(row, shape, to);
+}
+
 ALONE void rotated_pairs(const float* from, const float* angles, int64_t rope, float* to) {
     rotate_pairs(from, to, angles, angles + rope / 2, rope / 2, 1.0f);
 }
@@ -32,7 +42,8 @@ template <class T, class C>
 void latent_heads(const LatentHeads& op, const Step& step, Team& team) {
     static thread_local std::vector<Factor<T>> memory;
     const Batch& batch = step.batch;
-    int64_t blocks = (batch.tokens + HEIGHT - 1) / HEIGHT, row_width = step.part_width(op.layer, 0);
+    const RowShape& shape = step.shape(op.layer, 0);
+    int64_t blocks = (batch.tokens + HEIGHT - 1) / HEIGHT;
     int64_t head_width = op.nope + op.rope, depth = padded(op.nope), columns = padded(op.latent);
     int64_t query_width = padded(op.latent + op.rope);
     C* part = step.part<C>(op.layer, 0);
@@ -40,9 +51,15 @@ void latent_heads(const LatentHeads& op, const Step& step, Team& team) {
         int64_t first = task / (op.heads + 1) * HEIGHT, head = task % (op.heads + 1) - 1;
         int64_t count = std::min(HEIGHT, batch.tokens - first);
         if (head < 0) {
-            for (int64_t m = first; m < first + count; m++)
-                latent_row(step.at(op.row, m), step.weight<float>(op.norm.weight), float(op.norm.eps),
-                           step.at(op.angles, m), op.latent, op.rope, part + batch.slots[m] * row_width);
+            for (int64_t m = first; m < first + count; m++) {
+                const float *row = step.at(op.row, m), *norm = step.weight<float>(op.norm.weight);
+                const float* angles = step.at(op.angles, m);
+                C* slot = part + batch.slots[m] * shape.stride;
+                if constexpr (HAS_SCALES<C>)
+                    scaled_latent_row(row, norm, float(op.norm.eps), angles, op.latent, op.rope, shape, slot);
+                else
+                    latent_row(row, norm, float(op.norm.eps), angles, op.latent, op.rope, slot);
+            }
             return;
         }
         const float* from = step.at(op.queries, first) + head * head_width;
@@ -79,9 +96,11 @@ void grouped_heads(const GroupedHeads& op, const Step& step, Team& team) {
     static thread_local std::vector<float> memory;
     const Batch& batch = step.batch;
     int64_t width = op.width, padded_width = padded(width), row_width = op.key_heads * width;
-    float *normed = scratch(memory, 2 * padded_width), *rotated = normed + padded_width;
+    float* normed = scratch(memory, 2 * padded_width + row_width);
+    float *rotated = normed + padded_width, *joined = rotated + padded_width;
     const float *query_norm = step.weight<float>(op.query_norm.weight), *key_norm = step.weight<float>(op.key_norm.weight);
     C *keys = step.part<C>(op.layer, 0), *values = step.part<C>(op.layer, 1);
+    const RowShape &key_shape = step.shape(op.layer, 0), &value_shape = step.shape(op.layer, 1);
     constexpr int64_t FEW = 4;
     team.each((batch.tokens + FEW - 1) / FEW, [&](int64_t task) {
         for (int64_t m = task * FEW; m < std::min(batch.tokens, (task + 1) * FEW); m++) {
@@ -92,11 +111,20 @@ void grouped_heads(const GroupedHeads& op, const Step& step, Team& team) {
                              normed, rotated, to);
                 clear(to + width, padded_width - width);
             }
-            int64_t row = batch.slots[m] * row_width;
-            for (int64_t g = 0; g < op.key_heads; g++)
-                grouped_head(step.at(op.keys, m) + g * width, key_norm, float(op.key_norm.eps), angles, width, normed,
-                             rotated, keys + row + g * width);
-            store_row(step.at(op.values, m), values + row, row_width);
+            C *key = keys + batch.slots[m] * key_shape.stride, *value = values + batch.slots[m] * value_shape.stride;
+            auto write_keys = [&](auto* to) {
+                for (int64_t g = 0; g < op.key_heads; g++)
+                    grouped_head(step.at(op.keys, m) + g * width, key_norm, float(op.key_norm.eps), angles, width,
+                                 normed, rotated, to + g * width);
+            };
+            if constexpr (HAS_SCALES<C>) {
+                write_keys(joined);
+                pack_row(joined, key_shape, key);
+                pack_row(step.at(op.values, m), value_shape, value);
+            } else {
+                write_keys(key);
+                store_row(step.at(op.values, m), value, row_width);
+            }
         }
     });
 }

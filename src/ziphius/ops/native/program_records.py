@@ -69,6 +69,7 @@ class Embed:
     pairs: int
     factor: float
     angles: Place
+    is_float: int
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from tests.tiny import grouped_config
 from tests.twins import draw
 from tests.unit.ops.native.test_sizes import KERNELS
 from ziphius.ops import native
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native import (
     attention,
     build,
     dense,
+    digest,
     experts,
     heads,
     int8,
@@ -35,7 +37,7 @@ from ziphius.ops.native.program_builder import Program
 
 FOLDER = Path(build.__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cpp"))
-C_TYPES = {"f": "float", "b": "bf16"}
+C_TYPES = {"f": "float", "b": "bf16", "i": "int8", "e": "fp8"}
 here = pytest.mark.skipif(not native.serves(), reason=f"native kernels {native.status()}")
 
 
@@ -278,7 +280,9 @@ def program_calls() -> dict[str, Call]:
     }
 
     def run(part0: Tensor, part1: Tensor, part2: Tensor, part3: Tensor, **named: Tensor) -> Any:
-        pages = program.Pages([(part0, part1), (part2, part3)], 4)
+        layouts = [(RowLayout(16, 8),) * 2] * 2
+        parts = [(part0, part1), (part2, part3)]
+        pages = program.Pages(parts, layouts, torch.float32, 4)
         return written.run(program.StepTokens(**named), pages, threads=1)
 
     def pack(weight_OI: Tensor, arena: Tensor) -> None:
@@ -290,6 +294,7 @@ def program_calls() -> dict[str, Call]:
             pack,
             {"weight_OI": draw(3, 5), "arena": torch.zeros(4096, dtype=torch.uint8)},
         ),
+        "digest": (digest.digest, {"words_X": torch.arange(5, dtype=torch.int32)}),
     }
 
 
@@ -322,6 +327,7 @@ ALLOWED = {
         ("dense_gradient", "x_MI"),
         ("pack_weight", "weight_OI"),
         ("pack_weight", "arena"),
+        ("digest", "words_X"),
         ("program_run", "block_tables_ZJ"),  # entries behind a sequence's last block
         ("program_run", "logits_rows_L"),
     },

@@ -100,7 +100,7 @@ def slow_compiler(folder: Path) -> Path:
         f"""#!/bin/sh
 case "$*" in *-dumpfullversion*) echo >> {folder}/started; echo 12; exit;; esac
 echo "$@" >> {folder}/calls
-case "$*" in *" -c "*) until [ -e {folder}/go ]; do sleep 0.05; done;; esac
+case " $*" in *" -c "*) until [ -e {folder}/go ]; do sleep 0.05; done;; esac
 for word; do target=$word; done
 echo code > "$target"
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.paged import Sequences, paged_cache
 from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_config
-from ziphius.engine.native_runner import NativeRunner, step_tokens, write_program
+from ziphius.engine.native_runner import NativeRunner, pages_of, step_tokens, write_program
 from ziphius.models.config import ModelConfig
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.int8 import Int8Linear
@@ -19,7 +19,9 @@ from ziphius.models.layers import Linear
 from ziphius.models.lora import add_adapters
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
+from ziphius.models.moe import RoutedExperts
 from ziphius.ops import native
+from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native import program_records
 from ziphius.ops.native.program import Pages, StepExtras, pack_weight
 from ziphius.ops.native.program_builder import NotNative, Program
@@ -127,7 +129,7 @@ def test_extras_that_a_program_has_no_use_for_are_refused() -> None:
     model, _, batch = step()
     written = write_program(model, takes_adapters=True)
     tokens = step_tokens(batch.input_ids_BT, batch.paged)
-    pages = Pages(batch.paged.cache.parts, 4)
+    pages = pages_of(batch.paged.cache)
     packed = written.pack_adapter({})
     for adapters_Z in ([1, 0], [0, -2]):
         extras = StepExtras(adapters_Z=torch.tensor(adapters_Z), adapters=[packed])
@@ -251,6 +253,36 @@ def test_weights_that_change_are_seen_after_a_refresh() -> None:
     assert torch.equal(NativeRunner(model, batch.paged.cache)(batch).logits_LW, after)
 
 
+@pytest.mark.parametrize("config", [latent_config(**V3_EXPERTS), grouped_config()])
+def test_float32_weights_are_rounded_on_the_way_into_a_program(config: ModelConfig) -> None:
+    """Those of products, to the bit as torch rounds; embeddings, norms and router stay."""
+    model, runner, batch = step(config, dtype=torch.bfloat16)
+    assert runner.program.dtype == torch.bfloat16
+    found = runner(batch).logits_LW.clone()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | RoutedExperts):
+                for weight in module.parameters(recurse=False):
+                    weight.copy_(weight.bfloat16())
+    cache = batch.paged.cache
+    assert torch.equal(NativeRunner(model, cache, dtype=torch.bfloat16)(batch).logits_LW, found)
+    # Rounded, the other weights are those of a model in bfloat16, which gives something else.
+    stored = model.bfloat16()
+    theirs = NativeRunner(stored, cache)(batch).logits_LW.clone()
+    assert not torch.equal(theirs, found)
+    again = NativeRunner(stored.float(), cache, dtype=torch.bfloat16)
+    assert torch.equal(again(batch).logits_LW, theirs)
+
+
+def test_weights_are_not_widened() -> None:
+    model = build(latent_config()).bfloat16()
+    with pytest.raises(
+        NotNative, match=r"products in torch\.float32 of weights in torch\.bfloat16"
+    ):
+        write_program(model, torch.float32)
+
+
 def test_routes_are_those_of_the_gates() -> None:
     model, runner, batch = step(latent_config(**V3_EXPERTS), record_routes=True)
     routes_MYK = runner(batch).routes_MYK
@@ -279,11 +311,11 @@ def test_routes_are_replayed_as_modules_do_it(config: ModelConfig) -> None:
     order = torch.stack([torch.randperm(8)[:top] for _ in range(5)])
     output = write_program(model).run(
         step_tokens(batch.input_ids_BT, paged),
-        Pages(paged.cache.parts, 4),
+        pages_of(paged.cache),
+        StepExtras(replayed_MYK=order[:, None].short()),
         threads=2,
         record_routes=True,
         return_hidden=True,
-        replayed_MYK=order[:, None].short(),
     )
     assert torch.equal(output.routes_MYK[:, 0].long(), order)
     with torch.no_grad():
@@ -300,10 +332,10 @@ def test_a_route_to_no_expert_is_refused(expert: int) -> None:
     routes_MYK = torch.zeros(5, 1, 2, dtype=torch.int16)
     routes_MYK[4, 0, 1] = expert
     tokens = step_tokens(batch.input_ids_BT, batch.paged)
+    pages, extras = pages_of(batch.paged.cache), StepExtras(replayed_MYK=routes_MYK)
+    program = write_program(model)
     with pytest.raises(ValueError, match="replayed: a route names an expert"):
-        write_program(model).run(
-            tokens, Pages(batch.paged.cache.parts, 4), threads=1, replayed_MYK=routes_MYK
-        )
+        program.run(tokens, pages, extras, threads=1)
 
 
 def test_hidden_states_are_returned_where_they_are_asked_for() -> None:
@@ -319,8 +351,14 @@ def test_hidden_states_are_returned_where_they_are_asked_for() -> None:
 
 def test_parts_of_a_cache_are_looked_at() -> None:
     parts = [(torch.zeros(8, 3),), (torch.zeros(8, 4), torch.zeros(7, 4))]
+    layouts = [(RowLayout(3, 128),), (RowLayout(4, 128),) * 2]
     with pytest.raises(ValueError, match="part of the cache"):
-        Pages(parts, 4)
+        Pages(parts, layouts, torch.float32, 4)
+    rows = [(torch.zeros(8, 8, dtype=torch.uint8),)]
+    for numbers, wrong in ((torch.float32, RowLayout(3, 128)), (torch.int8, RowLayout(7, 128))):
+        with pytest.raises(ValueError, match="part of the cache"):
+            Pages(rows, [(wrong,)], numbers, 4)
+    Pages(rows, [(RowLayout(3, 128),)], torch.int8, 4)
 
 
 def test_a_weight_is_not_packed_past_its_arena() -> None:

@@ -27,7 +27,7 @@ from tests.twins import BOUNDS, assert_equal_within, draw
 from ziphius.engine.adapters import MixedTorchRunner
 from ziphius.engine.drafts.mtp import NativeMtpRunner, TorchMtpRunner
 from ziphius.engine.drafts.slots import slot_batch
-from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.native_runner import NativeRunner, pages_of, step_tokens, write_program
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.models.cache import PagedCache
 from ziphius.models.lora import projections
@@ -36,6 +36,7 @@ from ziphius.models.model import Model
 from ziphius.models.presets import derive
 from ziphius.ops import logprobs, native
 from ziphius.ops.attention import attend
+from ziphius.ops.digest import tensor_digest
 from ziphius.ops.experts import routed_experts
 from ziphius.ops.feed_forward import feed_forward
 from ziphius.ops.int8 import grouped_int8_linear, int8_linear, quantize_rows
@@ -45,6 +46,7 @@ from ziphius.ops.logprobs import cross_entropy_and_squares, score_rows
 from ziphius.ops.native import (
     attention,
     dense,
+    digest,
     experts,
     heads,
     int8,
@@ -54,6 +56,7 @@ from ziphius.ops.native import (
     sampling,
 )
 from ziphius.ops.native.binding import Kernel
+from ziphius.ops.native.program import StepExtras
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
 from ziphius.ops.sampling import RowSettings, sample_rows
@@ -64,7 +67,18 @@ pytestmark = pytest.mark.skipif(not native.serves(), reason=f"native kernels {na
 EXAMPLES = int(os.environ.get("ZIPHIUS_FUZZ_EXAMPLES", "12"))
 KERNELS = {
     kernel.name: kernel
-    for module in (attention, dense, experts, heads, int8, pointwise, program, routing, sampling)
+    for module in (
+        attention,
+        dense,
+        digest,
+        experts,
+        heads,
+        int8,
+        pointwise,
+        program,
+        routing,
+        sampling,
+    )
     for kernel in vars(module).values()
     if isinstance(kernel, Kernel)
 }
@@ -267,6 +281,16 @@ def next_tokens(sizes: Sizes) -> Case:
     return drawn, [factor]
 
 
+def digest_of_bits(sizes: Sizes) -> Case:
+    x, factor = sizes.tensor(*sizes(ROWS, WIDTHS)), sizes.tensor(1, dtype=torch.float32)
+
+    def parts(factor: Tensor) -> Tensor:
+        found = tensor_digest(x)  # 64 bits, in parts that float32 holds
+        return factor * torch.tensor([found >> shift & 0xFFFF for shift in (0, 16, 32, 48)])
+
+    return parts, [factor]
+
+
 def whole_model(sizes: Sizes) -> Case:
     """A program of any config, over sequences cut and mixed at random."""
     config = sizes.data.draw(sizes.one_of(*CONFIGS.values()))
@@ -292,8 +316,25 @@ def whole_model(sizes: Sizes) -> Case:
         with_adapters = (lambda batch: run(batch, adapters)) if names else run
         return torch.cat(logits_of(with_adapters, sequences, chunks, threads))
 
+    def replay() -> None:
+        """What gates chose, taken from outside, changes no bit of any stream."""
+        blocks = sum(-(-length // block_size) for length in lengths)
+        cache = paged_cache(model, blocks, block_size, cache_dtype)
+        whole = Sequences(cache, ids).batch(list(enumerate(lengths)))
+        run = partial(
+            write_program(model).run,
+            step_tokens(whole.input_ids_BT, whole.paged),
+            pages_of(cache),
+            threads=threads,
+            return_streams=True,
+        )
+        chosen = run(record_routes=True)
+        again = run(StepExtras(replayed_MYK=chosen.routes_MYK))
+        assert torch.equal(again.streams_XMD, chosen.streams_XMD)
+
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
+            replay()
             ours = partial(
                 NativeRunner,
                 model,
@@ -302,6 +343,8 @@ def whole_model(sizes: Sizes) -> Case:
                 takes_adapters=names is not None,
             )
             found = logits(ours, cache_dtype, nan)
+            for rounded in (torch.int8, torch.float8_e4m3fn):
+                assert logits(ours, rounded, nan).isfinite().all()
             # Rounded rows of a cache may send a token to another expert, and nothing is alike then.
             if cache_dtype == torch.float32 or not config.n_routed_experts:
                 return factor * found
@@ -376,6 +419,7 @@ CASES: dict[Callable[[Sizes], Case], set[str]] = {
     keys_and_values: {"latent_keys", "latent_keys_backward"},
     softmax_attention: {"attention_forward", "attention_backward"},
     choice_of_experts: {"top_experts"},
+    digest_of_bits: {"digest"},
     product_in_int8: {"int8_linear"},
     products_in_int8: {"int8_linear"},
     next_tokens: {"sample", "score"},
