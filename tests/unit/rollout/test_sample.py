@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from tests.unit.rollout.tasks import add_echo, echo
 from ziphius.core.errors import ConfigError
 from ziphius.engine.answer import chat_prompt
+from ziphius.engine.engine import Engine
 from ziphius.engine.generate import Completion, Request, generate
+from ziphius.engine.sequence import StepOutput
 from ziphius.engine.step import Chunk, StepArrays
 from ziphius.models.forward_batch import ForwardBatch
 from ziphius.models.model import Model
@@ -60,10 +62,23 @@ def test_a_group_is_what_its_sequences_are_alone(engine: RolloutEngine) -> None:
     assert len({rollout.token_ids for group in groups for rollout in group}) == 9
 
 
-def test_how_many_are_decoded_together_changes_no_draw(engine: RolloutEngine) -> None:
+def test_how_many_are_decoded_together_changes_no_draw(
+    engine: RolloutEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[int] = []
+    step = Engine.step
+
+    def noted(self: Engine) -> list[StepOutput]:
+        found = step(self)
+        running.append(self.num_running)
+        return found
+
+    monkeypatch.setattr(Engine, "step", noted)
     whole = sample_groups(engine, PROBLEMS, config(), seed=1)
     for limit in (1, 6):
+        running.clear()
         parts = sample_groups(engine, PROBLEMS, config(sequences_at_once=limit), seed=1)
+        assert max(running) == limit
         assert [[each.token_ids for each in group] for group in parts] == [
             [each.token_ids for each in group] for group in whole
         ]
