@@ -102,10 +102,8 @@ def build_engine(
         adapters=adapters,
         not_native=not_native,
     )
-    if adapters is not None:
-        engine.figures.append(adapters.metrics)
-    if (experts := expert_cache(model)) is not None:
-        engine.figures.append(experts.metrics)
+    parts = (part for part in (adapters, expert_cache(model)) if part is not None)
+    engine.figures += [part.metrics for part in parts]
     if config.disk_cache is not None:
         folder, size = config.disk_cache, config.disk_cache_bytes
         engine.keep_on_disk(folder, size, model=model_fingerprint(model), runner=kind)
