@@ -69,14 +69,7 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         data_fingerprint=problems.fingerprint(),
         world=context.world,
     )
-    kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
-    asked = f"{problems.per_step} problems x {rollout.num_generations} completions"
-    text = f"{asked} a step, of {kinds}"
-    if headroom is not None:
-        text += f"; before the start {headroom}"
     stage.engine.update_weights()
-    if stage.engine.not_native is not None:
-        text += f". Answers are sampled by the modules, slower: {stage.engine.not_native}"
     return run_built_stage(
         settings,
         folder,
@@ -85,8 +78,22 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         model=model,
         tokenizer=tokenizer,
         stage=stage,
-        text=f"{text}.",
+        text=_summary(settings, problems.per_step, headroom, stage.engine.not_native),
     )
+
+
+def _summary(
+    settings: GrpoSettings, per_step: int, headroom: Headroom | None, not_native: str | None
+) -> str:
+    """Say what a run will do."""
+    kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
+    text = f"{per_step} problems x {settings.grpo.rollout.num_generations} completions a step, of "
+    text += kinds
+    if headroom is not None:
+        text += f"; before the start {headroom}"
+    if not_native is not None:
+        text += f". Answers are sampled by the modules, slower: {not_native}"
+    return f"{text}."
 
 
 def longest_prompt(problems: Sequence[Problem], tokenizer: Tokenizer, config: RolloutConfig) -> int:

@@ -291,6 +291,25 @@ def digest_of_bits(sizes: Sizes) -> Case:
     return parts, [factor]
 
 
+def replayed(
+    model: Model, ids: list[Tensor], block_size: int, cache_dtype: torch.dtype, threads: int
+) -> None:
+    """Assert that what gates chose, taken from outside, changes no bit of any stream."""
+    blocks = sum(-(-len(own) // block_size) for own in ids)
+    cache = paged_cache(model, blocks, block_size, cache_dtype)
+    whole = Sequences(cache, ids).batch([(row, len(own)) for row, own in enumerate(ids)])
+    run = partial(
+        write_program(model).run,
+        step_tokens(whole.input_ids_BT, whole.paged),
+        pages_of(cache),
+        threads=threads,
+        return_streams=True,
+    )
+    chosen = run(record_routes=True)
+    again = run(StepExtras(replayed_MYK=chosen.routes_MYK))
+    assert torch.equal(again.streams_XMD, chosen.streams_XMD)
+
+
 def whole_model(sizes: Sizes) -> Case:
     """A program of any config, over sequences cut and mixed at random."""
     config = sizes.data.draw(sizes.one_of(*CONFIGS.values()))
@@ -316,25 +335,9 @@ def whole_model(sizes: Sizes) -> Case:
         with_adapters = (lambda batch: run(batch, adapters)) if names else run
         return torch.cat(logits_of(with_adapters, sequences, chunks, threads))
 
-    def replay() -> None:
-        """What gates chose, taken from outside, changes no bit of any stream."""
-        blocks = sum(-(-length // block_size) for length in lengths)
-        cache = paged_cache(model, blocks, block_size, cache_dtype)
-        whole = Sequences(cache, ids).batch(list(enumerate(lengths)))
-        run = partial(
-            write_program(model).run,
-            step_tokens(whole.input_ids_BT, whole.paged),
-            pages_of(cache),
-            threads=threads,
-            return_streams=True,
-        )
-        chosen = run(record_routes=True)
-        again = run(StepExtras(replayed_MYK=chosen.routes_MYK))
-        assert torch.equal(again.streams_XMD, chosen.streams_XMD)
-
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
-            replay()
+            replayed(model, ids, block_size, cache_dtype, threads)
             ours = partial(
                 NativeRunner,
                 model,
