@@ -69,14 +69,6 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         data_fingerprint=problems.fingerprint(),
         world=context.world,
     )
-    kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
-    asked = f"{problems.per_step} problems x {rollout.num_generations} completions"
-    text = f"{asked} a step, of {kinds}"
-    if headroom is not None:
-        text += f"; before the start {headroom}"
-    stage.engine.update_weights()
-    if stage.engine.not_native is not None:
-        text += f". Answers are sampled by the modules, slower: {stage.engine.not_native}"
     return run_built_stage(
         settings,
         folder,
@@ -85,8 +77,23 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         model=model,
         tokenizer=tokenizer,
         stage=stage,
-        text=f"{text}.",
+        text=_described(settings, problems.per_step, headroom, stage),
     )
+
+
+def _described(
+    settings: GrpoSettings, per_step: int, headroom: Headroom | None, stage: GrpoStage
+) -> str:
+    """Say what a run practises, and where its answers do not come from a native program."""
+    kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
+    size = settings.grpo.rollout.num_generations
+    text = f"{per_step} problems x {size} completions a step, of {kinds}"
+    if headroom is not None:
+        text += f"; before the start {headroom}"
+    stage.engine.update_weights()
+    if stage.engine.not_native is not None:
+        text += f". Answers are sampled by the modules, slower: {stage.engine.not_native}"
+    return f"{text}."
 
 
 def longest_prompt(problems: Sequence[Problem], tokenizer: Tokenizer, config: RolloutConfig) -> int:
