@@ -77,7 +77,7 @@ def test_errors_are_one_line_and_code_2():
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory) -> str:
     """A model with room for an answer that lasts however fast it is: pipes fill up behind it."""
-    config = derive(get_preset("v3-tiny"), max_position_embeddings=200_000)
+    config = derive(get_preset("v3-tiny"), max_position_embeddings=60_000)
     model = Model(config)
     model.initialize(0)
     folder = tmp_path_factory.mktemp("endless") / "model"
@@ -86,7 +86,7 @@ def endless(tmp_path_factory) -> str:
     return str(folder)
 
 
-ENDLESS = ["--ignore-eos", "--max-new-tokens", "150000"]
+ENDLESS = ["--ignore-eos", "--max-new-tokens", "50000"]
 
 
 def test_ctrl_c_ends_generate_with_what_it_has_written(endless):
@@ -125,8 +125,8 @@ def test_a_killed_file_of_prompts_goes_on_bit_for_bit(endless, tmp_path):
     assert whole.returncode == 0
     # The last rows have no end while the test runs, so that the signals certainly come in time.
     rows = source.read_text().splitlines(keepends=True)
-    last = {"prompt": "x", "sampling_params": {"max_tokens": 150_000}}
-    source.write_text("".join(rows) + 2 * (json.dumps(last) + "\n"))
+    last = {"prompt": "x", "sampling_params": {"max_tokens": 50_000}}
+    source.write_text("".join(rows) + 8 * (json.dumps(last) + "\n"))
     partial = tmp_path / "out.jsonl.partial"
     for wanted, number, code in [(4, signal.SIGKILL, -9), (8, signal.SIGINT, 130), (12, 15, 143)]:
         process = subprocess.Popen(
@@ -208,6 +208,11 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves_the_chat(endless):
     place = terminal.wait_for(b"> ", after=place)
     terminal.type(b"/help\r")
     place = terminal.wait_for(b"/reset", after=place)
+    place = terminal.wait_for(b"> ", after=place)
+    terminal.type(b"Again\r")
+    place = terminal.wait_for(b"thinking", after=place)
+    terminal.type(b"\x03")
+    place = terminal.wait_for(b"tokens in", after=place)
     place = terminal.wait_for(b"> ", after=place)
     terminal.type(b"\x04")
     assert terminal.exit_code() == 0

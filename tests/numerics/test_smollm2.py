@@ -5,9 +5,12 @@ import torch
 
 from tests.figures import seen
 from ziphius.core.assets import fetch
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
+from ziphius.engine.sequence import Request
 from ziphius.models.presets import get_preset
-from ziphius.models.sequences import Sequences
 from ziphius.models.weights import load, read_model_config, save
+from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.net("smollm2-135m-instruct")]
@@ -72,17 +75,32 @@ def test_weights_and_logits_equal_those_of_transformers(model, theirs, tokenizer
     assert seen("logits of SmolLM2, of the largest", difference, RELATIVE_TOLERANCE)
 
 
-def test_it_knows_the_capital_of_france(model, tokenizer):
-    ids = tokenizer.encode(PROMPT)
-    sequences = Sequences(model, 1, len(ids) + 8)
-    new_BT = torch.tensor([ids])
-    answer = []
-    with torch.inference_mode():
-        for _ in range(8):
-            hidden_1D = model(sequences.rows(new_BT)).wanted_LD
-            new_BT = model.logits(hidden_1D).argmax(-1, keepdim=True)
-            answer.append(int(new_BT))
-    assert "Paris" in tokenizer.decode(answer)
+def test_the_engine_answers_as_transformers_does(model, theirs, tokenizer):
+    """Greedily, in small chunks, beside another prompt; "The capital of France is" is Paris."""
+    prompts = [tokenizer.encode(text) for text in (PROMPT, TEXT)]
+    engine = build_engine(model, EngineConfig(max_prefill_chunk=4, num_blocks=16))
+    answers = generate(engine, prompts)
+    assert "Paris" in tokenizer.decode([token_id for token_id, _ in answers[0]])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = [*prompt, *(token_id for token_id, _ in answer)]
+        with torch.inference_mode():
+            logits_TW = theirs(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1]
+        logprobs_TW = logits_TW.log_softmax(-1)
+        assert logits_TW.argmax(-1).tolist() == ids[len(prompt) :]
+        found = torch.tensor([logprob for _, logprob in answer])
+        wanted = logprobs_TW.gather(-1, torch.tensor(ids[len(prompt) :])[:, None])[:, 0]
+        assert seen("log-probabilities of SmolLM2's answers", (found - wanted).abs().max(), 1e-4)
+
+
+def generate(engine, prompts):
+    """Return the greedy tokens behind each prompt, each with its log-probability."""
+    greedy = SamplingConfig(temperature=0)
+    numbers = [engine.add(Request(ids, 24, sampling=greedy)) for ids in prompts]
+    told = {number: [] for number in numbers}
+    while engine.has_work:
+        for output in engine.step():
+            told[output.request_id].append((output.token_id, output.logprob))
+    return [told[number] for number in numbers]
 
 
 def test_it_is_saved_as_safetensors_and_loaded_equal(model, tokenizer, tmp_path):

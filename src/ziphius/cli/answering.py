@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.text import Text
 
-from ziphius.cli.engine_options import EngineOptions
 from ziphius.core.errors import ConfigError
 from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
 from ziphius.ops.sampling_config import SamplingConfig
@@ -31,7 +30,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FORMS = ("json_schema", "regex", "choice", "grammar")
 
 
-class AnswerOptions(EngineOptions, SamplingConfig):
+class AnswerOptions(SamplingConfig):
     """Options of every command that lets a model write: how it draws, and what is around it."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.6

@@ -116,7 +116,8 @@ def _answer(
     loaded = load_model(job.model, job.options)
     questions = Questions(job.options, loaded, job.prompts.rows)
     progress = _Progress(len(rows), len(job.prompts.rows))
-    with closing(progress), open_session(loaded, job.options, job.batch_size) as session:
+    at_once = min(job.batch_size, sum(questions.completions(row) for row in rows))
+    with closing(progress), open_session(loaded, job.options, max(1, at_once)) as session:
         asked = _Asked(questions, job.options)
         with closing(session.answers(asked.each(rows), keep_errors=True)) as steps:
             for step in steps:

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from rich.console import Console
 
 from ziphius.cli.answering import AnswerOptions, AnswerPrinter, Speed, token_limit
-from ziphius.cli.engine_options import Session, load_model, open_session
+from ziphius.cli.engine_options import EngineOptions, Session, load_model, open_session
 from ziphius.core.errors import ConfigError, OutputError, ZiphiusError
 from ziphius.core.files import existing_path, user_path, write_file
 
@@ -31,7 +31,7 @@ HELP = """\
 A line that begins with a space is sent as it is, even if a / follows."""
 
 
-class ChatConfig(AnswerOptions):
+class ChatConfig(EngineOptions, AnswerOptions):
     """What `ziphius chat` needs to know."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -210,7 +210,7 @@ class Chat:
             finally:
                 printer.end()
                 if speed.new_tokens:
-                    self._console.print(speed.line(), style="dim", highlight=False)
+                    self._console.print(speed.line(), style="dim", highlight=False, soft_wrap=True)
 
     def _messages(self, *further: "Message") -> "list[Message]":
         from ziphius.text.chat import Message

@@ -37,12 +37,12 @@ OWN_ADAPTER = "adapter"
 class EngineOptions(Config):
     """Options of every command that runs an engine."""
 
-    adapter: tyro.conf.UseAppendAction[
-        tuple[Annotated[str, tyro.conf.arg(metavar="[NAME=]FOLDER")], ...]
+    adapter: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="[NAME=]FOLDER")
     ] = ()
     """Answer with these adapters of the model; given with a name, it is for the prompts of a file
     that name it."""
-    speculative: Literal["ngram", "model", "mtp"] | None = None
+    speculative: Literal["off", "ngram", "model", "mtp"] = "off"
     """Guess tokens ahead, which changes how fast they come and never which: ngram from the text
     itself, model by a smaller one (--draft-model), mtp by the model's own layer for it."""
     draft_model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
@@ -76,9 +76,9 @@ class EngineOptions(Config):
     def _options_go_together(self) -> Self:
         if (self.draft_model is not None) != (self.speculative == "model"):
             raise ConfigError("--draft-model and --speculative model need each other")
-        if self.num_speculative_tokens is not None and self.speculative is None:
+        if self.num_speculative_tokens is not None and self.speculative == "off":
             raise ConfigError("--num-speculative-tokens would have no effect without --speculative")
-        if self.adapter and self.speculative is not None:
+        if self.adapter and self.speculative != "off":
             raise ConfigError("drafts know no adapters: leave out --speculative or --adapter")
         if self.disk_cache_size is not None and self.disk_cache is None:
             raise ConfigError("--disk-cache-size would have no effect without --disk-cache")
@@ -105,7 +105,7 @@ class EngineOptions(Config):
             given["disk_cache"] = self.disk_cache
         if self.disk_cache_size is not None:
             given["disk_cache_bytes"] = size_in_bytes(self.disk_cache_size, "disk_cache_size")
-        if self.speculative is not None:
+        if self.speculative != "off":
             most = self.num_speculative_tokens
             given["speculation"] = SpeculationConfig(
                 method=self.speculative,

@@ -74,9 +74,11 @@ def generate(config: GenerateConfig) -> None:
     it as text. The answer goes to standard output; what the model thinks and the speed go to
     standard error. The same command gives the same answer: --seed asks for another.
 
-    A file of prompts with --out goes on where it was stopped, by Ctrl-C or a crash, and each row
-    has the same answers however it is batched. Rows that cannot be asked get an "error" in place of
-    "outputs", and exit code 1.
+    A row of a file of prompts may look like
+    {"id": 7, "prompt": "Name a whale.", "sampling_params": {"n": 4, "max_tokens": 50, "seed": 1}}
+    or have "messages", and settings as vLLM names them. With --out such work goes on where it was
+    stopped, by Ctrl-C or a crash; each row has the same answers however it is batched. Rows that
+    cannot be asked get an "error" in place of "outputs", and make the exit code 1.
 
     Example:
         ziphius generate v3-tiny "The deepest-diving whale" --raw --max-new-tokens 20
@@ -86,6 +88,7 @@ def generate(config: GenerateConfig) -> None:
         ziphius generate ./my-model "Deep or shallow?" --choice deep --choice shallow
         ziphius generate ./my-model --prompts questions.jsonl --batch-size 32 --out answers.jsonl
         ziphius generate ./my-model --prompts - --out - < questions.jsonl | jq .outputs[0].text
+        ziphius generate ./my-model "Name a whale." --adapter runs/lora/checkpoints/step-25
         ziphius generate ./my-model "Say it again: ..." --speculative ngram --verbose
     """
     prompts = _prompts(config)
@@ -105,7 +108,8 @@ def generate(config: GenerateConfig) -> None:
     questions = Questions(config, loaded, prompts.rows)
     asked = [questions.of(row) for row in prompts.rows]
     chat_format = None if questions.chat_format is None else questions.chat_format.name
-    with open_session(loaded, config, config.batch_size) as session:
+    at_once = min(config.batch_size, sum(question.params.completions for question in asked))
+    with open_session(loaded, config, at_once) as session:
         show = _Show(config, session, asked)
         try:
             if config.as_json:

@@ -87,27 +87,25 @@ def sigterm_cleans_up() -> Iterator[None]:
 def interrupts_wait() -> Iterator[None]:
     """Hold Ctrl-C back until the block is left, so that what it changes is left whole.
 
-    A second one does not wait.
+    The third one does not wait: something hangs.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # ignored, or handled by whoever called
         return
-    before = signal.getsignal(signal.SIGINT)
-    came = False
+    came = 0
 
     def wait(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        came = True
-        signal.signal(number, before)
+        came += 1
+        if came == 3:
+            raise KeyboardInterrupt
 
-    if before is not signal.default_int_handler:  # ignored, or handled by whoever called
-        yield
-        return
     signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if came:
         raise KeyboardInterrupt
 

@@ -3,16 +3,17 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field, ValidationError
 
 from ziphius.cli.answering import AnswerOptions, token_limit
+from ziphius.cli.engine_options import EngineOptions
 from ziphius.cli.prompts import PromptRow
 from ziphius.core.config import explain
 from ziphius.core.errors import ConfigError, ZiphiusError
-from ziphius.engine.sampling_params import SamplingParams
+from ziphius.engine.sampling_params import MAX_COMPLETIONS, SamplingParams
 
 if TYPE_CHECKING:
     from ziphius.engine.answer import Prompt
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 
-class QuestionOptions(AnswerOptions):
+class QuestionOptions(EngineOptions, AnswerOptions):
     """Options that say what is asked, of all prompts of a command."""
 
     n: Annotated[int, Field(ge=1, le=128)] = 1
@@ -54,7 +55,7 @@ class Questions:
         self._options, self._loaded = options, loaded
         self.chat_format = chat_format_of(options, loaded)
         self._common = options.params(1, n=options.n, logprobs=options.logprobs or 0).model_dump()
-        self._first_numbers = _first_numbers(options, rows)
+        self._first_numbers = self._numbered(rows)
 
     def of(self, row: PromptRow) -> "Question":
         """Return what a row asks.
@@ -84,6 +85,28 @@ class Questions:
                 yield self.of(row)
             except ZiphiusError as error:
                 yield ConfigError(str(error))
+
+    def completions(self, row: PromptRow) -> int:
+        """Return how many answers a row asks for; 0 where that is no number, which is refused."""
+        count = row.params.get("best_of") or row.params.get("n", self._options.n)
+        is_one = isinstance(count, int) and 0 < count <= MAX_COMPLETIONS
+        return count if is_one and row.problem is None else 0
+
+    def _numbered(self, rows: Iterable[PromptRow]) -> dict[int, int]:
+        """Number the samples of equal prompts under one seed, so that no two of them are the same.
+
+        A row with a seed of its own is asked as if it were alone.
+        """
+        asked: Counter[str] = Counter()
+        numbers: dict[int, int] = {}
+        for row in rows:
+            if "seed" in row.params:
+                numbers[row.number] = 0
+                continue
+            key = json.dumps([row.text, repr(row.messages), row.adapter])
+            numbers[row.number] = asked[key]
+            asked[key] += self.completions(row)
+        return numbers
 
     def _prompt(self, row: PromptRow) -> "Prompt":
         from ziphius.engine.answer import chat_prompt, raw_prompt
@@ -121,25 +144,3 @@ def refuse_chat(options: QuestionOptions, reason: str) -> None:
     for option in ("chat_format", "thinking", "system"):
         if getattr(options, option):
             raise ConfigError(f"{reason}: --{option.replace('_', '-')} would have no effect")
-
-
-def _first_numbers(options: QuestionOptions, rows: Iterable[PromptRow]) -> dict[int, int]:
-    """Number the samples of equal prompts under one seed, so that no two of them are the same.
-
-    A row with a seed of its own is asked as if it were alone.
-    """
-    asked: Counter[str] = Counter()
-    numbers: dict[int, int] = {}
-    for row in rows:
-        if "seed" in row.params:
-            numbers[row.number] = 0
-            continue
-        key = json.dumps([row.text, repr(row.messages), row.adapter])
-        numbers[row.number] = asked[key]
-        asked[key] += _completions(options, row.params)
-    return numbers
-
-
-def _completions(options: QuestionOptions, params: Any) -> int:
-    count = params.get("best_of") or params.get("n", options.n)
-    return count if isinstance(count, int) else 0  # what is no number is refused where it is asked

@@ -118,6 +118,5 @@ def huge_pages(size: int) -> Tensor:
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=flags)
     with suppress(OSError):  # a kernel built without them: it is a wish
         memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -whole.data_ptr() % _HUGE_PAGE
-    return whole[start : start + size]
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _HUGE_PAGE
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start)

@@ -90,9 +90,7 @@ def build_engine(
     )
     kind = type(runner).__name__
     if adapters is not None:
-        is_native = isinstance(runner, NativeRunner)
-        mixed = runner if is_native else MixedTorchRunner(model, record_routes=record_routes)
-        runner = AdapterRunner(runner, mixed, adapters)
+        runner = _adapter_runner(runner, model, adapters, record_routes)
     engine = Engine(
         runner,
         cache,
@@ -104,14 +102,20 @@ def build_engine(
         adapters=adapters,
         not_native=not_native,
     )
-    if adapters is not None:
-        engine.figures.append(adapters.metrics)
-    if (experts := expert_cache(model)) is not None:
-        engine.figures.append(experts.metrics)
+    parts = (part for part in (adapters, expert_cache(model)) if part is not None)
+    engine.figures += [part.metrics for part in parts]
     if config.disk_cache is not None:
         folder, size = config.disk_cache, config.disk_cache_bytes
         engine.keep_on_disk(folder, size, model=model_fingerprint(model), runner=kind)
     return engine
+
+
+def _adapter_runner(
+    plain: Runner, model: Model, adapters: AdapterStore, record_routes: bool
+) -> AdapterRunner:
+    if isinstance(plain, NativeRunner):
+        return AdapterRunner(plain, plain, adapters)
+    return AdapterRunner(plain, MixedTorchRunner(model, record_routes=record_routes), adapters)
 
 
 def _proposer(

@@ -126,6 +126,7 @@ class GrammarCompiler(Closing):
             stderr=subprocess.DEVNULL,
             env={"LC_ALL": "C.UTF-8"},
             cwd="/",
+            start_new_session=True,  # Ctrl-C at the terminal is for this process
         )
 
     def close(self) -> None:

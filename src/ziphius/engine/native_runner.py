@@ -19,7 +19,7 @@ from ziphius.models.lora import projections
 from ziphius.models.lora_mixed import Adapter
 from ziphius.models.model import Model
 from ziphius.models.native import native
-from ziphius.ops.native.program import PackedAdapter, Pages, StepExtras, StepTokens
+from ziphius.ops.native.program import NO_EXTRAS, PackedAdapter, Pages, StepExtras, StepTokens
 from ziphius.ops.native.program_builder import NotNative, Program
 
 
@@ -71,6 +71,8 @@ class NativeRunner:
         self._adapters: dict[str, PackedAdapter] = {}
         self.program = program or write_program(model, dtype, takes_adapters=takes_adapters)
         """Written anew, over the same memory, by every `refresh`."""
+        self._steady: tuple[ForwardBatch, StepTokens] | None = None
+        """The last batch: an engine hands the same one out while sequences only decode."""
 
     def refresh(self) -> None:
         """Pack the model's weights anew, into the same memory.
@@ -98,17 +100,8 @@ class NativeRunner:
             ValueError: the batch is none of this cache, or says what cannot be; nothing was
                 written.
         """
-        paged = batch.paged
-        if paged is None or paged.cache is not self._cache:
-            raise ValueError("batch: a native runner takes flat batches of its own cache.")
-        if batch.routes:
-            raise ValueError("batch: a native runner does not replay routes.")
-        if batch.positions_BT is not None and not torch.equal(
-            batch.positions_BT[0], paged.positions_M()
-        ):
-            raise ValueError("batch: positions differ from those that the lengths give.")
         output = self.program.run(
-            step_tokens(batch.input_ids_BT, paged, batch.logits_rows_L),
+            self._tokens(batch),
             self._pages,
             self._extras(batch, adapters or {}),
             threads=self._threads or torch.get_num_threads(),
@@ -118,9 +111,27 @@ class NativeRunner:
         )
         return RunnerOutput(output.logits_LW, output.routes_MYK, output.hidden_MD)
 
+    def _tokens(self, batch: ForwardBatch) -> StepTokens:
+        """Say which tokens a batch has; looked at once if it comes again."""
+        if self._steady is not None and self._steady[0] is batch:
+            return self._steady[1]
+        paged = batch.paged
+        if paged is None or paged.cache is not self._cache:
+            raise ValueError("batch: a native runner takes flat batches of its own cache.")
+        if batch.routes:
+            raise ValueError("batch: a native runner does not replay routes.")
+        if batch.positions_BT is not None and not torch.equal(
+            batch.positions_BT[0], paged.positions_M()
+        ):
+            raise ValueError("batch: positions differ from those that the lengths give.")
+        tokens = step_tokens(batch.input_ids_BT, paged, batch.logits_rows_L)
+        # Positions may be changed in place.
+        self._steady = (batch, tokens) if batch.positions_BT is None else None
+        return tokens
+
     def _extras(self, batch: ForwardBatch, adapters: Mapping[str, Adapter]) -> StepExtras:
         if batch.adapters_Z is None:
-            return StepExtras()
+            return NO_EXTRAS
         if not self._takes_adapters:
             raise ValueError("batch: this runner's program takes no adapters.")
         ids = [adapter_id for adapter_id in dict.fromkeys(batch.adapters_Z) if adapter_id]

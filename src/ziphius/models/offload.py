@@ -7,12 +7,10 @@ as one `HALF_LIFE` forward passes later (LRFU, IEEE Transactions on Computers 50
 a half-life of nothing it would be LRU). Files are read, not mapped (`weights/tensor_reader.py` says
 why); what the system keeps of them in its own memory is a second tier, and gives way.
 
-Where the system has none of them in its memory, reads wait for the disk. So it is told ahead what
-will be read, and fetches that in the background: all that a layer misses, before the first of them
-is read, and while a layer computes, the experts that the next layer's gate chooses of this layer's
-input (arXiv 2312.17238, section 3.2: the residual stream changes little from layer to layer). A
-wrong guess takes no place in the pool. docs/lab/2026-11-28-experts-in-files.md has figures, also of
-a thread that reads into the pool instead.
+Where the system has none of them in its memory, reads wait for the disk. So it is told of all that
+a layer misses before the first of them is read, and fetches them side by side. To guess what the
+next layer will ask for, and to fetch that meanwhile, did not pay for sure:
+docs/lab/2026-11-28-experts-in-files.md.
 
 Every token is computed by the same products in the same order as by `RoutedExperts`: numbers are
 equal bit for bit, whatever the pool holds. For inference: no gradient passes.
@@ -23,8 +21,8 @@ J rows that experts gave, one for each pair of a token and an expert.
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Collection, Iterator
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +31,6 @@ from torch import Tensor, nn
 
 from ziphius.core.errors import ConfigError
 from ziphius.models.config import ModelConfig
-from ziphius.models.gates import Routing
 from ziphius.ops.experts import expert_rows, sum_rows
 
 HALF_LIFE = 8
@@ -61,13 +58,6 @@ class ReadsExperts(Protocol):
 
     def identity(self) -> str:
         """Tell these weights from others without reading them."""
-
-
-class Guess(NamedTuple):
-    """Experts that a layer will probably be asked for next."""
-
-    layer: str
-    experts: Collection[int]
 
 
 class ExpertCache:
@@ -103,13 +93,12 @@ class ExpertCache:
                 f"expert_cache = {limit_bytes:,} bytes holds {self.num_places} experts, and each "
                 f"token needs {config.num_experts_per_tok} in a layer: give it {needed:,} or more."
             )
-        self.hits = self.queries = self.read_bytes = self.guesses = self.right_guesses = 0
+        self.hits = self.queries = self.read_bytes = 0
         self.wait_s = 0.0
         self.lock = threading.Lock()
         self.source, self._dtype = source, dtype
         self._layers = {name: number for number, name in enumerate(layers)}
         self._pool: tuple[Tensor, Tensor] | None = None
-        self._guessed: set[int] = set()
         self._places: dict[int, int] = {}
         self._owners: npt.NDArray[np.int64] = np.full(self.num_places, -1)
         # The last one is that of an empty place, below all others.
@@ -132,9 +121,7 @@ class ExpertCache:
             self._pool = first, second
         return self._pool
 
-    def waves(
-        self, layer: str, experts: Collection[int], guess: Guess | None = None
-    ) -> Iterator[dict[int, int]]:
+    def waves(self, layer: str, experts: Collection[int]) -> Iterator[dict[int, int]]:
         """Bring experts of a layer into the pool, as many at a time as it holds.
 
         Yields the places of some of them, which hold until the next ones are asked for; in the end
@@ -143,7 +130,6 @@ class ExpertCache:
         Args:
             layer: name of the module.
             experts: each once.
-            guess: what is announced before the last of them are in use.
 
         Raises:
             CheckpointError: the files cannot be read.
@@ -155,8 +141,6 @@ class ExpertCache:
         wave = {key: place for key in wanted if (place := self._places.get(key)) is not None}
         missing = [key for key in wanted if key not in wave]
         self.hits += len(wave)
-        self.right_guesses += len(self._guessed.intersection(missing))
-        self._guessed.clear()
         self.source.announce(layer, [key - first for key in missing])
         while wave or missing:
             batch = missing[: self.num_places - len(wave)]
@@ -164,18 +148,10 @@ class ExpertCache:
             for key, place in zip(batch, self._victims(len(batch), wave.values()), strict=True):
                 self._load(layer, key - first, key, place)
                 wave[key] = place
-            if guess is not None and not missing:
-                self._announce(guess)
             self.wait_s += time.perf_counter() - start
             yield {key - first: place for key, place in wave.items()}
             start = time.perf_counter()
             wave = {}
-
-    def _announce(self, guess: Guess) -> None:
-        first = self._layers[guess.layer] * self.num_experts
-        self._guessed = {first + expert for expert in guess.experts} - self._places.keys()
-        self.guesses += len(self._guessed)
-        self.source.announce(guess.layer, [key - first for key in sorted(self._guessed)])
 
     def _count(self, keys: list[int]) -> None:
         """Put one use of these experts down; later uses are worth more, so that none has to age."""
@@ -208,7 +184,6 @@ class ExpertCache:
     def metrics(self) -> dict[str, int]:
         """Return figures: how many experts were asked for, were there, and what was read.
 
-        Of guesses those alone count that were not in the pool; right ones were asked for next.
         `wait_ms` is what layers stood still for experts.
         """
         return {
@@ -217,14 +192,8 @@ class ExpertCache:
             "expert_cache_queries": self.queries,
             "expert_cache_hits": self.hits,
             "expert_cache_read_bytes": self.read_bytes,
-            "expert_cache_guesses": self.guesses,
-            "expert_cache_right_guesses": self.right_guesses,
             "expert_cache_wait_ms": round(1e3 * self.wait_s),
         }
-
-
-Gate = Callable[[Tensor], Routing]
-"""Chooses experts of tokens [M, D]."""
 
 
 class OffloadedExperts(nn.Module):
@@ -233,16 +202,12 @@ class OffloadedExperts(nn.Module):
     Args:
         layer: name of this module in the model.
         cache: of the model.
-        following: name and gate of the next layer of experts, for guesses.
     """
 
-    def __init__(
-        self, layer: str, cache: ExpertCache, following: tuple[str, Gate] | None = None
-    ) -> None:
+    def __init__(self, layer: str, cache: ExpertCache) -> None:
         super().__init__()
         self._layer = layer
         self.cache = cache
-        self._following = following
 
     def forward(
         self, x_MD: Tensor, experts_MK: Tensor, weights_MK: Tensor, base_MD: Tensor | None = None
@@ -251,11 +216,12 @@ class OffloadedExperts(nn.Module):
         if torch.is_grad_enabled() and x_MD.requires_grad:
             raise ConfigError(OFFLOADED)
         cache = self.cache
-        used = self._different(experts_MK)
+        used = np.unique(experts_MK.numpy()).tolist()
+        used = used[: -1 if used and used[-1] == cache.num_experts else None]
         rows: list[Tensor] = []
         row_MK = torch.full_like(experts_MK, _NOWHERE)
         with cache.lock:
-            for wave in cache.waves(self._layer, used, self._guess(x_MD)):
+            for wave in cache.waves(self._layer, used):
                 place_E1 = torch.full((cache.num_experts + 1,), cache.num_places)
                 place_E1[list(wave)] = torch.tensor(list(wave.values()))
                 place_MK = place_E1[experts_MK]
@@ -264,16 +230,6 @@ class OffloadedExperts(nn.Module):
                 row_MK = torch.where(place_MK < cache.num_places, found_MK, row_MK)
                 rows.append(found_JD)
         return sum_rows(rows, row_MK, weights_MK, base_MD, x_MD)
-
-    def _different(self, experts_MK: Tensor) -> list[int]:
-        used: list[int] = np.unique(experts_MK.numpy()).tolist()
-        return used[: -1 if used and used[-1] == self.cache.num_experts else None]
-
-    def _guess(self, x_MD: Tensor) -> Guess | None:
-        if self._following is None:
-            return None
-        layer, gate = self._following
-        return Guess(layer, self._different(gate(x_MD).experts_MK))
 
     def train(self, mode: bool = True) -> Self:
         """Refuse training: there is nothing here that could learn."""

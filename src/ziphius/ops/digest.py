@@ -44,7 +44,8 @@ def _factors(places_X: Tensor) -> Tensor:
 
 def _shifted(x_X: Tensor, bits: int) -> Tensor:
     """Shift to the right, zeros from the left."""
-    return (x_X >> bits) & (2 ** (64 - bits) - 1)
+    shifted_X: Tensor = (x_X >> bits) & (2 ** (64 - bits) - 1)
+    return shifted_X
 
 
 def _signed(number: int) -> int:

@@ -28,6 +28,7 @@ from ziphius.models.forward_batch import ForwardBatch, PagedTokens
 from ziphius.models.gates import Routing
 from ziphius.models.model import Model
 from ziphius.models.segments import BranchRuns, branch_runs
+from ziphius.ops import native
 from ziphius.ops.logprobs import head_logprobs, score_rows
 from ziphius.ops.native.program import ProgramOutput, StepExtras
 from ziphius.ops.native.program_builder import Program
@@ -186,7 +187,7 @@ def _recomputed(
     context: Any,
 ) -> Tensor:
     again = partial(compute, context=context)
-    out_BTD: Tensor = _Recomputed.apply(again, known_BTD, hidden_BTD, *weights)
+    out_BTD: Tensor = native.apply(_Recomputed, again, known_BTD, hidden_BTD, *weights)
     return out_BTD
 
 

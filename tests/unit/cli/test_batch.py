@@ -163,7 +163,7 @@ def test_a_row_that_goes_wrong_costs_itself_alone(tmp_path: Path, capsys) -> Non
         {"prompt": "a"},
         {"prompt": "w " * 3000, "id": "long"},
         {"prompt": "b", "sampling_params": {"temprature": 1}},
-        {"prompt": "b", "sampling_params": {"n": "x"}},
+        {"prompt": "c", "sampling_params": {"n": 10**30}},
         {"messages": [{"role": "user", "content": "a"}]},
         {"prompt": "b", "adapter": "none"},
         {"prompt": "b", "sampling_params": {"thinking_token_budget": 3}},

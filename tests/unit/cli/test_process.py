@@ -167,8 +167,8 @@ def interrupt(done: list[int], times: int) -> None:
             done.append(number)
 
 
-@pytest.mark.parametrize(("times", "seen"), [(1, [0]), (2, [0]), (3, [0])])
-def test_ctrl_c_waits_for_the_end_of_a_block_and_a_second_one_does_not(
+@pytest.mark.parametrize(("times", "seen"), [(1, [0]), (2, [0, 1]), (3, [0, 1]), (4, [0, 1])])
+def test_ctrl_c_waits_for_the_end_of_a_block_and_the_third_one_does_not(
     times: int, seen: list[int]
 ) -> None:
     done: list[int] = []

@@ -115,6 +115,16 @@ def test_a_stop_string_ends_its_sequence_alone(loaded):
     assert whole == second
 
 
+def test_a_stop_string_ends_its_sequence_in_the_engine_too(loaded):
+    request = requests(loaded)[0]
+    engine = build_engine(loaded.model, EngineConfig(num_blocks=32))
+    [(text, _), _] = collect(loaded, [])
+    asked = [Ask(request, [text[5:8]])]
+    pieces = [p for step in stream_text(engine, loaded.tokenizer, asked) for p in step]
+    assert pieces[-1].finish_reason == "stop"
+    assert engine.metrics()["generation_tokens"] == len(pieces) < request.max_new_tokens
+
+
 class Foreseeing(NgramProposer):
     """Drafts the very tokens that come."""
 

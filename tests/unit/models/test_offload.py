@@ -14,7 +14,7 @@ from tests.tiny import V2_EXPERTS, V3_EXPERTS, build, grouped_config, latent_con
 from ziphius.core.errors import CheckpointError, ConfigError
 from ziphius.models.config import ModelConfig
 from ziphius.models.model import Model
-from ziphius.models.offload import ExpertCache, Guess, OffloadedExperts, expert_cache
+from ziphius.models.offload import ExpertCache, expert_cache
 from ziphius.models.weights import load, save, save_gguf, tensor_reader
 from ziphius.quant.int8 import quantize
 
@@ -90,6 +90,7 @@ class Counting:
     def __init__(self) -> None:
         self.reads: list[tuple[str, int]] = []
         self.announced: list[tuple[str, list[int]]] = []
+        self.reads_then: list[int] = []
 
     def read(
         self, layer: str, expert: int, gate_up_2FD: torch.Tensor, down_DF: torch.Tensor
@@ -102,6 +103,7 @@ class Counting:
 
     def announce(self, layer: str, experts: Collection[int]) -> None:
         self.announced.append((layer, list(experts)))
+        self.reads_then.append(len(self.reads))
 
     def identity(self) -> str:
         return ""
@@ -113,8 +115,8 @@ def small_cache(held: int) -> tuple[ExpertCache, Counting]:
     return ExpertCache(source, CONFIGS["v3"], ["a", "b"], torch.float32, limit), source
 
 
-def use(cache: ExpertCache, layer: str, *experts: int, guess: Guess | None = None) -> None:
-    for wave in cache.waves(layer, experts, guess):
+def use(cache: ExpertCache, layer: str, *experts: int) -> None:
+    for wave in cache.waves(layer, experts):
         for expert, place in wave.items():
             assert (cache.pool[0][place] == expert).all()
             assert (cache.pool[1][place] == expert).all()
@@ -165,35 +167,12 @@ def test_an_expert_that_cannot_be_read_is_not_taken_for_another() -> None:
     assert len(source.reads) == 2 + 2 + 1 + 3
 
 
-def test_what_is_missing_and_what_is_guessed_are_announced_and_counted() -> None:
+def test_what_is_missing_is_announced_before_the_first_is_read() -> None:
     cache, source = small_cache(4)
-    use(cache, "a", 0, 1, guess=Guess("b", [2, 3]))
-    assert source.announced == [("a", [0, 1]), ("b", [2, 3])]
-    use(cache, "b", 3, 4)
-    figures = cache.metrics()
-    assert figures["expert_cache_guesses"] == 2
-    assert figures["expert_cache_right_guesses"] == 1
-    use(cache, "a", 0, guess=Guess("b", [3, 5]))  # 3 is there
-    assert source.announced[3:] == [("a", []), ("b", [5])]
-    assert source.reads == [("a", 0), ("a", 1), ("b", 3), ("b", 4)]
-    use(cache, "a", 1)
-    assert cache.metrics()["expert_cache_right_guesses"] == 1
-
-
-def test_a_model_announces_what_its_gates_choose(tmp_path: Path) -> None:
-    config = latent_config(**V3_EXPERTS, num_hidden_layers=4, num_nextn_predict_layers=1)
-    model = load(saved(config, tmp_path / "deep"), expert_cache=10**9)
-    cache = expert_cache(model)
-    assert cache is not None
-    logits(model, torch.arange(1, 4)[None])
-    figures = cache.metrics()
-    assert 0 < figures["expert_cache_right_guesses"] <= figures["expert_cache_guesses"]
-    # Layers 2 and 3, not the first of experts nor the MTP layer behind the last.
-    guessing = [m for m in model.modules() if isinstance(m, OffloadedExperts) and m._following]
-    assert [module._following[0] for module in guessing if module._following] == [
-        "model.layers.2.mlp.experts",
-        "model.layers.3.mlp.experts",
-    ]
+    use(cache, "a", 0, 1)
+    use(cache, "a", 1, 2, 3, 4, 5)
+    assert source.announced == [("a", [0, 1]), ("a", [2, 3, 4, 5])]
+    assert source.reads_then == [0, 2]
 
 
 def test_announced_files_are_fetched_and_a_gone_one_is_named_by_who_reads(

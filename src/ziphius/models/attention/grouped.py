@@ -115,8 +115,8 @@ class GroupedAttention(nn.Module):
             )
         )
         seen = (self.scale, program.window, program.sinks)
-        values = (NONE, width, attended, NOWHERE)
-        program.add(Attend(self.layer_idx, queries, *sizes, width, *seen, *values))
+        values = (attended, NOWHERE)
+        program.add(Attend(self.layer_idx, queries, *sizes, width, *seen, NONE, width, *values))
         program.project([native(self.o_proj).emit()], Norm(), attended, stream, Into.ADD)
 
     def _heads(self, x_BSX: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Experts of a checkpoint folder that are left there, and read one by one when they are needed."""
 
-import itertools
 import weakref
 from collections import defaultdict
 from collections.abc import Collection
@@ -14,7 +13,7 @@ from torch import Tensor
 from ziphius.core.errors import ConfigError
 from ziphius.models.int8 import has_int8
 from ziphius.models.model import Model
-from ziphius.models.moe import MixtureOfExperts
+from ziphius.models.moe import RoutedExperts
 from ziphius.models.offload import ExpertCache, OffloadedExperts
 from ziphius.models.weights.assembly import check_finite
 from ziphius.models.weights.matching import Plan
@@ -43,21 +42,13 @@ def offload_experts(
             f"expert_cache: {folder} is quantized to INT8, and only experts in floating point are "
             "read as they are needed. Load it without, or the model it was made from."
         )
-    found = {
-        f"{name}.experts": module
-        for name, module in model.named_modules()
-        if isinstance(module, MixtureOfExperts)
-    }
-    layers = list(found)
+    layers = [name for name, module in model.named_modules() if isinstance(module, RoutedExperts)]
     if not layers:
         raise ConfigError(f"expert_cache has no effect: the model in {folder} has no experts.")
     reader = ExpertReader(plan, finite=finite)
     cache = ExpertCache(reader, model.config, layers, dtype, limit_bytes)
-    # MTP layers do not run in every step: nothing is guessed for them.
-    main = [name for name in layers if found[name].layer_idx < model.config.num_hidden_layers]
-    following = {name: (after, found[after].gate) for name, after in itertools.pairwise(main)}
     for name in layers:
-        model.set_submodule(name, OffloadedExperts(name, cache, following.get(name)))
+        model.set_submodule(name, OffloadedExperts(name, cache))
     kept = {name: slot for name, slot in plan.slots.items() if slot.expert is None}
     return replace(plan, slots=kept)
 

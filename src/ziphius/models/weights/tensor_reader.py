@@ -56,9 +56,10 @@ class TensorReader:
             part.copy_(numbers)
 
     def announce(self, name: str) -> None:
-        """Tell the system that `fill` will read this tensor soon; without its scales, which are few.
+        """Tell the system that `fill` will read this tensor soon: all but scales, which are few.
 
-        Where it takes no such hint, or the file is gone, nothing happens: `fill` says what is wrong.
+        Where it takes no such hint, or the file is gone, nothing happens: `fill` says what is
+        wrong.
         """
         if not hasattr(os, "posix_fadvise"):
             return

@@ -125,13 +125,14 @@ void pack_weight(const T* weight, U* target, int64_t outputs, int64_t inputs, in
              target + panel * apart * size);
 }
 
-template <class T, class C>
-int64_t program_run(const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides,
-                    float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,
-                    const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,
-                    const int64_t* wanted, const int64_t* angle_positions, const float* received,
-                    const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits,
-                    int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,
+// One for all types of weights and of caches: they differ in what runs a record, and in whether matrix units serve.
+int64_t program_run(void (*run)(const int64_t*, const Step&, Team&), bool by_tiles, const int64_t* records,
+                    const uint8_t* arena, const void* table, const int64_t* strides, float* workspace,
+                    const int64_t* parts, const int64_t* shapes, const int64_t* ids, const int64_t* starts,
+                    const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,
+                    const int64_t* angle_positions, const float* received, const int64_t* adapters_of,
+                    const int64_t* adapters, const int16_t* replayed, float* logits, int16_t* routes, float* hidden,
+                    float* streams, int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size,
                     int64_t num_blocks, int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted,
                     int64_t num_adapters, int64_t route_layers, int64_t threads, int exact) {
     Step step{};
@@ -147,7 +148,7 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const void* ta
     step.shapes = reinterpret_cast<const RowShape*>(shapes);
     step.logits = logits, step.routes = routes, step.route_layers = route_layers;
     step.replayed = replayed, step.hidden = hidden, step.streams = streams;
-    step.by_tiles = !exact && tiles_serve<T>();
+    step.by_tiles = !exact && by_tiles;
     for (int64_t i = 0; i < num_buffers; workspace += strides[i++] * tokens) step.buffers.push_back(workspace);
     static thread_local std::vector<float> memory;
     int64_t waiting = 0;
@@ -161,7 +162,7 @@ int64_t program_run(const int64_t* records, const uint8_t* arena, const void* ta
     {
 #pragma omp single
         team.gather(omp_get_num_threads());
-        for (int64_t i = 0; i < num_records; i++) run<T, C>(records + i * WORDS, step, team);
+        for (int64_t i = 0; i < num_records; i++) run(records + i * WORDS, step, team);
     }
     return FINE;
 }
@@ -179,20 +180,20 @@ PACK(fb, float, bf16)
 PACK(bb, bf16, bf16)
 #define PROGRAM(suffix, T, C)                                                                                   \
     int64_t program_run_##suffix(                                                                               \
-        const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides, float* workspace, \
-        const int64_t* parts, const int64_t* shapes, const int64_t* ids, const int64_t* starts,            \
-        const int64_t* lengths, const int64_t* slots, const int64_t* tables, const int64_t* wanted,             \
-        const int64_t* angle_positions, const float* received, const int64_t* adapters_of,                      \
-        const int64_t* adapters, const int16_t* replayed, float* logits, int16_t* routes, float* hidden,         \
-        float* streams,                                                                                         \
-        int64_t num_records, int64_t num_buffers, int64_t vocabulary, int64_t block_size, int64_t num_blocks,   \
-        int64_t tokens, int64_t sequences, int64_t blocks, int64_t num_wanted, int64_t num_adapters,            \
-        int64_t route_layers, int64_t threads, int exact) {                                                     \
-        return program_run<T, C>(records, arena, table, strides, workspace, parts, shapes, ids, starts,    \
-                                 lengths, slots, tables, wanted, angle_positions, received, adapters_of,        \
-                                 adapters, replayed, logits, routes, hidden, streams, num_records, num_buffers, \
-                                 vocabulary, block_size, num_blocks, tokens, sequences, blocks, num_wanted,     \
-                                 num_adapters, route_layers, threads, exact);                                   \
+        const int64_t* records, const uint8_t* arena, const void* table, const int64_t* strides,                \
+        float* workspace, const int64_t* parts, const int64_t* shapes, const int64_t* ids,                      \
+        const int64_t* starts, const int64_t* lengths, const int64_t* slots, const int64_t* tables,             \
+        const int64_t* wanted, const int64_t* angle_positions, const float* received,                           \
+        const int64_t* adapters_of, const int64_t* adapters, const int16_t* replayed, float* logits,            \
+        int16_t* routes, float* hidden, float* streams, int64_t num_records, int64_t num_buffers,               \
+        int64_t vocabulary, int64_t block_size, int64_t num_blocks, int64_t tokens, int64_t sequences,          \
+        int64_t blocks, int64_t num_wanted, int64_t num_adapters, int64_t route_layers, int64_t threads,        \
+        int exact) {                                                                                            \
+        return program_run(run<T, C>, tiles_serve<T>(), records, arena, table, strides, workspace, parts,       \
+                           shapes, ids, starts, lengths, slots, tables, wanted, angle_positions, received,      \
+                           adapters_of, adapters, replayed, logits, routes, hidden, streams, num_records,       \
+                           num_buffers, vocabulary, block_size, num_blocks, tokens, sequences, blocks,          \
+                           num_wanted, num_adapters, route_layers, threads, exact);                             \
     }
 PROGRAM(ff, float, float)
 PROGRAM(fb, float, bf16)

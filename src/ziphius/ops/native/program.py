@@ -7,7 +7,8 @@ W vocabulary, D hidden, X layers, Y expert layers, K experts per token, A adapte
 of a projection, in and out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -150,6 +151,25 @@ class ProgramOutput(NamedTuple):
     """float32, of every token: the residual stream behind each layer."""
 
 
+class StepCall(NamedTuple):
+    """A step, and what is wanted of it."""
+
+    tokens: StepTokens
+    pages: Pages
+    extras: StepExtras
+    threads: int
+    """That share the work; no result depends on them."""
+    exact: bool
+    """Leave out matrix units, whose order of sums is another one than that of vectors."""
+    record_routes: bool
+    return_hidden: bool
+    return_streams: bool
+
+    def is_same(self, other: "StepCall") -> bool:
+        """Tell whether the other asks for the same, of the very same tensors."""
+        return all(map(is_, self[:3], other[:3])) and self[3:] == other[3:]
+
+
 class PackedProgram:
     """What `program_run` runs, looked at once.
 
@@ -198,33 +218,46 @@ class PackedProgram:
         )
 
 
-def program_run(
-    program: PackedProgram,
-    tokens: StepTokens,
-    pages: Pages,
-    workspace: Tensor,
-    output: ProgramOutput,
-    extras: StepExtras,
-    *,
-    threads: int,
-    exact: bool,
-) -> None:
-    """Run a step: write the cache rows of the tokens, and fill the tensors of the output.
+class BoundStep:
+    """A step that is ready to run, again and again; what its addresses are of lives as long."""
+
+    def __init__(
+        self,
+        run: Callable[..., int],
+        arguments: tuple[int | None, ...],
+        values: Mapping[str, int],
+        kept: object,
+    ) -> None:
+        self._run, self._arguments, self._values, self._kept = run, arguments, values, kept
+
+    def __call__(self) -> None:
+        """Run it, on what its tensors hold now.
+
+        Raises:
+            ValueError: the tokens name what is not there; nothing was written.
+        """
+        if refusal := self._run(*self._arguments):
+            raise ValueError(f"{_REFUSALS[refusal].format(**self._values)}.")
+
+
+def bind_step(
+    program: PackedProgram, call: StepCall, workspace: Tensor, output: ProgramOutput
+) -> BoundStep:
+    """Look at the tensors of a step; return what runs it on what they hold then.
+
+    It writes the cache rows of the tokens and fills the output. All tensors must stay where they
+    are.
 
     Args:
         program: whose records are right: they are not looked at.
-        tokens: of the step.
-        pages: of a cache with the rows that the model's layers keep.
+        call: its pages are of a cache with the rows that the model's layers keep.
         workspace: float32, with room for a row of every buffer for each token.
         output: its tensors receive the results.
-        extras: of this program and step.
-        threads: that share the work; no result depends on them.
-        exact: leave out matrix units, whose order of sums is another one than that of vectors.
 
     Raises:
-        ValueError: the tokens name what is not there, or the cache is another one; nothing was
-            written.
+        ValueError: a tensor is none of such a step, or the cache is another one.
     """
+    tokens, pages, extras = call.tokens, call.pages, call.extras
     _refuse_other_rows(program, pages)
     count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
     routes_shape = (count, *program.routes_shape)
@@ -233,7 +266,7 @@ def program_run(
     table_A2 = torch.tensor(places, dtype=torch.int64) if places else None
     if workspace.numel() < count * program.row_numbers:
         raise ValueError(f"a workspace of {workspace.numel()} is too small for {count} tokens.")
-    refusal = _PROGRAM_RUN.of(program.dtype, pages.dtype)(
+    arguments = (
         *program.addresses,
         address("workspace", workspace, torch.float32, workspace.shape),
         *pages.addresses,
@@ -246,11 +279,11 @@ def program_run(
         optional_address("streams", output.streams_XMD, torch.float32, (layers, count, width)),
         *(*program.sizes, pages.block_size, pages.num_blocks, count),
         *(*tokens.block_tables_ZJ.shape, wanted, len(extras.adapters)),
-        *(routes_shape[1], threads, exact),
+        *(routes_shape[1], call.threads, call.exact),
     )
-    if refusal:
-        values = {"vocabulary": program.vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
-        raise ValueError(f"{_REFUSALS[refusal].format(**values)}.")
+    values = {"vocabulary": program.vocabulary, "tokens": count, "num_blocks": pages.num_blocks}
+    kept = program, call, workspace, output, table_A2
+    return BoundStep(_PROGRAM_RUN.of(program.dtype, pages.dtype), arguments, values, kept)
 
 
 def _token_addresses(tokens: StepTokens) -> Iterator[int]:

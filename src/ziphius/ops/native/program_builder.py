@@ -22,14 +22,16 @@ from ziphius.ops import native
 from ziphius.ops.cache_rows import RowLayout
 from ziphius.ops.native.program import (
     NO_EXTRAS,
+    BoundStep,
     PackedAdapter,
     PackedProgram,
     Pages,
     ProgramOutput,
+    StepCall,
     StepExtras,
     StepTokens,
+    bind_step,
     pack_weight,
-    program_run,
 )
 from ziphius.ops.native.program_adapters import Part, Slot, pack_adapter, whole
 from ziphius.ops.native.program_records import (
@@ -115,6 +117,7 @@ class Program:
         self._lock = Lock()
         self._workspace = torch.empty(0)
         self._logits, self._hidden = torch.empty(0), torch.empty(0)
+        self._bound: tuple[StepCall, BoundStep, ProgramOutput] | None = None
 
     def add(self, operation: Operation) -> None:
         """Append an operation."""
@@ -359,28 +362,39 @@ class Program:
             What was asked for; the next step overwrites logits and hidden states.
 
         Raises:
-            ValueError: as `program_run` does.
+            ValueError: as `bind_step` and `BoundStep` do.
         """
+        returns = record_routes, return_hidden, return_streams
+        asked = StepCall(tokens, pages, extras, threads, exact, *returns)
         with self._lock:
-            packed = self._packed
-            count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
-            layers, width = packed.stream_shape
-            vocabulary = packed.vocabulary
-            self._workspace = _grown(self._workspace, count * packed.row_numbers)
-            self._logits = _grown(self._logits, wanted * vocabulary)
-            logits_LW = self._logits[: wanted * vocabulary].view(wanted, vocabulary)
-            routes_MYK = hidden_MD = streams_XMD = None
-            if record_routes and packed.routes_shape[0]:
-                routes_MYK = torch.empty((count, *packed.routes_shape), dtype=torch.int16)
-            if return_hidden:
-                self._hidden = _grown(self._hidden, count * width)
-                hidden_MD = self._hidden[: count * width].view(count, width)
-            if return_streams:
-                streams_XMD = torch.empty(layers, count, width)
-            output = ProgramOutput(logits_LW, routes_MYK, hidden_MD, streams_XMD)
-            memory = self._workspace
-            program_run(packed, tokens, pages, memory, output, extras, threads=threads, exact=exact)
+            if self._bound is None or not self._bound[0].is_same(asked):
+                self._bound = (asked, *self._bind(asked))
+            _, step, output = self._bound
+            if output.routes_MYK is not None or output.streams_XMD is not None:
+                self._bound = None  # the caller keeps them
+            step()
         return output
+
+    def _bind(self, asked: StepCall) -> tuple[BoundStep, ProgramOutput]:
+        """Make room for a step, and return what runs it."""
+        packed, tokens = self._packed, asked.tokens
+        count, wanted = tokens.input_ids_M.shape[0], tokens.logits_rows_L.shape[0]
+        layers, width = packed.stream_shape
+        vocabulary = packed.vocabulary
+        self._workspace = _grown(self._workspace, count * packed.row_numbers)
+        self._logits = _grown(self._logits, wanted * vocabulary)
+        logits_LW = self._logits[: wanted * vocabulary].view(wanted, vocabulary)
+        routes_MYK = hidden_MD = streams_XMD = None
+        if asked.record_routes and packed.routes_shape[0]:
+            routes_MYK = torch.empty((count, *packed.routes_shape), dtype=torch.int16)
+        if asked.return_hidden:
+            self._hidden = _grown(self._hidden, count * width)
+            hidden_MD = self._hidden[: count * width].view(count, width)
+        if asked.return_streams:
+            streams_XMD = torch.empty(layers, count, width)
+        output = ProgramOutput(logits_LW, routes_MYK, hidden_MD, streams_XMD)
+        step = bind_step(packed, asked, self._workspace, output)
+        return step, output
 
 
 def _packed_bytes(weight_OI: Tensor, dtype: torch.dtype) -> int:

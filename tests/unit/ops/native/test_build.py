@@ -122,7 +122,7 @@ def test_of_two_processes_one_compiles_and_both_load(tmp_path):
     processes = [started(tmp_path, compiler) for _ in range(2)]
     wait_for(tmp_path / "started", lines=2)
     wait_for(tmp_path / "calls")
-    time.sleep(0.5)  # for the other one to begin too, if it would
+    time.sleep(2)  # for the other one to begin too, if it would
     (tmp_path / "go").touch()
     told = [process.communicate(timeout=120)[0] for process in processes]
     assert told[0] == told[1]

@@ -226,6 +226,21 @@ def test_without_kernels_there_is_no_program(monkeypatch: pytest.MonkeyPatch) ->
         Program(torch.float32)
 
 
+def test_a_batch_that_comes_again_is_read_again() -> None:
+    """An engine hands the same one out, and changes in place what it holds."""
+    _, runner, batch = step()
+    first = runner(batch).logits_LW.clone()
+    batch.input_ids_BT.add_(1)
+    again = runner(batch).logits_LW.clone()
+    assert not torch.allclose(again, first)
+    other = replace(batch, input_ids_BT=batch.input_ids_BT.clone())
+    assert torch.equal(runner(other).logits_LW, again)
+    batch.input_ids_BT[0, 2] = 61
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a token id is not one"):
+            runner(batch)
+
+
 def test_weights_that_change_are_seen_after_a_refresh() -> None:
     model, runner, batch = step()
     before = runner(batch).logits_LW.clone()

@@ -27,7 +27,7 @@ from tests.twins import BOUNDS, assert_equal_within, draw
 from ziphius.engine.adapters import MixedTorchRunner
 from ziphius.engine.drafts.mtp import NativeMtpRunner, TorchMtpRunner
 from ziphius.engine.drafts.slots import slot_batch
-from ziphius.engine.native_runner import NativeRunner
+from ziphius.engine.native_runner import NativeRunner, pages_of, step_tokens, write_program
 from ziphius.engine.runner import Runner, TorchRunner
 from ziphius.models.cache import PagedCache
 from ziphius.models.lora import projections
@@ -56,6 +56,7 @@ from ziphius.ops.native import (
     sampling,
 )
 from ziphius.ops.native.binding import Kernel
+from ziphius.ops.native.program import StepExtras
 from ziphius.ops.rms_norm import add_rms_norm, rms_norm
 from ziphius.ops.rotary import rotate_halves, rotate_pairs
 from ziphius.ops.sampling import RowSettings, sample_rows
@@ -315,8 +316,25 @@ def whole_model(sizes: Sizes) -> Case:
         with_adapters = (lambda batch: run(batch, adapters)) if names else run
         return torch.cat(logits_of(with_adapters, sequences, chunks, threads))
 
+    def replay() -> None:
+        """What gates chose, taken from outside, changes no bit of any stream."""
+        blocks = sum(-(-length // block_size) for length in lengths)
+        cache = paged_cache(model, blocks, block_size, cache_dtype)
+        whole = Sequences(cache, ids).batch(list(enumerate(lengths)))
+        run = partial(
+            write_program(model).run,
+            step_tokens(whole.input_ids_BT, whole.paged),
+            pages_of(cache),
+            threads=threads,
+            return_streams=True,
+        )
+        chosen = run(record_routes=True)
+        again = run(StepExtras(replayed_MYK=chosen.routes_MYK))
+        assert torch.equal(again.streams_XMD, chosen.streams_XMD)
+
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
+            replay()
             ours = partial(
                 NativeRunner,
                 model,
