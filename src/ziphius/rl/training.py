@@ -69,7 +69,6 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         data_fingerprint=problems.fingerprint(),
         world=context.world,
     )
-    stage.engine.update_weights()
     return run_built_stage(
         settings,
         folder,
@@ -78,21 +77,22 @@ def run_grpo(settings: GrpoSettings, folder: Path, context: RunContext = PLAIN) 
         model=model,
         tokenizer=tokenizer,
         stage=stage,
-        text=_summary(settings, problems.per_step, headroom, stage.engine.not_native),
+        text=_described(settings, problems.per_step, headroom, stage),
     )
 
 
-def _summary(
-    settings: GrpoSettings, per_step: int, headroom: Headroom | None, not_native: str | None
+def _described(
+    settings: GrpoSettings, per_step: int, headroom: Headroom | None, stage: GrpoStage
 ) -> str:
-    """Say what a run will do."""
+    """Say what a run practises, and where its answers do not come from a native program."""
     kinds = ", ".join(f"{choice.name} {choice.level}" for choice in settings.tasks)
-    text = f"{per_step} problems x {settings.grpo.rollout.num_generations} completions a step, of "
-    text += kinds
+    size = settings.grpo.rollout.num_generations
+    text = f"{per_step} problems x {size} completions a step, of {kinds}"
     if headroom is not None:
         text += f"; before the start {headroom}"
-    if not_native is not None:
-        text += f". Answers are sampled by the modules, slower: {not_native}"
+    stage.engine.update_weights()
+    if stage.engine.not_native is not None:
+        text += f". Answers are sampled by the modules, slower: {stage.engine.not_native}"
     return f"{text}."
 
 
