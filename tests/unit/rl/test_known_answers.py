@@ -239,7 +239,7 @@ def test_opposite_answers_to_two_prompts_are_both_learned(
     assert chances(model, texts)[:, CHOICES[:2]].flatten().tolist() == pytest.approx(
         [0.5] * 4, abs=0.02
     )
-    run(tmp_path, model, lambda step: [echo(word) for word in right] * 2, steps=60)
+    run(tmp_path, model, lambda step: [echo(word) for word in right] * 2, steps=100)
     first, second = chances(model, texts)
     assert first[CHOICES[0]] > 0.95
     assert second[CHOICES[1]] > 0.95
