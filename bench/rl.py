@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from ziphius.text.tokenizer import Tokenizer
 PROMPTS, COMPLETIONS, NEW_TOKENS, PROMPT_TOKENS = 16, 8, 64, 32
 TOKENS = PROMPTS * COMPLETIONS * (PROMPT_TOKENS + NEW_TOKENS)
 WARMUP_STEPS, STEPS_PER_TURN = 2, 1
-EXACT = "ziphius fp32, exact log-probabilities"
-OURS = {"ziphius fp32": "float32", EXACT: "float32", "ziphius bf16": "bfloat16"}
+OURS = {"ziphius fp32": "float32", "ziphius bf16": "bfloat16"}
+EXACT = {f"{name}, exact log-probabilities": name for name in OURS}
+"""Our arms that pay for it, and those that do not."""
 TRL = {"trl fp32": "float32", "trl bf16": "bfloat16"}
 
 
@@ -194,11 +196,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only the arms whose name contains this")
     options = parser.parse_args()
     if options.arm:
-        dtype, is_exact = OURS[options.arm], options.arm == EXACT
-        build = partial(Ours, dtype, exact_logprobs=is_exact)
+        usual = EXACT.get(options.arm, options.arm)
+        build = partial(Ours, OURS[usual], exact_logprobs=options.arm in EXACT)
         turns.serve(build, warmup=WARMUP_STEPS, steps=STEPS_PER_TURN)
         return
-    commands = {name: [sys.executable, __file__, "--arm", name] for name in OURS}
+    commands = {name: [sys.executable, __file__, "--arm", name] for name in (*OURS, *EXACT)}
     if has_trl(options.trl):
         commands |= {name: trl_command(options.trl, dtype) for name, dtype in TRL.items()}
     processes = []
@@ -226,16 +228,17 @@ def main() -> None:
             if ours in rows and theirs in rows
         },
     }
-    if EXACT in rows and "ziphius fp32" in rows:
-        times = {process.name: process.times for process in processes}
-        pairs = zip(times[EXACT], times["ziphius fp32"], strict=True)  # of the same rounds
-        price = statistics.median(exact / usual for exact, usual in pairs)
-        result["price"] = {EXACT: round(price, 3)}
+    times = {process.name: process.times for process in processes}
+    result["price"] = {
+        exact: round(statistics.median(map(truediv, times[exact], times[usual])), 3)  # of a round
+        for exact, usual in EXACT.items()
+        if exact in rows and usual in rows
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, row in rows.items():
         print(f"{name:38} {row['ms']:9} ms {row['tokens_per_s']:9} tok/s {row['gflop_per_s']:7}")
-    print(json.dumps(result["ratios"] | result.get("price", {}), indent=1))
+    print(json.dumps(result["ratios"] | result["price"], indent=1))
 
 
 if __name__ == "__main__":

@@ -275,16 +275,11 @@ class GrpoStage(Stage):
             assert self.engine.program is not None, "a model without one is refused at the start"
             return self.engine.program
         if self._reference_program is None:
-            self._reference_program = write_program(model)
+            self._reference_program = write_program(model, self.dtype)
         return self._reference_program
 
     def _refuse_inexact(self) -> None:
-        """Raise where the sampler would not run the program, or rounds at every product."""
-        if self.dtype != torch.float32:
-            raise ConfigError(
-                f"grpo.exact_logprobs: train.dtype is {self.train.dtype}, which is "
-                f"{self.dtype} here, and rounds at every product: set it to float32."
-            )
+        """Raise where the sampler does not run a native program."""
         if self.train.activation_checkpointing:
             raise ConfigError(
                 "train.activation_checkpointing has no effect with grpo.exact_logprobs, which "

@@ -63,8 +63,8 @@ class GrpoConfig(RenamedConfig):
     """Send every token to the experts that it was sampled through, if the model has experts."""
     exact_logprobs: bool = False
     """Compute the trainer's forward pass with the sampler's native program, so that their
-    log-probabilities are the same to the last bit; float32 on a CPU alone. It costs a forward pass
-    more (`make bench-rl` prints the price)."""
+    log-probabilities are the same to the last bit; on a CPU alone. It costs a forward pass more
+    (`make bench-rl` prints the price)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
