@@ -215,7 +215,7 @@ struct Queries {
     const F* first;
     int64_t stride;
     int64_t positions[MOST_ROWS];
-    int64_t count, key_width, value_width, window, sinks;
+    int64_t count, heads, key_width, value_width, window, sinks;  // heads: that share a key
     float scale;
 
     // Keys that come after the last one any row sees.
@@ -255,7 +255,7 @@ void attend_split(const Queries<F>& queries, const Pages<C>& keys, const Pages<C
         keys.find(start, count, found);
         keys.find(start + count, num_next, next);
         keys.point(found, count, key_rows);
-        score(queries.first, queries.count, queries.stride, key_rows, count, terms, scores, [&](int64_t j) {
+        score(queries.first, queries.count, queries.stride, queries.heads, key_rows, count, terms, scores, [&](int64_t j) {
             // A long context is not near the core.
             for (int64_t i = 0; j < num_next && i < keys.used; i += 64 / int64_t(sizeof(C)))
                 __builtin_prefetch(next[j] + i, 0, 2);

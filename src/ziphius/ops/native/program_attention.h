@@ -38,7 +38,7 @@ Queries<F> queries_of(const Attend& op, const Step& step, const QueryBlock& bloc
     queries.stride = padded(op.key_width);
     F* to = scratch(memory, MOST_ROWS * queries.stride);
     queries.first = to;
-    queries.count = block.tokens * block.heads;
+    queries.count = block.tokens * block.heads, queries.heads = op.heads / op.key_heads;
     queries.key_width = op.key_width, queries.value_width = op.value_width;
     queries.window = op.window, queries.sinks = op.sinks, queries.scale = float(op.scale);
     for (int64_t t = 0; t < block.tokens; t++)
