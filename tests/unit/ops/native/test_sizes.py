@@ -291,6 +291,21 @@ def digest_of_bits(sizes: Sizes) -> Case:
     return parts, [factor]
 
 
+def assert_replayed(model: Model, sequences: Sequences, threads: int) -> None:
+    """What gates chose, taken from outside, changes no bit of any stream."""
+    whole = sequences.batch(list(enumerate(sequences.left)))
+    run = partial(
+        write_program(model).run,
+        step_tokens(whole.input_ids_BT, whole.paged),
+        pages_of(sequences.cache),
+        threads=threads,
+        return_streams=True,
+    )
+    chosen = run(record_routes=True)
+    again = run(StepExtras(replayed_MYK=chosen.routes_MYK))
+    assert torch.equal(again.streams_XMD, chosen.streams_XMD)
+
+
 def whole_model(sizes: Sizes) -> Case:
     """A program of any config, over sequences cut and mixed at random."""
     config = sizes.data.draw(sizes.one_of(*CONFIGS.values()))
@@ -316,25 +331,10 @@ def whole_model(sizes: Sizes) -> Case:
         with_adapters = (lambda batch: run(batch, adapters)) if names else run
         return torch.cat(logits_of(with_adapters, sequences, chunks, threads))
 
-    def replay() -> None:
-        """What gates chose, taken from outside, changes no bit of any stream."""
-        blocks = sum(-(-length // block_size) for length in lengths)
-        cache = paged_cache(model, blocks, block_size, cache_dtype)
-        whole = Sequences(cache, ids).batch(list(enumerate(lengths)))
-        run = partial(
-            write_program(model).run,
-            step_tokens(whole.input_ids_BT, whole.paged),
-            pages_of(cache),
-            threads=threads,
-            return_streams=True,
-        )
-        chosen = run(record_routes=True)
-        again = run(StepExtras(replayed_MYK=chosen.routes_MYK))
-        assert torch.equal(again.streams_XMD, chosen.streams_XMD)
-
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
-            replay()
+            whole = paged_cache(model, sum(lengths), 1, cache_dtype)
+            assert_replayed(model, Sequences(whole, ids), threads)
             ours = partial(
                 NativeRunner,
                 model,
