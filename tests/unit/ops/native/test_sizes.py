@@ -291,19 +291,6 @@ def digest_of_bits(sizes: Sizes) -> Case:
     return parts, [factor]
 
 
-<<<<<<< HEAD
-def replayed(
-    model: Model, ids: list[Tensor], block_size: int, cache_dtype: torch.dtype, threads: int
-) -> None:
-    """Assert that what gates chose, taken from outside, changes no bit of any stream."""
-    blocks = sum(-(-len(own) // block_size) for own in ids)
-    cache = paged_cache(model, blocks, block_size, cache_dtype)
-    whole = Sequences(cache, ids).batch([(row, len(own)) for row, own in enumerate(ids)])
-    run = partial(
-        write_program(model).run,
-        step_tokens(whole.input_ids_BT, whole.paged),
-        pages_of(cache),
-=======
 def assert_replayed(model: Model, sequences: Sequences, threads: int) -> None:
     """What gates chose, taken from outside, changes no bit of any stream."""
     whole = sequences.batch(list(enumerate(sequences.left)))
@@ -311,7 +298,6 @@ def assert_replayed(model: Model, sequences: Sequences, threads: int) -> None:
         write_program(model).run,
         step_tokens(whole.input_ids_BT, whole.paged),
         pages_of(sequences.cache),
->>>>>>> h-exact
         threads=threads,
         return_streams=True,
     )
@@ -347,12 +333,8 @@ def whole_model(sizes: Sizes) -> Case:
 
     def weighed(factor: Tensor) -> Tensor:
         if native.serves():
-<<<<<<< HEAD
-            replayed(model, ids, block_size, cache_dtype, threads)
-=======
             whole = paged_cache(model, sum(lengths), 1, cache_dtype)
             assert_replayed(model, Sequences(whole, ids), threads)
->>>>>>> h-exact
             ours = partial(
                 NativeRunner,
                 model,
