@@ -539,3 +539,4 @@ class Engine:
         assert sorted(s.order for s in live) == sorted(s.order for s in [*queued, *attached])
         assert all(sequence.status is Status.ATTACHED for sequence in attached)
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
+        assert self._sampler.rows == {s.seat for s in queued if s.is_seated}, "a row is lost"
