@@ -181,8 +181,8 @@ class Engine:
 
     def cancel(self, request_id: int) -> bool:
         """End a request now, whatever it is doing; tell whether there was something to end."""
-        sequences = self._requests.get(request_id, [])
-        for sequence in list(sequences):
+        sequences = list(self._requests.get(request_id, []))
+        for sequence in sequences:
             self.end(request_id, sequence.sample, "cancelled")
         return bool(sequences)
 

@@ -267,12 +267,14 @@ def test_cancelling_works_at_every_point():
             log.engine.add(request)
         for _ in range(after):
             log.step()
-        for number in range(len(MIXED)):
-            log.engine.cancel(number)
+        for number, request in enumerate(MIXED):
+            ended = {sample for asked, sample in log.finished if asked == number}
+            assert log.engine.cancel(number) == (len(ended) < request.n)
+            assert not log.engine.cancel(number)
             log.engine.check()
         assert not log.engine.has_work
         assert log.engine.metrics()["kv_cache_usage_perc"] == 0
-        assert not log.engine.cancel(0)
+        assert not log.engine.cancel(len(MIXED))
 
 
 def test_requests_that_cannot_work_say_why():
