@@ -352,7 +352,7 @@ class Engine:
                 if place in top:
                     output = output._replace(top=top[place])
                 if place >= rows and sequence.prompt_scores:
-                    output = output._replace(prompt_scores=sequence.prompt_scores)
+                    output = output._replace(prompt_scores=sequence.take_scores())
                 outputs.append(output)
 
     def _draw_behind_drafts(
@@ -388,7 +388,7 @@ class Engine:
             if place in sampled.top:
                 output = output._replace(top=sampled.top[place])
             if is_first and sequence.prompt_scores:
-                output = output._replace(prompt_scores=sequence.prompt_scores)
+                output = output._replace(prompt_scores=sequence.take_scores())
             outputs.append(output)
             if not run.matches(token_id) or sequence.status is not Status.DECODING:
                 break
@@ -448,7 +448,7 @@ class Engine:
         """End a sequence of which nothing was wanted but the scores of its prompt."""
         self._metrics.count_first_token(sequence, self._clock())
         self._finish(sequence, "length")
-        scores = sequence.prompt_scores
+        scores = sequence.take_scores()
         number, sample = sequence.request_id, sequence.sample
         version = self.weight_version
         return StepOutput(

@@ -314,6 +314,26 @@ def test_requests_that_cannot_work_say_why():
     engine.check()
 
 
+def test_prompt_scores_come_once_and_with_the_first_output():
+    engine = mock_engine(num_blocks=16)
+    requests = [
+        Request([number] * 6, 30, number, SAMPLED, n=n, prompt_logprobs=1)
+        for number, n in enumerate((1, 1, 3))
+    ]
+    for request in requests:
+        engine.add(request)
+    scored = {}
+    while engine.has_work:
+        for output in engine.step():
+            told = output.prompt_scores is not None and len(output.prompt_scores)
+            scored.setdefault((output.request_id, output.sample), []).append(told)
+        engine.check()
+    assert engine.metrics()["num_preemptions"] > 0
+    for told in scored.values():
+        assert told[0] == 5
+        assert not any(told[1:])
+
+
 class DeafToItsPast:
     """A processor that hears one token and no second one, as when it is made anew in between."""
 
