@@ -77,7 +77,6 @@ class Engine:
         not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """May be replaced by one of the same cache while nothing runs."""
         self.weight_version = 0
         """What whoever changes the weights calls those of now; it stands on every output."""
         self._cache = cache

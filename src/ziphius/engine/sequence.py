@@ -37,7 +37,8 @@ class Request:
     stop_ids: Sequence[int] = ()
     """Finish with reason `stop` after any of these, which is the completion's last token."""
     n: int = 1
-    """Samples; the prompt is computed once for all."""
+    """Samples. The prompt is computed once for those that find a seat and a block when it is done;
+    each of the others computes what the prefix cache does not hold of it."""
     priority: int = 0
     """Lower ones go first."""
     cache_salt: str = ""
