@@ -4,8 +4,8 @@ A block goes there when the pool gives its content up, and when the engine is cl
 find it by its key, in this process, in others that share the folder, and after a restart. A block
 is one file, whose name is the SHA-256 of its key (all tokens up to its end, salt and adapter, see
 `cache_pool.py`) and of what its numbers hang on: the model's fingerprint, the layout of the cache,
-and the software. The file repeats its name and has a checksum. What is damaged is deleted, counted,
-and computed anew: it is never used.
+the software, and what its kernels are compiled for. The file repeats its name and has a checksum.
+What is damaged is deleted, counted, and computed anew: it is never used.
 
 Files are written beside the engine's steps by a thread. If that falls behind by more than
 `BACKLOG_BYTES`, blocks are given up instead, and counted. Files appear whole or not at all, but
@@ -33,6 +33,7 @@ import ziphius
 from ziphius.core.errors import ConfigError, OutputError
 from ziphius.core.files import FULL, sweep, write_file
 from ziphius.models.cache import PagedCache
+from ziphius.ops.native import build
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ _HEADER = len(_MAGIC) + 2 * _DIGEST
 def cache_fingerprint(model: str, runner: str, cache: PagedCache) -> bytes:
     """Return the SHA-256 of all that the numbers in a cache hang on, but the tokens.
 
+    Kernels of another source, compiler or CPU may give other last bits: their rows are not mixed.
+
     Args:
         model: its fingerprint.
         runner: what computes it; two kinds of runners differ in the last bits.
@@ -59,6 +62,8 @@ def cache_fingerprint(model: str, runner: str, cache: PagedCache) -> bytes:
         "runner": runner,
         "ziphius": ziphius.__version__,
         "torch": torch.__version__,
+        "torch_units": torch.backends.cpu.get_cpu_capability(),
+        "kernels": build.digest(),
         "block_size": cache.block_size,
         "numbers": str(cache.dtype),
         "rows": [[astuple(row) for row in layouts] for layouts in cache.layouts],

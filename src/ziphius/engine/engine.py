@@ -30,7 +30,7 @@ from ziphius.engine.forward import Forward
 from ziphius.engine.limits import Limits, check_request
 from ziphius.engine.metrics import Metrics
 from ziphius.engine.runner import Runner
-from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled
+from ziphius.engine.sampler import NOT_FINITE, BatchSampler, Sampled, TopLogprobs
 from ziphius.engine.scheduler import Scheduler
 from ziphius.engine.sequence import FinishReason, Request, SequenceState, Status, StepOutput
 from ziphius.engine.speculation import Speculation
@@ -77,7 +77,6 @@ class Engine:
         not_native: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """May be replaced by one of the same cache while nothing runs."""
         self.weight_version = 0
         """What whoever changes the weights calls those of now; it stands on every output."""
         self._cache = cache
@@ -181,8 +180,8 @@ class Engine:
 
     def cancel(self, request_id: int) -> bool:
         """End a request now, whatever it is doing; tell whether there was something to end."""
-        sequences = self._requests.get(request_id, [])
-        for sequence in list(sequences):
+        sequences = list(self._requests.get(request_id, []))
+        for sequence in sequences:
             self.end(request_id, sequence.sample, "cancelled")
         return bool(sequences)
 
@@ -341,18 +340,13 @@ class Engine:
             latency.observe_all(now - arrays.last_times[:rows])
             arrays.advance(ids_L[:rows], now)
         sequences = [*arrays.sequences, *started]
-        top, failures = sampled.top, sampled.failures
-        self._metrics.generation_tokens += len(sequences) - len(failures)
+        self._metrics.generation_tokens += len(sequences) - len(sampled.failures)
         drawn = zip(sequences, ids_L.tolist(), sampled.logprobs_L.tolist(), strict=True)
         for place, (sequence, token_id, logprob) in enumerate(drawn):
-            if failures and place in failures:
-                self._fail(sequence, failures[place], outputs)
+            if place in sampled.failures:
+                self._fail(sequence, sampled.failures[place], outputs)
             else:
-                output = self._accept(sequence, token_id, logprob, now)
-                if place in top:
-                    output = output._replace(top=top[place])
-                if place >= rows and sequence.prompt_scores:
-                    output = output._replace(prompt_scores=sequence.prompt_scores)
+                output = self._accept(sequence, token_id, logprob, now, sampled.top.get(place))
                 outputs.append(output)
 
     def _draw_behind_drafts(
@@ -384,19 +378,20 @@ class Engine:
                 latency.observe(now - sequence.last_token_time)
             self._metrics.generation_tokens += 1
             token_id = int(sampled.ids_L[place])
-            output = self._accept(sequence, token_id, float(sampled.logprobs_L[place]), now)
-            if place in sampled.top:
-                output = output._replace(top=sampled.top[place])
-            if is_first and sequence.prompt_scores:
-                output = output._replace(prompt_scores=sequence.prompt_scores)
-            outputs.append(output)
+            logprob = float(sampled.logprobs_L[place])
+            outputs.append(self._accept(sequence, token_id, logprob, now, sampled.top.get(place)))
             if not run.matches(token_id) or sequence.status is not Status.DECODING:
                 break
 
     def _accept(
-        self, sequence: SequenceState, token_id: int, logprob: float, now: float
+        self,
+        sequence: SequenceState,
+        token_id: int,
+        logprob: float,
+        now: float,
+        top: TopLogprobs | None,
     ) -> StepOutput:
-        """Let a sequence go on with a token, or end with it."""
+        """Let a sequence go on with a token, or end with it; tell the prompt's scores beside it."""
         if sequence.status is Status.DECODING:
             sequence.num_computed += 1
         elif sequence.first_token_time == 0.0:
@@ -406,25 +401,19 @@ class Engine:
         tokens.append(token_id)
         sequence.last_token_time = now
         stop_reason, error = self._tell(sequence, token_id)
+        reason: FinishReason | None = None
+        routes_TYK = None
         if error is not None:
-            reason: FinishReason = "error"
+            reason = "error"
         elif stop_reason is not None or token_id in sequence.stop_ids:
             reason = "stop"
         elif len(tokens) == sequence.max_tokens:
             reason = "length"
-        else:
-            if sequence.status is not Status.DECODING:
-                self._scheduler.start_decoding(sequence)
-            return StepOutput(
-                sequence.request_id,
-                sequence.sample,
-                token_id,
-                logprob,
-                None,
-                weight_version=self.weight_version,
-            )
-        routes_TYK = self._forward.routes_of(sequence)
-        self._finish(sequence, reason)
+        elif sequence.status is not Status.DECODING:
+            self._scheduler.start_decoding(sequence)
+        if reason is not None:
+            routes_TYK = self._forward.routes_of(sequence)
+            self._finish(sequence, reason)
         return StepOutput(
             sequence.request_id,
             sequence.sample,
@@ -432,9 +421,11 @@ class Engine:
             logprob,
             reason,
             error,
-            stop_reason=stop_reason,
-            routes_TYK=routes_TYK,
-            weight_version=self.weight_version,
+            top,
+            stop_reason,
+            sequence.take_scores() if sequence.prompt_scores else None,
+            routes_TYK,
+            self.weight_version,
         )
 
     def _tell(self, sequence: SequenceState, token_id: int) -> tuple[str | None, str | None]:
@@ -448,7 +439,7 @@ class Engine:
         """End a sequence of which nothing was wanted but the scores of its prompt."""
         self._metrics.count_first_token(sequence, self._clock())
         self._finish(sequence, "length")
-        scores = sequence.prompt_scores
+        scores = sequence.take_scores()
         number, sample = sequence.request_id, sequence.sample
         version = self.weight_version
         return StepOutput(
@@ -539,3 +530,4 @@ class Engine:
         assert sorted(s.order for s in live) == sorted(s.order for s in [*queued, *attached])
         assert all(sequence.status is Status.ATTACHED for sequence in attached)
         assert all(sequence.is_seated == (sequence.row >= 0) for sequence in queued)
+        assert self._sampler.rows == {s.seat for s in queued if s.is_seated}, "a row is lost"

@@ -7,6 +7,7 @@ for every step. What breaks one of them ends the request that brought it, and no
 Shapes: W vocabulary.
 """
 
+import enum
 import json
 import subprocess
 import sys
@@ -146,6 +147,16 @@ class Grammar:
         return GrammarProcessor(self._matcher.deep_copy(), thinking)
 
 
+class _Heard(enum.Enum):
+    """What a token was to a grammar."""
+
+    FREE = enum.auto()
+    """Before it begins, in the think block."""
+    CONSUMED = enum.auto()
+    IGNORED = enum.auto()
+    """Behind its end, where only drafts can be."""
+
+
 class GrammarProcessor:
     """Let only tokens through that the grammar can go on with.
 
@@ -157,10 +168,10 @@ class GrammarProcessor:
     def __init__(self, matcher: "LLMatcher", thinking: Thinking | None = None) -> None:
         self._matcher = matcher
         self._block = ThinkBlock(thinking) if thinking is not None else None
-        self._consumed: list[bool] = []
+        self._heard: list[_Heard] = []
 
     def _is_free(self) -> bool:
-        begun = bool(self._consumed) and self._consumed[-1]
+        begun = bool(self._heard) and self._heard[-1] is not _Heard.FREE
         return not begun and self._block is not None and self._block.state.inside
 
     def __call__(self, logits_W: Tensor, token_ids: Sequence[int]) -> None:
@@ -177,25 +188,29 @@ class GrammarProcessor:
 
     def accept(self, token_id: int) -> str | None:
         """Go on by one token; say when nothing can follow."""
-        is_free = self._is_free()
-        self._consumed.append(not is_free)
-        if is_free:
+        if self._is_free():
             assert self._block is not None
+            self._heard.append(_Heard.FREE)
             self._block.accept(token_id)
             return None
-        # One that it does not take leaves it in an error, which the next call raises.
-        self._matcher.consume_token(token_id)
+        if self._matcher.is_stopped():
+            # llguidance would take an end here, but not take it back.
+            self._heard.append(_Heard.IGNORED)
+        else:
+            # One that it does not take leaves it in an error, which the next call raises.
+            self._heard.append(_Heard.CONSUMED)
+            self._matcher.consume_token(token_id)
         return COMPLETE if self._matcher.is_stopped() and not self._matcher.is_error() else None
 
     def rollback(self, count: int) -> None:
         """Go back."""
         if not count:
             return
-        consumed = sum(self._consumed[-count:])
-        del self._consumed[-count:]
+        gone = self._heard[-count:]
+        del self._heard[-count:]
         if self._block is not None:
-            self._block.rollback(count - consumed)
-        if consumed:
+            self._block.rollback(gone.count(_Heard.FREE))
+        if consumed := gone.count(_Heard.CONSUMED):
             self._matcher.rollback(consumed)
 
 

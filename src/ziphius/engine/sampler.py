@@ -8,7 +8,7 @@ Shapes: L rows of logits, P of them with processors, W vocabulary, R rows known.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +60,13 @@ class _Row:
     processors: list[LogitsProcessor]
     top_k: int
     token_ids: list[int] = field(default_factory=list)
+
+    def accept(self, token_id: int) -> str | None:
+        if not self.processors:
+            return None
+        self.token_ids.append(token_id)
+        reasons = [processor.accept(token_id) for processor in self.processors]
+        return next((reason for reason in reasons if reason is not None), None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,11 @@ class BatchSampler:
         self._columns = _columns(8)
         self._selection: _Selection | None = None
 
+    @property
+    def rows(self) -> Set[int]:
+        """Numbers that are taken."""
+        return self._rows.keys()
+
     def add(
         self,
         row: int,
@@ -145,21 +157,25 @@ class BatchSampler:
             processors: its own, new ones; called after those of `sampling`.
             token_ids: what the sequence has behind its prompt already, as after a preemption.
             logprobs: most likely tokens wanted with each token.
+
+        Raises:
+            ConfigError: a bias names no token. After any error the number is still free.
         """
         assert row not in self._rows, "rows are removed before their number is used again"
         self._check_bias(sampling)
-        own = [*of_sampling(sampling, prompt_ids), *processors]
-        self._rows[row] = _Row(own, logprobs)
+        found = _Row([*of_sampling(sampling, prompt_ids), *processors], logprobs)
+        for token_id in token_ids:
+            found.accept(token_id)
+        [key] = sequence_keys([sampling.seed], [sequence_id]).view(np.int64)
         while row >= len(self._columns.keys_L):
             more = _columns(len(self._columns.keys_L))
             self._columns = RowSettings(*map(torch.cat, zip(self._columns, more, strict=True)))
-        [key] = sequence_keys([sampling.seed], [sequence_id]).view(np.int64)
         values = (key, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
         for column, value in zip(self._columns, values, strict=True):
             column[row] = value
         self._selection = None
-        for token_id in token_ids:
-            self.accept(row, token_id)
+        # Last: whatever raised before, the number is still free.
+        self._rows[row] = found
 
     def remove(self, row: int) -> None:
         """Forget a row."""
@@ -168,12 +184,7 @@ class BatchSampler:
 
     def accept(self, row: int, token_id: int) -> str | None:
         """Note that the sequence has this token now; return why it ends with it, or None."""
-        found = self._rows[row]
-        if not found.processors:
-            return None
-        found.token_ids.append(token_id)
-        reasons = [processor.accept(token_id) for processor in found.processors]
-        return next((reason for reason in reasons if reason is not None), None)
+        return self._rows[row].accept(token_id)
 
     def rollback(self, row: int, count: int) -> None:
         """Take the last accepted tokens back."""

@@ -240,6 +240,7 @@ class Scheduler:
             follower.blocks, copy = self.pool.fork(sequence.blocks, sequence.num_prompt)
             follower.num_computed = sequence.num_prompt
             follower.num_cached = sequence.num_cached
+            follower.prompt_scores = sequence.prompt_scores
             follower.keys = list(sequence.keys)
             follower.last_key = sequence.last_key
             follower.num_published = len(follower.keys)

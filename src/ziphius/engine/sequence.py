@@ -37,7 +37,8 @@ class Request:
     stop_ids: Sequence[int] = ()
     """Finish with reason `stop` after any of these, which is the completion's last token."""
     n: int = 1
-    """Samples; the prompt is computed once for all."""
+    """Samples. The prompt is computed once for those that find a seat and a block when it is done;
+    each of the others computes what the prefix cache does not hold of it."""
     priority: int = 0
     """Lower ones go first."""
     cache_salt: str = ""
@@ -172,7 +173,8 @@ class SequenceState:
         self.num_cached = 0
         """Tokens of the prompt that were found in the index."""
         self.prompt_scores: list[TokenScore] = []
-        """Of the tokens from the second on, as far as they were asked for and are known."""
+        """Of the tokens from the second on, as far as they were asked for, are known and are yet to
+        be told."""
         self.was_preempted = False
         self.arrival_time = arrival_time
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
@@ -185,8 +187,14 @@ class SequenceState:
     @property
     def wants_scores(self) -> bool:
         """Some token of its prompt is still to be scored."""
-        asked = self.request.prompt_logprobs is not None
-        return asked and len(self.prompt_scores) < self.num_prompt - 1
+        if self.request.prompt_logprobs is None or len(self.tokens) > self.num_prompt:
+            return False  # the first token took them along
+        return len(self.prompt_scores) < self.num_prompt - 1
+
+    def take_scores(self) -> Sequence[TokenScore]:
+        """Return the scores of its prompt, which are told once."""
+        scores, self.prompt_scores = self.prompt_scores, []
+        return scores
 
     @property
     def num_remaining(self) -> int:

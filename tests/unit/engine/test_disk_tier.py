@@ -21,6 +21,7 @@ from ziphius.engine.disk_tier import DiskTier, cache_fingerprint
 from ziphius.engine.engine import Engine
 from ziphius.engine.sequence import Request
 from ziphius.models.cache import CacheSpec, PagedCache
+from ziphius.ops.native import build as native_build
 from ziphius.ops.sampling_config import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)
@@ -95,6 +96,22 @@ def test_what_another_model_layout_or_tenant_left_is_not_found(tmp_path, changed
     told(other, requests(cache_salt=salt)[:1])
     assert other.metrics()["disk_cache_loaded_blocks"] == 0
     other.close()
+
+
+def test_what_other_kernels_left_is_not_found(tmp_path, monkeypatch):
+    engine = disk_engine(tmp_path)
+    told(engine, requests())
+    engine.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(native_build, "digest", lambda: "of another machine")
+        other = disk_engine(tmp_path, num_blocks=64)
+        told(other, requests()[:1])
+        assert other.metrics()["disk_cache_loaded_blocks"] == 0
+        other.close()
+    again = disk_engine(tmp_path, num_blocks=64)
+    told(again, requests()[:1])
+    assert again.metrics()["disk_cache_loaded_blocks"] > 0
+    again.close()
 
 
 def test_nothing_is_found_after_a_change_of_weights(tmp_path):

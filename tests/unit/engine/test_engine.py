@@ -267,12 +267,14 @@ def test_cancelling_works_at_every_point():
             log.engine.add(request)
         for _ in range(after):
             log.step()
-        for number in range(len(MIXED)):
-            log.engine.cancel(number)
+        for number, request in enumerate(MIXED):
+            ended = {sample for asked, sample in log.finished if asked == number}
+            assert log.engine.cancel(number) == (len(ended) < request.n)
+            assert not log.engine.cancel(number)
             log.engine.check()
         assert not log.engine.has_work
         assert log.engine.metrics()["kv_cache_usage_perc"] == 0
-        assert not log.engine.cancel(0)
+        assert not log.engine.cancel(len(MIXED))
 
 
 def test_requests_that_cannot_work_say_why():
@@ -283,6 +285,17 @@ def test_requests_that_cannot_work_say_why():
         (Request([1, VOCAB], 1), [f"token {VOCAB}", f"0 to {VOCAB - 1}", "tokenizer"]),
         (Request([-1], 1), ["token -1"]),
         (Request([1], 1, n=0), ["n of the prompt is 0"]),
+        (Request([1], 1.5), ["max_new_tokens of the prompt is 1.5", "whole number"]),
+        (Request([1], 1, n="2"), ["n of the prompt is '2'", "whole number"]),
+        (Request([1], 1, priority="high"), ["priority of the prompt is 'high'", "whole number"]),
+        (Request([1], 1, logprobs=-1), ["logprobs of the prompt is -1", "at least 0"]),
+        (Request([1], 1, logprobs=VOCAB + 1), ["logprobs", f"at most {VOCAB}"]),
+        (Request([1], 1, logprobs=True), ["logprobs of the prompt is True", "whole number"]),
+        (Request([1], 1, prompt_logprobs=-1), ["prompt_logprobs", "at least 0"]),
+        (Request([1], 1, prompt_logprobs=VOCAB + 1), ["prompt_logprobs", f"at most {VOCAB}"]),
+        (Request([1], 1, sequence_id=-5), ["sequence_id of the prompt is -5", "at least 0"]),
+        (Request([1], 1, sequence_id=2**63), ["sequence_id", f"at most {2**63 - 1}"]),
+        (Request([1], 1, sequence_id=2**63 - 2, n=3), ["3 samples", f"at most {2**63 - 1}"]),
         (Request([1, 2], 255), ["has 2 tokens", "is 256 tokens", "at most 254"]),
         (Request([1] * 256, 1), ["shorten the prompt"]),
         (Request([1] * 40, 2), ["the cache holds 40", "num_blocks"]),
@@ -294,8 +307,78 @@ def test_requests_that_cannot_work_say_why():
     engine.add(Request([1] * 40, 1))
     with pytest.raises(QueueFullError, match="max_queue"):
         engine.add(Request([1], 1))
-    assert engine.metrics()["admission_rejections"] == {"invalid": 8, "queue_full": 1}
+    assert engine.metrics()["admission_rejections"] == {
+        "invalid": len(cases),
+        "queue_full": 1,
+    }
     engine.check()
+
+
+def test_prompt_scores_come_once_and_with_the_first_output():
+    engine = mock_engine(num_blocks=16)
+    requests = [
+        Request([number] * 6, 30, number, SAMPLED, n=n, prompt_logprobs=1)
+        for number, n in enumerate((1, 1, 3))
+    ]
+    for request in requests:
+        engine.add(request)
+    scored = {}
+    while engine.has_work:
+        for output in engine.step():
+            told = output.prompt_scores is not None and len(output.prompt_scores)
+            scored.setdefault((output.request_id, output.sample), []).append(told)
+        engine.check()
+    assert engine.metrics()["num_preemptions"] > 0
+    for told in scored.values():
+        assert told[0] == 5
+        assert not any(told[1:])
+
+
+class DeafToItsPast:
+    """A processor that hears one token and no second one, as when it is made anew in between."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+        self.is_deaf = type(self).made > 1
+
+    def __call__(self, logits_W, token_ids) -> None:
+        pass
+
+    def accept(self, token_id: int) -> str | None:
+        if self.is_deaf:
+            raise RuntimeError("what is past is past")
+        return None
+
+    def rollback(self, count: int) -> None:
+        pass
+
+
+def test_a_sequence_that_cannot_resume_leaves_its_seat_to_others():
+    DeafToItsPast.made = 0
+    bad = Request([7] * 6, 30, 9, SAMPLED, processors=lambda: [DeafToItsPast()])
+    requests = [Request([number] * 6, 30, number, SAMPLED) for number in range(5)]
+    log = Log(mock_engine(num_blocks=16, max_num_seqs=4))
+    for request in [*requests[:2], bad, *requests[2:]]:
+        log.engine.add(request)
+    log.run()
+    assert "what is past is past" in log.errors.pop((2, 0))
+    assert not log.errors
+    log.engine.check()
+    number = log.engine.add(Request([1, 2], 4, 0, GREEDY, n=4))
+    log.run()
+    assert [log.told[number, sample] for sample in range(4)] == [
+        oracle(Request([1, 2], 4, 0, GREEDY), sample) for sample in range(4)
+    ]
+
+
+def test_the_books_tell_of_a_row_without_a_sequence():
+    engine = mock_engine()
+    engine.check()
+    engine._sampler.add(3, SAMPLED, 0, token_ids=[])
+    with pytest.raises(AssertionError, match="a row is lost"):
+        engine.check()
 
 
 def test_metrics_count_what_happened():

@@ -3,18 +3,27 @@
 import json
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
 
 pytest.importorskip("llguidance")
 
+from tests.mock_engine import Log
+from tests.tiny import build
+from tests.training import moe_config
 from ziphius.core.errors import ConfigError
 from ziphius.engine import grammar
+from ziphius.engine.answer import Prompt
+from ziphius.engine.build import build_engine
+from ziphius.engine.config import EngineConfig
 from ziphius.engine.grammar import COMPLETE, Grammar, GrammarCompiler, GrammarProcessor, Limits
 from ziphius.engine.processors import ProcessorError, Thinking
+from ziphius.engine.requests import RequestMaker
 from ziphius.engine.sampler import BatchSampler
-from ziphius.engine.sampling_params import StructuredOutputs
+from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.ops.sampling_config import SamplingConfig
 from ziphius.text import special
 from ziphius.text.tokenizer import Tokenizer
@@ -299,3 +308,67 @@ def test_a_process_that_takes_too_long_is_ended(
         ):
             compiler.compile(StructuredOutputs(regex="a"))
         assert time.monotonic() - start < 60
+
+
+def test_drafts_past_the_end_are_taken_back(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    """An end is a token of the grammar where it may go on, and none where it is over."""
+    [a], [y] = tokenizer.encode("a"), tokenizer.encode("y")
+    end = tokenizer.eos_ids[0]
+    thinking = Thinking((tokenizer.token_id(special.END_THINK),))
+    for past in ([a, a, a, end], [a, a, a, end, end], [a, a, end], [a, a, end, end]):
+        for thinks in (None, thinking):
+            processor = compiler.compile(StructuredOutputs(regex="a{2,3}")).processor(thinks)
+            begun = [y, *thinking.end_ids] if thinks else []
+            found: list[set[int]] = []
+            for token_id in [*begun, *past]:
+                found.append(allowed(processor, tokenizer))
+                processor.accept(token_id)
+            assert processor.accept(end) == COMPLETE
+            processor.rollback(1)
+            for count in range(1, len(found) + 1):
+                processor.rollback(count)
+                assert allowed(processor, tokenizer) == found[-count]
+                for token_id in [*begun, *past][-count:]:
+                    processor.accept(token_id)
+
+
+@pytest.mark.parametrize("method", ["ngram", "model", "mtp"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        StructuredOutputs(choice=("yes", "yesterday", "no")),
+        StructuredOutputs(regex="([a-e]{2,4} )*x"),
+    ],
+    ids=["choice", "regex"],
+)
+def test_speculation_changes_nothing_of_an_answer(
+    wanted: StructuredOutputs, method: Literal["ngram", "model", "mtp"]
+) -> None:
+    tokenizer = deepseek_tokenizer(MIN_SIZE)
+    target, draft = (build(moe_config(vocab_size=MIN_SIZE), seed).eval() for seed in (0, 1))
+    end = [*tokenizer.eos_ids] * 3
+    text = [i for part in ("yes", "no", "ab ab x") for i in [*tokenizer.encode(part), *end]]
+    told = {}
+    with RequestMaker(tokenizer) as maker:
+        for speculation in (None, SpeculationConfig(method=method, adaptive=False)):
+            engine = build_engine(
+                target,
+                EngineConfig(num_blocks=60, max_num_seqs=1, speculation=speculation),
+                vocab_limit=tokenizer.vocab_size,
+                draft_model=draft if speculation and method == "model" else None,
+            )
+            log = Log(engine)
+            for seed in range(12):
+                params = SamplingParams(
+                    max_tokens=20, seed=seed, temperature=seed % 2, structured_outputs=wanted
+                )
+                prompt = Prompt([9 + seed, *text, *text], tokenizer.eos_ids, None)
+                engine.add(maker.ask(prompt, params).request)
+            log.run()
+            told[speculation] = [told.token_ids for told in log.told.values()], log.errors
+        assert engine.metrics()["spec_decode_num_accepted_tokens"] > 0
+    plain, drafted = told.values()
+    assert not plain[1]
+    assert drafted == plain

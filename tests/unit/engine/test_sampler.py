@@ -238,3 +238,20 @@ def test_a_bias_of_an_unknown_token_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"logit_bias names token 100, .* 0 to 99"):
         sampler.add(0, SamplingConfig(logit_bias={100: 1.0}), 0)
     sampler.add(0, SamplingConfig(logit_bias={99: 1.0}), 0)
+
+
+class Deaf(Only):
+    def accept(self, token_id: int) -> str | None:
+        raise RuntimeError("it hears nothing")
+
+
+def test_a_row_that_could_not_be_taken_in_is_free() -> None:
+    sampler = BatchSampler()
+    with pytest.raises(RuntimeError, match="hears nothing"):
+        sampler.add(9, SamplingConfig(), 0, (), [Deaf(3)], token_ids=[3])
+    with pytest.raises(OverflowError):
+        sampler.add(9, SamplingConfig(), -5)
+    assert not sampler.rows
+    sampler.add(9, SamplingConfig(temperature=0.0), 0, (), [Only(3)], token_ids=[3])
+    assert sampler.rows == {9}
+    assert sampler(logits(1, 64), [9], [1]).ids_L.tolist() == [4]

@@ -37,6 +37,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "sanitize": ("-O1", "-g", SANITIZERS, "-fno-sanitize-recover=all", *COMMON_FLAGS),
 }
 """What the compiler is told, for each way to compile."""
+_PREFIX = "native-"
 
 
 @cache
@@ -71,6 +72,15 @@ def outcome() -> tuple[Path | None, str]:
         return None, f"off: {error}"
 
 
+def digest() -> str:
+    """Name what the kernels that run here were made of; empty where none run.
+
+    Sources, compiler, its flags and the units of the CPU: kernels of equal digests give equal bits.
+    """
+    path, _ = outcome()
+    return "" if path is None else path.stem.removeprefix(_PREFIX)
+
+
 def find_compiler() -> str | None:
     """Return the path of what compiles the kernels: `CXX`, g++ or clang++."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
@@ -83,7 +93,7 @@ def compiled(
 
     Of several processes that need it at once one compiles, and the others wait.
     """
-    path = cache_folder() / f"native-{_fingerprint(sources, compiler, flags)}.so"
+    path = cache_folder() / f"{_PREFIX}{_fingerprint(sources, compiler, flags)}.so"
     if not _is_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.with_suffix(".lock")):
@@ -161,7 +171,9 @@ def _fingerprint(sources: Sequence[Path], compiler: str, compiler_flags: Sequenc
     flags = Path("/proc/cpuinfo")
     features = ""
     if flags.exists():
-        features = next((line for line in flags.read_text().splitlines() if "flags" in line), "")
+        named = ("flags", "Features")  # on x86, on Arm
+        lines = flags.read_text().splitlines()
+        features = next((line for line in lines if line.startswith(named)), "")
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout
     headers = sorted(Path(__file__).parent.glob("*.h"))
     texts = (path.read_text() for path in (*sources, *headers))

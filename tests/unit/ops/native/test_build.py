@@ -81,6 +81,31 @@ def test_a_library_that_was_cut_is_compiled_anew(monkeypatch, tmp_path, size):
     assert len(compiled) == (1 if size is None else 2)
 
 
+def test_the_digest_is_that_of_what_runs(monkeypatch, tmp_path):
+    def compiler(words, **_):
+        if "-o" in words:
+            Path(words[words.index("-o") + 1]).write_bytes(b"code")
+        return SimpleNamespace(returncode=0, stdout=versions[0])
+
+    monkeypatch.setenv("ZIPHIUS_CACHE", str(tmp_path))
+    monkeypatch.setattr(build.subprocess, "run", compiler)
+    monkeypatch.setattr(build, "find_compiler", lambda: "g++")
+    source = tmp_path / "one.cpp"
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
+    seen, versions = [], [""]
+    for text, version in (("a", "12"), ("a", "12"), ("b", "12"), ("b", "13")):
+        source.write_text(text)
+        versions[0] = version
+        build.outcome.cache_clear()
+        seen.append(build.digest())
+        assert (tmp_path / f"native-{seen[-1]}.so").exists()
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
+    monkeypatch.setenv(native.SWITCH, "off")
+    build.outcome.cache_clear()
+    assert build.digest() == ""
+
+
 def started(folder: Path, compiler: Path) -> subprocess.Popen[bytes]:
     """Begin to build one source in a process of its own."""
     code = "from pathlib import Path; from ziphius.ops.native import build; " + (
