@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from ziphius.core.errors import QueueFullError
 from ziphius.engine.engine import Engine
 from ziphius.engine.sequence import FinishReason, Request, StepOutput
+
+T = TypeVar("T")
 
 _IDLE_BEAT = 0.2
 """Seconds after which an idle thread looks around, to beat."""
@@ -73,8 +75,13 @@ class OutputStream:
 
     def put(self, item: list[StepOutput] | Exception) -> None:
         """Hand something over from the thread; to an asker whose loop is gone, nothing."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+        _hand_over(self._loop, self._arrived, item)
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, arrived: asyncio.Queue[T], item: T) -> None:
+    """Put something into a queue of another thread's loop; where the loop is gone, nothing."""
+    with suppress(RuntimeError):  # it is closed
+        loop.call_soon_threadsafe(arrived.put_nowait, item)
 
 
 class AsyncEngine:
@@ -155,7 +162,7 @@ class AsyncEngine:
                 result = function(self._engine), None
             except Exception as error:
                 result = None, error
-            loop.call_soon_threadsafe(done.put_nowait, result)
+            _hand_over(loop, done, result)
 
         self._do(run)
         result, error = await done.get()
@@ -243,6 +250,8 @@ class AsyncEngine:
         for output in outputs:
             parts.setdefault(output.request_id, []).append(output)
         for request_id, part in parts.items():
+            if request_id not in self._streams:
+                continue  # a called function has added it
             self._streams[request_id].put(part)
             self._close(request_id, {one.sample for one in part if one.finish_reason is not None})
 

@@ -211,3 +211,37 @@ def test_the_heart_beats_while_idle_and_stops_when_a_step_hangs():
         assert await front.drain()
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_caller_whose_loop_is_gone_harms_nobody_else():
+    front = AsyncEngine(mock_engine())
+    front.start()
+    held, is_inside = threading.Event(), threading.Event()
+
+    def hold(engine: Engine) -> None:
+        is_inside.set()
+        assert held.wait(30)
+
+    async def impatient() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(front.call(hold), 0.05)
+
+    async def other() -> None:
+        request = Request([1, 2], 20, 0, SAMPLED)
+        assert (await told(front.generate(request)))[0] == oracle(request)
+        assert await front.drain()
+
+    asyncio.run(impatient())
+    assert is_inside.wait(30)
+    held.set()
+    asyncio.run(asyncio.wait_for(other(), 60))
+
+
+def test_a_request_that_has_no_stream_harms_nobody():
+    async def test(front: AsyncEngine, engine: Engine) -> None:
+        await front.call(lambda engine: engine.add(Request([1, 2], 5)))
+        request = Request([1, 2], 20, 0, SAMPLED)
+        assert (await told(front.generate(request)))[0] == oracle(request)
+        await empty(front)
+
+    run(test)
