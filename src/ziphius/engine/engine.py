@@ -98,6 +98,8 @@ class Engine:
         self._tier: DiskTier | None = None
         self.figures: list[Callable[[], Mapping[str, int]]] = []
         """Of other parts of the model and the engine, for `metrics`."""
+        self.on_end: Callable[[StepOutput], None] | None = None
+        """Hears of every sequence that `end` or `cancel` ends, of which no step says so."""
         assert (proposer is None) == (config.speculation is None)
         self._speculation = None
         if proposer is not None and config.speculation is not None:
@@ -181,19 +183,25 @@ class Engine:
 
     def cancel(self, request_id: int) -> bool:
         """End a request now, whatever it is doing; tell whether there was something to end."""
-        sequences = self._requests.get(request_id, [])
-        for sequence in list(sequences):
+        sequences = list(self._requests.get(request_id, []))
+        for sequence in sequences:
             self.end(request_id, sequence.sample, "cancelled")
         return bool(sequences)
 
     def end(self, request_id: int, sample: int, reason: FinishReason = "stop") -> None:
         """End one sample from outside, as when a stop string shows up in its text."""
-        sequences = self._requests.get(request_id, [])
-        for sequence in sequences:
+        for sequence in list(self._requests.get(request_id, [])):
             if sequence.sample == sample and sequence.status is not Status.FINISHED:
                 if reason == "cancelled":
                     self._metrics.cancelled[_PLACES.get(sequence.status, "queue")] += 1
                 self._finish(sequence, reason)
+                if self.on_end is not None:
+                    version = self.weight_version
+                    self.on_end(
+                        StepOutput(
+                            request_id, sample, None, math.nan, reason, weight_version=version
+                        )
+                    )
 
     def keep_on_disk(self, folder: Path, max_bytes: int, *, model: str, runner: str) -> None:
         """Put a folder under the prefix cache, before the first request (`disk_tier.py`).
