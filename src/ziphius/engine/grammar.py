@@ -8,6 +8,7 @@ Shapes: W vocabulary.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -102,19 +103,30 @@ class GrammarCompiler(Closing):
         job = {"grammar": text, "cpu_s": limits.cpu_s, "memory": limits.memory}
         with self._turn:
             process, self._waiting = self._waiting, self._started()
+            if process.poll() is not None:  # it was ended while it waited
+                with process:
+                    process = self._started()
         with process:
             try:
-                answer, _ = process.communicate(json.dumps(job).encode() + b"\n", limits.wall_s)
+                answer, complaint = process.communicate(
+                    json.dumps(job).encode() + b"\n", limits.wall_s
+                )
             except subprocess.TimeoutExpired:
                 process.kill()
                 return f"compiling it took longer than {limits.wall_s:.0f} s"
         if process.returncode:
-            return (
-                f"compiling it took more than {limits.cpu_s} s or "
-                f"{limits.memory // 2**20:,} MiB of memory"
-            )
+            return self._why_it_ended(process.returncode, complaint)
         error: str | None = json.loads(answer)["error"]
         return error
+
+    def _why_it_ended(self, status: int, complaint: bytes) -> str:
+        limits = self._limits
+        if status == -signal.SIGXCPU:
+            return f"compiling it took more than {limits.cpu_s} s of CPU time"
+        if b"memory" in complaint.lower():  # of Python, of Rust, of the system
+            return f"compiling it took more than {limits.memory // 2**20:,} MiB of memory"
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return f"the process that compiled it ended early, {how}"
 
     def _started(self) -> "subprocess.Popen[bytes]":
         """Start a process for the next grammar: importing takes longer than most grammars do."""
@@ -123,7 +135,7 @@ class GrammarCompiler(Closing):
             [sys.executable, "-I", "-S", str(_SCRIPT), str(self._packages)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env={"LC_ALL": "C.UTF-8"},
             cwd="/",
             start_new_session=True,  # Ctrl-C at the terminal is for this process

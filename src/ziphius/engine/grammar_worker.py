@@ -21,7 +21,9 @@ def main() -> None:
     job = json.loads(line)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = int(used.ru_utime + used.ru_stime) + 1 + job["cpu_s"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    # A hard limit as low would send SIGKILL, which says nothing.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
     matcher = LLMatcher(tokenizer, job["grammar"], log_level=0)
     if not matcher.is_error():
