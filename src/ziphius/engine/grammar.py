@@ -8,6 +8,7 @@ Shapes: W vocabulary.
 """
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -253,7 +254,7 @@ def _checked_schema(text: str) -> Any:
     if (depth := _depth(text)) > MAX_DEPTH:
         raise ConfigError(f"json_schema is nested {depth:,} deep; at most {MAX_DEPTH} are allowed")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
     except ValueError as error:
         raise ConfigError(f"json_schema is not JSON: {error}") from error
     for key, entries in _lists(schema):
@@ -264,6 +265,18 @@ def _checked_schema(text: str) -> Any:
                 f"{key} of json_schema has {entries:,} entries; at most {most[key]:,} are allowed"
             )
     return schema
+
+
+def _finite(text: str) -> float:
+    """Read a number; Python reads 1e309 as infinity, which JSON cannot write."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:_SHOWN]} is too large a number")
+    return number
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _depth(text: str) -> int:
@@ -296,6 +309,10 @@ def _lists(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _in_one_line(error: str) -> str:
+    if "NoExtensionBias" in error:  # so llguidance calls it
+        return (
+            "no text fits it (it contradicts itself, or a rule or $ref of it leads only to itself)"
+        )
     return " ".join(error.replace("<non-verbose/>", "").split())[:_SHOWN]
 
 

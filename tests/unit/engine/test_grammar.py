@@ -331,3 +331,24 @@ def test_cpu_time_and_memory_are_told_apart(
             pytest.raises(ConfigError, match=complaint),
         ):
             compiler.compile(StructuredOutputs(regex="a"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        ('{"maximum": 1e309}', "is not JSON: 1e309 is too large a number$"),
+        ('{"const": NaN}', "is not JSON: NaN is no number$"),
+        ('{"$ref": "#"}', "cannot be used: no text fits it .*only to itself"),
+    ],
+)
+def test_errors_of_schemas_are_for_who_wrote_them(
+    schema: str, complaint: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GrammarCompiler, "_error_beside", BESIDE)
+    with (
+        GrammarCompiler(tokenizer, tokenizer.eos_ids) as compiler,
+        pytest.raises(ConfigError, match=complaint) as caught,
+    ):
+        compiler.compile(StructuredOutputs(json_schema=schema))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
