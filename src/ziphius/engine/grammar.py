@@ -39,6 +39,11 @@ MAX_DEPTH = 64
 MAX_ENUM, MAX_ALTERNATIVES = 10_000, 500
 """Entries of one `enum`; of one `anyOf`, `oneOf` or `allOf`."""
 _SCRIPT = Path(__file__).with_name("grammar_worker.py")
+_FUEL = 200_000
+"""Of llguidance for the first step of a lexer, a fifth of its own limit: about 0.1 s, and enough
+for an enum of `MAX_ENUM`."""
+_ALLOWED = b"\xc8"
+"""In a mask of llguidance."""
 _KEPT = 64
 _SHOWN = 300
 
@@ -89,9 +94,9 @@ class GrammarCompiler(Closing):
         error = self._error_beside(text)
         if error is None:
             # verbose_errors would put the tokens of an answer into messages.
-            limits = LLParserLimits(verbose_errors=False)
+            limits = LLParserLimits(verbose_errors=False, initial_lexer_fuel=_FUEL)
             matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
-            error = matcher.get_error() or None
+            error = matcher.get_error() or _error_of_first_step(matcher.deep_copy())
         if error is not None:
             raise ConfigError(
                 f"the {wanted.kinds[0]} of structured_outputs cannot be used: {_in_one_line(error)}"
@@ -212,6 +217,14 @@ class GrammarProcessor:
             self._matcher.rollback(consumed)
 
 
+def _error_of_first_step(matcher: "LLMatcher") -> str | None:
+    """Take any token: llguidance builds most of a lexer only then, and others would wait for it."""
+    token_id = matcher.compute_logit_bias().find(_ALLOWED)
+    if token_id >= 0 and not matcher.is_error():
+        matcher.consume_token(token_id)
+    return matcher.get_error() or None
+
+
 class _Vocabulary:
     """A tokenizer as llguidance wants to see it."""
 
@@ -309,6 +322,8 @@ def _lists(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _in_one_line(error: str) -> str:
+    if "too many expressions" in error or "too big" in error:
+        return "it is too large: repetitions inside repetitions multiply"
     if "NoExtensionBias" in error:  # so llguidance calls it
         return (
             "no text fits it (it contradicts itself, or a rule or $ref of it leads only to itself)"

@@ -179,11 +179,12 @@ def test_sequences_of_one_grammar_are_apart(
 def test_what_has_no_valid_token_fails_alone(
     compiler: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
-    compiled = compiler.compile(StructuredOutputs(grammar="start: X\nX: /a/ & /b/"))
+    processor = compiler.compile(StructuredOutputs(regex="ab")).processor()
+    processor.accept(tokenizer.encode("z")[0])
     with pytest.raises(ProcessorError, match="the grammar of this request cannot go on"):
-        compiled.processor()(torch.zeros(tokenizer.vocab_size), [])
+        processor(torch.zeros(tokenizer.vocab_size), [])
     sampler = BatchSampler(limit=tokenizer.vocab_size)
-    sampler.add(0, SamplingConfig(), 0, (), [compiled.processor()])
+    sampler.add(0, SamplingConfig(), 0, (), [processor])
     sampler.add(1, SamplingConfig(), 1)
     logits_LW = torch.randn(2, tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
     sampled = sampler(logits_LW, [0, 1], [0, 0])
@@ -352,3 +353,36 @@ def test_errors_of_schemas_are_for_who_wrote_them(
         compiler.compile(StructuredOutputs(json_schema=schema))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("regex", ["(a{1000}){1000}", "x(a{1000}){1000}"])
+def test_what_is_too_large_to_begin_is_refused_before_any_step(
+    regex: str, compiler: GrammarCompiler
+) -> None:
+    """The compiler does the work of the first step, and of little fuel."""
+    before = time.process_time()
+    with pytest.raises(ConfigError, match=r"the regex of .* cannot be used: it is too large"):
+        compiler.compile(StructuredOutputs(regex=regex))
+    assert time.process_time() - before < 0.6  # 0.1 s; with the fuel of the library 1.3 s
+
+
+def test_what_grows_too_large_later_fails_in_one_short_step(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    processor = compiler.compile(StructuredOutputs(regex="[ab](a{1000}){1000}x")).processor()
+    [a] = tokenizer.encode("a")
+    allowed(processor, tokenizer)
+    assert processor.accept(a) is None
+    allowed(processor, tokenizer)
+    assert processor.accept(a) is None
+    with pytest.raises(ProcessorError, match="cannot go on: it is too large"):
+        allowed(processor, tokenizer)
+
+
+def test_large_schemas_are_not_too_large(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    entries = [f"value number {i}" for i in range(grammar.MAX_ENUM)]
+    names = [f"p{i}" for i in range(grammar.MAX_ALTERNATIVES)]
+    one_of = [{"properties": {p: {"maxLength": 200}}, "required": [p]} for p in names]
+    for schema in ({"enum": entries}, {"type": "object", "anyOf": one_of}):
+        wanted = StructuredOutputs(json_schema=json.dumps(schema))
+        assert allowed(compiler.compile(wanted).processor(), tokenizer)
