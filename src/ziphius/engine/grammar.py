@@ -323,7 +323,7 @@ def _lists(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 def _in_one_line(error: str) -> str:
     if "too many expressions" in error or "too big" in error:
-        return "it is too large: repetitions inside repetitions multiply"
+        return "it is too large: ask for fewer repetitions or alternatives"
     if "NoExtensionBias" in error:  # so llguidance calls it
         return (
             "no text fits it (it contradicts itself, or a rule or $ref of it leads only to itself)"
