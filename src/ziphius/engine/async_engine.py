@@ -2,8 +2,8 @@
 
 The thread alone touches the engine. Askers hand it what to do through a queue, and hear of every
 step through the event loop they ask from. A stream that is left, by `break` or a cancelled task,
-cancels its request. The heart beats while the thread is alive and goes on: `heartbeat_age`
-grows without end when a step hangs.
+closed or forgotten, cancels its request. The heart beats while the thread is alive and goes on:
+`heartbeat_age` grows without end when a step hangs.
 """
 
 import asyncio
@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from ziphius.core.errors import QueueFullError
 from ziphius.engine.engine import Engine
 from ziphius.engine.sequence import FinishReason, Request, StepOutput
+
+T = TypeVar("T")
 
 _IDLE_BEAT = 0.2
 """Seconds after which an idle thread looks around, to beat."""
@@ -29,15 +31,16 @@ class EngineDeadError(RuntimeError):
 class OutputStream:
     """The outputs of one request, as they come: iterate over it once.
 
-    Leaving the iteration early cancels the request.
+    Leaving the iteration early cancels the request; so does dropping the last reference.
     """
 
     def __init__(self, engine: "AsyncEngine", request: Request) -> None:
+        self._open: set[int] = set()
         self.request = request
         self._engine = engine
-        self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[list[StepOutput] | Exception] = asyncio.Queue()
-        self._open = set(range(request.n))
+        self.feed = Feed(asyncio.get_running_loop(), self._arrived)
+        self._open.update(range(request.n))
 
     async def __aiter__(self) -> AsyncIterator[StepOutput]:
         """Yield the outputs of all samples that were not ended.
@@ -59,22 +62,47 @@ class OutputStream:
                             self._open.remove(output.sample)
                         yield output
         finally:
-            for sample in list(self._open):
-                self._end(sample, "cancelled")
+            self.close()
 
     def end(self, sample: int = 0) -> None:
         """End one sample, as when a stop string shows up in its text; no output of it follows."""
         if sample in self._open:
             self._end(sample, "stop")
 
+    def close(self) -> None:
+        """Cancel what is not finished; whoever iterates hears no more."""
+        for sample in list(self._open):
+            self._end(sample, "cancelled")
+
+    def __del__(self) -> None:
+        """Cancel: nobody will hear what follows."""
+        self.close()
+
     def _end(self, sample: int, reason: FinishReason) -> None:
         self._open.remove(sample)
-        self._engine.end(self, sample, reason)
+        self._engine.end(self.feed, sample, reason)
+
+
+class Feed:
+    """Where the thread puts what is for one stream, which it must not keep alive."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        arrived: asyncio.Queue[list[StepOutput] | Exception],
+    ) -> None:
+        self._loop = loop
+        self._arrived = arrived
 
     def put(self, item: list[StepOutput] | Exception) -> None:
         """Hand something over from the thread; to an asker whose loop is gone, nothing."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+        _hand_over(self._loop, self._arrived, item)
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, arrived: asyncio.Queue[T], item: T) -> None:
+    """Put something into a queue of another thread's loop; where the loop is gone, nothing."""
+    with suppress(RuntimeError):  # it is closed
+        loop.call_soon_threadsafe(arrived.put_nowait, item)
 
 
 class AsyncEngine:
@@ -94,10 +122,11 @@ class AsyncEngine:
         self._engine = engine
         self._clock = clock
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        # A stream that is collected while its own thread holds it asks for it again.
+        self._lock = threading.RLock()
         self._unfinished = 0
-        self._streams: dict[int, OutputStream] = {}
-        self._numbers: dict[OutputStream, int] = {}
+        self._feeds: dict[int, Feed] = {}
+        self._numbers: dict[Feed, int] = {}
         self._open: dict[int, set[int]] = {}
         self._beat = clock()
         self._is_draining = False
@@ -132,18 +161,21 @@ class AsyncEngine:
         Raises:
             QueueFullError: the engine is being shut down.
             EngineDeadError: the thread has ended.
+            RuntimeError: it was not started.
         """
         if self._is_draining:
             raise QueueFullError("the engine is shutting down and takes no more requests")
+        self._check_alive()
         stream = OutputStream(self, request)
-        self._do(lambda: self._begin(stream))
+        feed = stream.feed
+        self._do(lambda: self._begin(feed, request))
         self._count(1)
         return stream
 
-    def end(self, stream: OutputStream, sample: int, reason: FinishReason) -> None:
+    def end(self, feed: Feed, sample: int, reason: FinishReason) -> None:
         """End one sample of a stream (`OutputStream.end`)."""
         with suppress(EngineDeadError):
-            self._do(lambda: self._end(stream, sample, reason))
+            self._do(lambda: self._end(feed, sample, reason))
 
     async def call(self, function: Callable[[Engine], Any]) -> Any:
         """Run a function of the engine between two steps, in its thread, and return its result."""
@@ -155,7 +187,7 @@ class AsyncEngine:
                 result = function(self._engine), None
             except Exception as error:
                 result = None, error
-            loop.call_soon_threadsafe(done.put_nowait, result)
+            _hand_over(loop, done, result)
 
         self._do(run)
         result, error = await done.get()
@@ -186,19 +218,26 @@ class AsyncEngine:
     def _do(self, command: Callable[[], None]) -> None:
         """Let the thread run something between two steps."""
         with self._lock:
-            if not self.is_alive:
-                raise EngineDeadError(f"the engine has stopped: {self._error}") from self._error
+            self._check_alive()
             self._commands.put(command)
+
+    def _check_alive(self) -> None:
+        if self._thread.ident is None:
+            raise RuntimeError("the engine was not started: call start(), or use `async with`")
+        if not self.is_alive:
+            raise EngineDeadError(f"the engine has stopped: {self._error}") from self._error
 
     def _run(self) -> None:
         """Step until told to stop; an error of the engine itself ends every stream."""
         reason: Exception = QueueFullError("the engine was shut down")
+        self._engine.on_end = lambda output: self._hand_out([output])
         try:
             while not self._stop:
                 self._obey(wait=not self._engine.has_work)
                 if self._engine.has_work and not self._stop:
                     self._hand_out(self._engine.step())
                 self._beat = self._clock()
+            self._engine.on_end = None  # of what is left, streams hear `reason`
             self._engine.close()
         except Exception as error:
             reason = EngineDeadError(f"the engine has stopped: {error}")
@@ -206,9 +245,9 @@ class AsyncEngine:
         with self._lock:
             self._error = reason
         self._obey(wait=False)
-        for stream in self._streams.values():
-            stream.put(reason)
-        self._streams.clear()
+        for feed in self._feeds.values():
+            feed.put(reason)
+        self._feeds.clear()
 
     def _obey(self, *, wait: bool) -> None:
         """Do all that askers want; wait a moment for the first of it where there is no step."""
@@ -218,24 +257,23 @@ class AsyncEngine:
             while True:
                 self._commands.get_nowait()()
 
-    def _begin(self, stream: OutputStream) -> None:
+    def _begin(self, feed: Feed, request: Request) -> None:
         try:
             if self._error is not None:
                 raise self._error
-            request_id = self._engine.add(stream.request)
+            request_id = self._engine.add(request)
         except Exception as error:
-            stream.put(error)
+            feed.put(error)
             self._count(-1)
             return
-        self._streams[request_id] = stream
-        self._numbers[stream] = request_id
-        self._open[request_id] = set(range(stream.request.n))
+        self._feeds[request_id] = feed
+        self._numbers[feed] = request_id
+        self._open[request_id] = set(range(request.n))
 
-    def _end(self, stream: OutputStream, sample: int, reason: FinishReason) -> None:
-        request_id = self._numbers.get(stream)
-        if request_id is not None and sample in self._open[request_id] and self._error is None:
+    def _end(self, feed: Feed, sample: int, reason: FinishReason) -> None:
+        request_id = self._numbers.get(feed)
+        if request_id is not None and self._error is None:
             self._engine.end(request_id, sample, reason)
-            self._close(request_id, {sample})
 
     def _hand_out(self, outputs: list[StepOutput]) -> None:
         """Give each stream what a step made for it, in one piece."""
@@ -243,14 +281,16 @@ class AsyncEngine:
         for output in outputs:
             parts.setdefault(output.request_id, []).append(output)
         for request_id, part in parts.items():
-            self._streams[request_id].put(part)
+            if request_id not in self._feeds:
+                continue  # a called function has added it
+            self._feeds[request_id].put(part)
             self._close(request_id, {one.sample for one in part if one.finish_reason is not None})
 
     def _close(self, request_id: int, samples: set[int]) -> None:
         """Forget samples that have ended, and with the last one their stream."""
         self._open[request_id] -= samples
         if not self._open[request_id]:
-            del self._open[request_id], self._numbers[self._streams.pop(request_id)]
+            del self._open[request_id], self._numbers[self._feeds.pop(request_id)]
             self._count(-1)
 
     def _count(self, change: int) -> None:

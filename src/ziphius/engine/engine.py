@@ -97,6 +97,8 @@ class Engine:
         self._tier: DiskTier | None = None
         self.figures: list[Callable[[], Mapping[str, int]]] = []
         """Of other parts of the model and the engine, for `metrics`."""
+        self.on_end: Callable[[StepOutput], None] | None = None
+        """Hears of every sequence that `end` or `cancel` ends, of which no step says so."""
         assert (proposer is None) == (config.speculation is None)
         self._speculation = None
         if proposer is not None and config.speculation is not None:
@@ -187,12 +189,18 @@ class Engine:
 
     def end(self, request_id: int, sample: int, reason: FinishReason = "stop") -> None:
         """End one sample from outside, as when a stop string shows up in its text."""
-        sequences = self._requests.get(request_id, [])
-        for sequence in sequences:
+        for sequence in list(self._requests.get(request_id, [])):
             if sequence.sample == sample and sequence.status is not Status.FINISHED:
                 if reason == "cancelled":
                     self._metrics.cancelled[_PLACES.get(sequence.status, "queue")] += 1
                 self._finish(sequence, reason)
+                if self.on_end is not None:
+                    version = self.weight_version
+                    self.on_end(
+                        StepOutput(
+                            request_id, sample, None, math.nan, reason, weight_version=version
+                        )
+                    )
 
     def keep_on_disk(self, folder: Path, max_bytes: int, *, model: str, runner: str) -> None:
         """Put a folder under the prefix cache, before the first request (`disk_tier.py`).

@@ -9,6 +9,8 @@ Shapes: W vocabulary.
 
 import enum
 import json
+import math
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,11 @@ MAX_DEPTH = 64
 MAX_ENUM, MAX_ALTERNATIVES = 10_000, 500
 """Entries of one `enum`; of one `anyOf`, `oneOf` or `allOf`."""
 _SCRIPT = Path(__file__).with_name("grammar_worker.py")
+_FUEL = 200_000
+"""Of llguidance for the first step of a lexer, a fifth of its own limit: about 0.1 s, and enough
+for an enum of `MAX_ENUM`."""
+_ALLOWED = b"\xc8"
+"""In a mask of llguidance."""
 _KEPT = 64
 _SHOWN = 300
 
@@ -88,9 +95,9 @@ class GrammarCompiler(Closing):
         error = self._error_beside(text)
         if error is None:
             # verbose_errors would put the tokens of an answer into messages.
-            limits = LLParserLimits(verbose_errors=False)
+            limits = LLParserLimits(verbose_errors=False, initial_lexer_fuel=_FUEL)
             matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=limits)
-            error = matcher.get_error() or None
+            error = matcher.get_error() or _error_of_first_step(matcher.deep_copy())
         if error is not None:
             raise ConfigError(
                 f"the {wanted.kinds[0]} of structured_outputs cannot be used: {_in_one_line(error)}"
@@ -103,19 +110,30 @@ class GrammarCompiler(Closing):
         job = {"grammar": text, "cpu_s": limits.cpu_s, "memory": limits.memory}
         with self._turn:
             process, self._waiting = self._waiting, self._started()
+            if process.poll() is not None:  # it was ended while it waited
+                with process:
+                    process = self._started()
         with process:
             try:
-                answer, _ = process.communicate(json.dumps(job).encode() + b"\n", limits.wall_s)
+                answer, complaint = process.communicate(
+                    json.dumps(job).encode() + b"\n", limits.wall_s
+                )
             except subprocess.TimeoutExpired:
                 process.kill()
                 return f"compiling it took longer than {limits.wall_s:.0f} s"
         if process.returncode:
-            return (
-                f"compiling it took more than {limits.cpu_s} s or "
-                f"{limits.memory // 2**20:,} MiB of memory"
-            )
+            return self._why_it_ended(process.returncode, complaint)
         error: str | None = json.loads(answer)["error"]
         return error
+
+    def _why_it_ended(self, status: int, complaint: bytes) -> str:
+        limits = self._limits
+        if status == -signal.SIGXCPU:
+            return f"compiling it took more than {limits.cpu_s} s of CPU time"
+        if b"memory" in complaint.lower():  # of Python, of Rust, of the system
+            return f"compiling it took more than {limits.memory // 2**20:,} MiB of memory"
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return f"the process that compiled it ended early, {how}"
 
     def _started(self) -> "subprocess.Popen[bytes]":
         """Start a process for the next grammar: importing takes longer than most grammars do."""
@@ -124,7 +142,7 @@ class GrammarCompiler(Closing):
             [sys.executable, "-I", "-S", str(_SCRIPT), str(self._packages)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env={"LC_ALL": "C.UTF-8"},
             cwd="/",
             start_new_session=True,  # Ctrl-C at the terminal is for this process
@@ -214,6 +232,14 @@ class GrammarProcessor:
             self._matcher.rollback(consumed)
 
 
+def _error_of_first_step(matcher: "LLMatcher") -> str | None:
+    """Take any token: llguidance builds most of a lexer only then, and others would wait for it."""
+    token_id = matcher.compute_logit_bias().find(_ALLOWED)
+    if token_id >= 0 and not matcher.is_error():
+        matcher.consume_token(token_id)
+    return matcher.get_error() or None
+
+
 class _Vocabulary:
     """A tokenizer as llguidance wants to see it."""
 
@@ -256,7 +282,7 @@ def _checked_schema(text: str) -> Any:
     if (depth := _depth(text)) > MAX_DEPTH:
         raise ConfigError(f"json_schema is nested {depth:,} deep; at most {MAX_DEPTH} are allowed")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
     except ValueError as error:
         raise ConfigError(f"json_schema is not JSON: {error}") from error
     for key, entries in _lists(schema):
@@ -267,6 +293,18 @@ def _checked_schema(text: str) -> Any:
                 f"{key} of json_schema has {entries:,} entries; at most {most[key]:,} are allowed"
             )
     return schema
+
+
+def _finite(text: str) -> float:
+    """Read a number; Python reads 1e309 as infinity, which JSON cannot write."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:_SHOWN]} is too large a number")
+    return number
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _depth(text: str) -> int:
@@ -299,6 +337,12 @@ def _lists(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _in_one_line(error: str) -> str:
+    if "too many expressions" in error or "too big" in error:
+        return "it is too large: ask for fewer repetitions or alternatives"
+    if "NoExtensionBias" in error:  # so llguidance calls it
+        return (
+            "no text fits it (it contradicts itself, or a rule or $ref of it leads only to itself)"
+        )
     return " ".join(error.replace("<non-verbose/>", "").split())[:_SHOWN]
 
 

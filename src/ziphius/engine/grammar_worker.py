@@ -12,7 +12,7 @@ import sys
 def main() -> None:
     """Say whether llguidance takes the grammar, and whether any token can begin it."""
     sys.path.append(sys.argv[1])  # it starts without site packages
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     tokenizer = LLTokenizer("byte")
     line = sys.stdin.readline()
@@ -21,9 +21,12 @@ def main() -> None:
     job = json.loads(line)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = int(used.ru_utime + used.ru_stime) + 1 + job["cpu_s"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    # A hard limit as low would send SIGKILL, which says nothing.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
-    matcher = LLMatcher(tokenizer, job["grammar"], log_level=0)
+    limits = LLParserLimits(verbose_errors=False)  # its inner state is nothing for users
+    matcher = LLMatcher(tokenizer, job["grammar"], log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()
     print(json.dumps({"error": matcher.get_error() or None}))

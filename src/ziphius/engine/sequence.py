@@ -63,7 +63,7 @@ class StepOutput(NamedTuple):
     sample: int
     """Which of the request's n."""
     token_id: int | None
-    """None only with an error, or where no token was asked for."""
+    """None only with an error, an end from outside, or where no token was asked for."""
     logprob: float
     """Natural log of its probability at the request's temperature (1 if greedy), before filters."""
     finish_reason: FinishReason | None

@@ -211,3 +211,91 @@ def test_the_heart_beats_while_idle_and_stops_when_a_step_hangs():
         assert await front.drain()
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_caller_whose_loop_is_gone_harms_nobody_else():
+    front = AsyncEngine(mock_engine())
+    front.start()
+    held, is_inside = threading.Event(), threading.Event()
+
+    def hold(engine: Engine) -> None:
+        is_inside.set()
+        assert held.wait(30)
+
+    async def impatient() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(front.call(hold), 0.05)
+
+    async def other() -> None:
+        request = Request([1, 2], 20, 0, SAMPLED)
+        assert (await told(front.generate(request)))[0] == oracle(request)
+        assert await front.drain()
+
+    asyncio.run(impatient())
+    assert is_inside.wait(30)
+    held.set()
+    asyncio.run(asyncio.wait_for(other(), 60))
+
+
+def test_a_request_that_has_no_stream_harms_nobody():
+    async def test(front: AsyncEngine, engine: Engine) -> None:
+        await front.call(lambda engine: engine.add(Request([1, 2], 5)))
+        request = Request([1, 2], 20, 0, SAMPLED)
+        assert (await told(front.generate(request)))[0] == oracle(request)
+        await empty(front)
+
+    run(test)
+
+
+def test_a_reader_hears_of_an_end_from_another_task_while_its_request_waits():
+    async def test(front: AsyncEngine, engine: Engine) -> None:
+        held = threading.Event()
+        engine.runner = Held(held)
+        busy = asyncio.create_task(told(front.generate(ENDLESS)))
+        stream = front.generate(ENDLESS)
+        reader = asyncio.create_task(told(stream))
+        while not (engine.num_running and engine.num_waiting):
+            await asyncio.sleep(0.001)
+        busy.cancel()
+        stream.end(0)
+        held.set()
+        assert (await asyncio.wait_for(reader, 5))[0].token_ids == []
+
+    run(test, max_num_seqs=1)
+
+
+def test_a_reader_hears_that_a_called_function_cancels():
+    async def test(front: AsyncEngine, engine: Engine) -> None:
+        reader = asyncio.create_task(told(front.generate(ENDLESS)))
+        await asyncio.sleep(0)
+        assert await front.call(lambda engine: engine.cancel(0))
+        assert (await asyncio.wait_for(reader, 5))[0].finish_reason == "cancelled"
+        assert not front._unfinished
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_stream_that_nobody_iterates_over_cancels_its_request(is_closed: bool):
+    async def test(front: AsyncEngine, engine: Engine) -> None:
+        stream = front.generate(ENDLESS)
+        if is_closed:
+            stream.close()
+            assert not [output async for output in stream]
+        del stream
+        await empty(front)
+        metrics = await front.call(lambda engine: engine.metrics())
+        assert sum(metrics[name] for name in metrics if name.startswith("cancelled_in_")) == 1
+
+    run(test)
+
+
+def test_an_engine_that_was_not_started_says_so():
+    async def main() -> None:
+        front = AsyncEngine(mock_engine())
+        with pytest.raises(RuntimeError, match="not started: call start"):
+            front.generate(ENDLESS)
+        with pytest.raises(RuntimeError, match="not started: call start"):
+            await front.call(lambda engine: engine.has_work)
+
+    asyncio.run(main())
