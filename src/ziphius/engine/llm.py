@@ -20,7 +20,7 @@ from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.load import Loaded, load_for_inference
 from ziphius.engine.prompt_scores import TokenScore
-from ziphius.engine.requests import RequestMaker
+from ziphius.engine.requests import RequestMaker, first_sequence_ids
 from ziphius.engine.sampler import TopLogprobs
 from ziphius.engine.sampling_params import SamplingParams
 from ziphius.engine.sequence import FinishReason, Request
@@ -135,6 +135,9 @@ class LLM(Closing):
     ) -> list[RequestOutput]:
         """Complete prompts; return the completions of each, in order.
 
+        Equal prompts get answers of their own, as if they were samples of one; only one whose own
+        params name a seed is answered as if it were alone.
+
         Args:
             prompts: one, or a list of them.
             params: for all prompts, or for each its own; by default `SamplingParams()`.
@@ -149,9 +152,14 @@ class LLM(Closing):
             raise ConfigError(f"{len(asked)} prompts and {len(names)} adapters: give one for each")
         for one in each:
             _refuse_unsupported(one)
+        own = isinstance(params, Sequence)
+        numbers = first_sequence_ids(
+            (None if own and "seed" in one.model_fields_set else (name, *p.ids), one.completions)
+            for p, one, name in zip(asked, each, names, strict=True)
+        )
         wanted = [
-            self._maker.ask(prompt, one, adapter=name)
-            for prompt, one, name in zip(asked, each, names, strict=True)
+            self._maker.ask(prompt, one, adapter=name, sequence_id=number)
+            for prompt, one, name, number in zip(asked, each, names, numbers, strict=True)
         ]
         answered = [
             RequestOutput(list(prompt.ids), [CompletionOutput(i) for i in range(one.completions)])

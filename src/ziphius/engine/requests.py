@@ -1,6 +1,7 @@
 """From a prompt and what is wanted of its answer to a request of the engine."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from ziphius.core.closing import Closing
 from ziphius.core.errors import ConfigError
@@ -11,6 +12,25 @@ from ziphius.engine.sampling_params import SamplingParams
 from ziphius.engine.sequence import Request
 from ziphius.engine.text import Ask
 from ziphius.text.tokenizer import Tokenizer
+
+
+def first_sequence_ids(asked: Iterable[tuple[Hashable, int]]) -> Iterator[int]:
+    """Number the samples of equal prompts under one seed, so that no two of them are the same.
+
+    Args:
+        asked: of each prompt, in order, what equals that of an equal prompt, and its samples; None
+            is asked as if it were alone, as what has a seed of its own.
+
+    Yields:
+        The `Request.sequence_id` of each prompt's first sample.
+    """
+    numbered: Counter[Hashable] = Counter()
+    for key, samples in asked:
+        if key is None:
+            yield 0
+            continue
+        yield numbered[key]
+        numbered[key] += samples
 
 
 class RequestMaker(Closing):

@@ -55,6 +55,19 @@ def test_a_single_prompt_and_params_of_its_own(llm):
     assert len(second.outputs[0].token_ids) == 3
 
 
+def test_equal_prompts_are_answered_apart_as_samples_of_one_are(llm):
+    params = SamplingParams(max_tokens=6)
+    answers = [o.outputs[0].token_ids for o in llm.generate(["Whale", "Seal", "Whale"], params)]
+    [samples] = llm.generate("Whale", SamplingParams(max_tokens=6, n=2))
+    assert [answers[0], answers[2]] == [one.token_ids for one in samples.outputs]
+    assert answers[0] != answers[2]
+    [alone] = llm.generate("Whale", params)
+    assert alone.outputs[0].token_ids == answers[0]
+    seeded = SamplingParams(max_tokens=6, seed=0)
+    own = [one.outputs[0].token_ids for one in llm.generate(["Whale"] * 2, [params, seeded])]
+    assert own == [answers[0]] * 2
+
+
 def test_best_of_keeps_the_likeliest(llm):
     params = SamplingParams(max_tokens=5, n=2, best_of=6, seed=1)
     [kept] = llm.generate([[3, 4]], params)
