@@ -136,9 +136,7 @@ class Engine:
             QueueFullError: too many wait already.
         """
         try:
-            check_request(request, self._limits)
-            self._check_room(request)
-            adapter_id = self._adapter_id(request.adapter)
+            adapter_id = self.check_request(request)
         except ConfigError:
             self._metrics.admission_rejections["invalid"] += 1
             raise
@@ -156,6 +154,16 @@ class Engine:
         self._requests[request_id] = sequences
         self._lead(sequences)
         return request_id
+
+    def check_request(self, request: Request) -> str:
+        """Refuse what `add` would refuse at any time; return the id of the adapter it names.
+
+        Raises:
+            ConfigError: it can never work; the message says why.
+        """
+        check_request(request, self._limits)
+        self._check_room(request)
+        return self._adapter_id(request.adapter)
 
     def _check_room(self, request: Request) -> None:
         length, new = len(request.prompt_ids), request.max_new_tokens

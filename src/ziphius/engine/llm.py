@@ -7,8 +7,8 @@ Example:
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ziphius.engine.load import Loaded, load_for_inference
 from ziphius.engine.prompt_scores import TokenScore
 from ziphius.engine.requests import RequestMaker, first_sequence_ids
 from ziphius.engine.sampler import TopLogprobs
-from ziphius.engine.sampling_params import SamplingParams
+from ziphius.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from ziphius.engine.sequence import FinishReason, Request
 from ziphius.engine.text import Ask, TextPiece, stream_text
 from ziphius.text.chat import Message, get_chat_format
@@ -142,25 +142,29 @@ class LLM(Closing):
             prompts: one, or a list of them.
             params: for all prompts, or for each its own; by default `SamplingParams()`.
             adapter: name of an adapter for all prompts, or for each its own; empty is none.
+
+        Raises:
+            ConfigError: a prompt that cannot be answered, before anything is computed.
         """
-        asked = [self._prompt(prompt) for prompt in _listed(prompts)]
+        asked = self._prompts(prompts)
         each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
         if len(each) != len(asked):
             raise ConfigError(f"{len(asked)} prompts and {len(each)} params: give one for each")
         names = [adapter] * len(asked) if isinstance(adapter, str) else adapter
         if len(names) != len(asked):
             raise ConfigError(f"{len(asked)} prompts and {len(names)} adapters: give one for each")
-        for one in each:
-            _refuse_unsupported(one)
         own = isinstance(params, Sequence)
         numbers = first_sequence_ids(
             (None if own and "seed" in one.model_fields_set else (name, *p.ids), one.completions)
             for p, one, name in zip(asked, each, names, strict=True)
         )
-        wanted = [
-            self._maker.ask(prompt, one, adapter=name, sequence_id=number)
-            for prompt, one, name, number in zip(asked, each, names, numbers, strict=True)
-        ]
+        wanted = []
+        for row, (prompt, one, name, number) in enumerate(
+            zip(asked, each, names, numbers, strict=True)
+        ):
+            with _naming(row):
+                _refuse_unsupported(one)
+                wanted.append(self._maker.ask(prompt, one, adapter=name, sequence_id=number))
         answered = [
             RequestOutput(list(prompt.ids), [CompletionOutput(i) for i in range(one.completions)])
             for prompt, one in zip(asked, each, strict=True)
@@ -171,12 +175,14 @@ class LLM(Closing):
         return answered
 
     def _run(self, asked: Sequence[Ask], answered: Sequence[RequestOutput]) -> None:
+        for row, ask in enumerate(asked):
+            with _naming(row):
+                self.engine.check_request(ask.request)
         steps = stream_text(self.engine, self.tokenizer, asked, keep_errors=True)
         with closing(steps):
             for step in steps:
                 for piece in step:
-                    if piece.output is None:
-                        raise ConfigError(f"prompt {piece.row}: {piece.error}")
+                    assert piece.output is not None, "a request that was checked is refused"
                     output = answered[piece.row]
                     output.outputs[piece.sample].add(piece)
                     if piece.output.prompt_scores is not None:
@@ -189,18 +195,29 @@ class LLM(Closing):
 
         Args:
             prompts: one, or a list of them.
-            logprobs: most likely tokens to return beside each.
+            logprobs: most likely tokens to return beside each, at most 20.
+
+        Raises:
+            ConfigError: a prompt that cannot be scored, before anything is computed.
+            CheckpointError: the model fails on a prompt.
         """
-        asked = [self._prompt(prompt) for prompt in _listed(prompts)]
-        scores: list[Sequence[TokenScore]] = []
-        for prompt in asked:
-            self.engine.add(Request(prompt.ids, 0, prompt_logprobs=logprobs))
-            while self.engine.has_work:
-                for output in self.engine.step():
-                    if output.error is not None:
-                        raise CheckpointError(output.error)
-                    scores.append(output.prompt_scores or ())
-        return scores
+        if not 0 <= logprobs <= MAX_LOGPROBS:
+            raise ConfigError(f"logprobs is {logprobs}; it must be from 0 to {MAX_LOGPROBS}")
+        asked = self._prompts(prompts)
+        answered = [RequestOutput(list(prompt.ids), [CompletionOutput(0)]) for prompt in asked]
+        requests = [Request(prompt.ids, 0, prompt_logprobs=logprobs) for prompt in asked]
+        self._run([Ask(request) for request in requests], answered)
+        for row, output in enumerate(answered):
+            if (error := output.outputs[0].error) is not None:
+                raise CheckpointError(f"prompt {row}: {error}")
+        return [output.prompt_scores or () for output in answered]
+
+    def _prompts(self, prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
+        asked = []
+        for row, prompt in enumerate(_listed(prompts)):
+            with _naming(row):
+                asked.append(self._prompt(prompt))
+        return asked
 
     def _prompt(self, prompt: PromptLike) -> Prompt:
         if isinstance(prompt, str):
@@ -217,6 +234,15 @@ class LLM(Closing):
                 "with Tokenizer.with_chat_format"
             )
         return chat_prompt(messages, self.tokenizer, get_chat_format(self.tokenizer.chat_format))
+
+
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Say which prompt is wrong."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"prompt {row}: {error}") from error
 
 
 def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:

@@ -122,6 +122,31 @@ def test_what_cannot_work_says_why(llm):
         LLM(llm.loaded, device="cpu")
 
 
+@pytest.mark.parametrize("ask", [LLM.generate, LLM.score])
+def test_a_prompt_that_cannot_work_is_named_before_anything_is_computed(llm, ask):
+    steps = llm.engine.metrics()["num_steps"]
+    with pytest.raises(ConfigError, match=r"prompt 7: .*context"):
+        ask(llm, [[5, 6]] * 7 + [[5] * 100_000])
+    assert llm.engine.metrics()["num_steps"] == steps
+    llm.engine.check()
+
+
+def test_prompts_are_scored_together(llm):
+    prompts = [[place, 5, 6] for place in range(20, 23)]
+    steps = llm.engine.metrics()["num_steps"]
+    together = llm.score(prompts, logprobs=2)
+    assert llm.engine.metrics()["num_steps"] == steps + 1
+    for prompt, found in zip(prompts, together, strict=True):
+        [alone] = llm.score([prompt], logprobs=2)
+        assert [s.logprob for s in found] == pytest.approx([s.logprob for s in alone], abs=1e-5)
+
+
+@pytest.mark.parametrize("logprobs", [-1, 21, 10**9])
+def test_scores_have_a_number_of_alternatives(llm, logprobs):
+    with pytest.raises(ConfigError, match="logprobs is -?[0-9]+; it must be from 0 to 20"):
+        llm.score([[1, 2]], logprobs)
+
+
 def test_the_likeliest_tokens_are_returned_beside_greedy_ones(llm):
     [output] = llm.generate([[3, 4, 5]], SamplingParams(max_tokens=4, temperature=0, logprobs=3))
     [completion] = output.outputs
