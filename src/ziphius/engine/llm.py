@@ -94,6 +94,8 @@ class LLM(Closing):
         device: a word that `resolve_device` knows; not with a loaded model.
         dtype: a word that `resolve_dtype` knows; not with a loaded model.
         adapters: folders of adapters by the name that `generate` is given.
+        draft_model: that guesses, of the same kinds as `model`; given exactly where the method of
+            `config.speculation` is `model`. A name is loaded to where the model is.
     """
 
     def __init__(
@@ -104,11 +106,15 @@ class LLM(Closing):
         device: str = "auto",
         dtype: str = "auto",
         adapters: Mapping[str, Path | str] | None = None,
+        draft_model: str | Loaded | None = None,
     ) -> None:
         if isinstance(model, str):
             model = load_for_inference(model, device=device, dtype=dtype)
         elif (device, dtype) != ("auto", "auto"):
             raise ConfigError("device and dtype have no effect on a model that is loaded already")
+        if isinstance(draft_model, str):
+            place = str(model.model.model.embed_tokens.weight.device)
+            draft_model = load_for_inference(draft_model, device=place, dtype=dtype)
         self.loaded = model
         self.tokenizer = model.tokenizer
         config = config or EngineConfig()
@@ -119,7 +125,11 @@ class LLM(Closing):
             for name, folder in adapters.items():
                 self.adapters.add(name, Path(folder))
         self.engine = build_engine(
-            model.model, config, vocab_limit=self.tokenizer.vocab_size, adapters=self.adapters
+            model.model,
+            config,
+            vocab_limit=self.tokenizer.vocab_size,
+            adapters=self.adapters,
+            draft_model=None if draft_model is None else draft_model.model,
         )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from ziphius.engine.load import load_preset
 from ziphius.engine.processors.processor import ProcessorError
 from ziphius.engine.requests import RequestMaker
 from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.text.chat import Message
 
 
@@ -109,6 +110,16 @@ def test_scores_are_the_logprobs_of_a_forward_pass_whatever_the_chunks(llm):
         assert output.prompt_scores[0].top.ids == ()
 
 
+def test_a_smaller_model_guesses(llm):
+    config = EngineConfig(num_blocks=64, speculation=SpeculationConfig(method="model"))
+    params = SamplingParams(max_tokens=8, temperature=0)
+    with LLM(llm.loaded, config, draft_model="v3-tiny") as guessing:
+        [found] = guessing.generate([[5, 6, 7]], params)
+        assert guessing.engine.metrics()["spec_decode_num_accepted_tokens"] > 0
+    [plain] = llm.generate([[5, 6, 7]], params)
+    assert found.outputs[0].token_ids == plain.outputs[0].token_ids
+
+
 def test_what_cannot_work_says_why(llm):
     cases = [
         (["a", "b"], [SamplingParams()], "2 prompts and 1 params"),
@@ -143,7 +154,7 @@ def test_prompts_are_scored_together(llm):
 
 @pytest.mark.parametrize("logprobs", [-1, 21, 10**9])
 def test_scores_have_a_number_of_alternatives(llm, logprobs):
-    with pytest.raises(ConfigError, match="logprobs is -?[0-9]+; it must be from 0 to 20"):
+    with pytest.raises(ConfigError, match=r"logprobs is -?[0-9]+; it must be from 0 to 20"):
         llm.score([[1, 2]], logprobs)
 
 
