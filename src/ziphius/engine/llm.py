@@ -11,9 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from ziphius.core.closing import Closing
-from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.core.errors import ChatError, CheckpointError, ConfigError
+from ziphius.data.messages import messages_of
 from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt
 from ziphius.engine.build import build_engine
@@ -27,8 +32,11 @@ from ziphius.engine.sequence import FinishReason, Request
 from ziphius.engine.text import Ask, TextPiece, stream_text
 from ziphius.text.chat import Message, get_chat_format
 
-PromptLike = str | Sequence[int] | Sequence[Message]
-"""A text to go on with, its token ids, or a conversation to answer in the model's chat format."""
+Ids = np.ndarray[Any, Any] | Tensor
+Turn = Message | Mapping[str, Any]
+PromptLike = str | Sequence[int] | Ids | Sequence[Turn]
+"""A text to go on with, its token ids, or a conversation to answer in the model's chat format, of
+`Message`s or of the dicts that stand for them in OpenAI's API."""
 
 
 @dataclass
@@ -149,7 +157,7 @@ class LLM(Closing):
         params name a seed is answered as if it were alone.
 
         Args:
-            prompts: one, or a list of them.
+            prompts: one, or a list of them, which may be empty.
             params: for all prompts, or for each its own; by default `SamplingParams()`.
             adapter: name of an adapter for all prompts, or for each its own; empty is none.
 
@@ -232,11 +240,13 @@ class LLM(Closing):
     def _prompt(self, prompt: PromptLike) -> Prompt:
         if isinstance(prompt, str):
             return raw_prompt(prompt, self.tokenizer)
-        if all(isinstance(part, int) for part in prompt):
-            ids = [part for part in prompt if isinstance(part, int)]
-            return Prompt(ids, self.tokenizer.eos_ids, None)
-        messages = [part for part in prompt if isinstance(part, Message)]
-        if len(messages) != len(prompt):
+        parts = _plain(prompt)
+        if all(isinstance(part, int | np.integer) for part in parts):
+            return Prompt([int(part) for part in parts], self.tokenizer.eos_ids, None)
+        if all(isinstance(part, Mapping) for part in parts):
+            parts = messages_of(parts)
+        messages = [part for part in parts if isinstance(part, Message)]
+        if len(messages) != len(parts):
             raise ConfigError("a prompt is a text, token ids, or Messages")
         if self.tokenizer.chat_format is None:
             raise ConfigError(
@@ -251,15 +261,26 @@ def _naming(row: int) -> Iterator[None]:
     """Say which prompt is wrong."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"prompt {row}: {error}") from error
+    except (ChatError, ConfigError) as error:
+        raise type(error)(f"prompt {row}: {error}") from error
 
 
-def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
+def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[Any]:
     """Make a list of prompts of a single one."""
-    if isinstance(prompts, str) or not prompts or isinstance(prompts[0], int | Message):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
+    if isinstance(prompts, str):
+        return [prompts]
+    parts = _plain(prompts)
+    is_one = len(parts) > 0 and isinstance(parts[0], int | np.integer | Message | Mapping)
+    return [parts] if is_one else parts
+
+
+def _plain(parts: Any) -> Sequence[Any]:
+    """Make a sequence of an array or tensor too."""
+    if isinstance(parts, np.ndarray | Tensor):
+        parts = parts.tolist()
+    if not isinstance(parts, Sequence):
+        raise ConfigError(f"prompts are a sequence, not {type(parts).__name__}")
+    return parts
 
 
 def _refuse_unsupported(params: SamplingParams) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from ziphius.core.errors import ConfigError
+from ziphius.core.errors import ChatError, ConfigError
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.llm import LLM
@@ -108,6 +109,33 @@ def test_scores_are_the_logprobs_of_a_forward_pass_whatever_the_chunks(llm):
         [output] = one.generate([ids], SamplingParams(max_tokens=2, prompt_logprobs=0))
         assert [s.logprob for s in output.prompt_scores] == [score.logprob for score in scores]
         assert output.prompt_scores[0].top.ids == ()
+
+
+def test_no_prompts_have_no_answers(llm):
+    assert llm.generate([]) == []
+    assert llm.score([]) == []
+
+
+def test_ids_may_come_from_arrays_and_tensors(llm):
+    params = SamplingParams(max_tokens=3)
+    expected = llm.generate([5, 6, 7], params)
+    ids = [np.array([5, 6, 7]), torch.tensor([5, 6, 7]), [np.int32(5), np.int32(6), np.int32(7)]]
+    for one in ids:
+        assert llm.generate(one, params) == expected
+        assert llm.generate([one], params) == expected
+    for wrong in (np.array([5.0]), [torch.tensor(5)], iter([5]), {"role": "user"}, [None]):
+        with pytest.raises(ConfigError, match=r"a prompt is a text|prompts are a sequence"):
+            llm.generate(wrong, params)
+
+
+def test_dicts_are_messages(llm):
+    params = SamplingParams(max_tokens=3)
+    said = {"role": "user", "content": "Hi"}
+    expected = llm.generate([Message("user", "Hi")], params)
+    assert llm.generate([said], params) == expected
+    assert llm.generate([[said]], params) == expected
+    with pytest.raises(ChatError, match=r"prompt 1: .*role"):
+        llm.generate([[said], [{"content": "Hi"}]], params)
 
 
 def test_a_smaller_model_guesses(llm):
