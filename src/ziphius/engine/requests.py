@@ -61,10 +61,12 @@ class RequestMaker(Closing):
             sequence_id: of the first completion; see `Request.sequence_id`.
 
         Raises:
-            ConfigError: a setting that has no effect on this prompt, or a grammar that is none.
+            ConfigError: a setting that has no effect on this prompt, a token that the tokenizer
+                does not have, or a grammar that is none.
         """
         if params.max_tokens == 0 and params.completions > 1:
             raise ConfigError("max_tokens is 0: a prompt is scored once, so set n to 1")
+        self._check_ids(params)
         stop_ids = (*(() if params.ignore_eos else prompt.stop_ids), *params.stop_token_ids)
         request = Request(
             prompt.ids,
@@ -79,6 +81,18 @@ class RequestMaker(Closing):
             processors=self._processors(prompt, params, stop_ids),
         )
         return Ask(request, params.stop, params.min_tokens)
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        """Raise for a setting that names a token which is never drawn."""
+        named = {
+            "stop_token_ids": params.stop_token_ids,
+            "bad_words": [token_id for word in params.bad_words for token_id in word],
+            "logit_bias": [token_id for token_id, _ in params.logit_bias],
+        }
+        most = self._tokenizer.vocab_size - 1
+        for name, ids in named.items():
+            if ids and max(ids) > most:
+                raise ConfigError(f"{name} names token {max(ids)}, but the ids are 0 to {most}")
 
     def _processors(
         self, prompt: Prompt, params: SamplingParams, stop_ids: tuple[int, ...]

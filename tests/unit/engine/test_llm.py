@@ -138,6 +138,18 @@ def test_dicts_are_messages(llm):
         llm.generate([[said], [{"content": "Hi"}]], params)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"bad_words": ((5, 2**30),)}, {"stop_token_ids": (2**30,)}, {"logit_bias": {2**30: 1.0}}],
+)
+def test_settings_name_tokens_that_there_are(llm, setting):
+    words = rf"prompt 0: {next(iter(setting))} names token 1073741824, but the ids are 0 to "
+    with pytest.raises(ConfigError, match=words):
+        llm.generate("a", SamplingParams(**setting))
+    with pytest.raises(ConfigError, match=r"holds token -1, but the model knows 0 to \d+: give"):
+        llm.generate([-1, 2])
+
+
 def test_a_smaller_model_guesses(llm):
     config = EngineConfig(num_blocks=64, speculation=SpeculationConfig(method="model"))
     params = SamplingParams(max_tokens=8, temperature=0)
