@@ -231,7 +231,6 @@ class Engine:
             for block, key in self._pool.known():
                 self._tier.store(block, key, wait=True)
             self._tier.close()
-            self.figures.remove(self._tier.metrics)
             self._scheduler.tier = self._tier = self._pool.on_evict = None
 
     def reset_prefix_cache(self) -> None:
