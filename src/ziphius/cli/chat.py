@@ -99,9 +99,10 @@ class Chat:
             if importlib.util.find_spec("readline"):
                 importlib.import_module("readline")  # gives input() its editing and its history
             self._console.print("/help lists the commands, Ctrl-D leaves", style="dim")
-        while (line := self._read("> " if is_interactive else "")) is not None:
+        read = self._typed if is_interactive else _piped
+        while (line := read()) is not None:
             try:
-                if not self._obey(line):
+                if not self._obey(_decoded(line)):
                     break
             except ZiphiusError as error:
                 wrong += not is_interactive
@@ -127,18 +128,16 @@ class Chat:
         else:
             print(f"ziphius: error: {message}", file=sys.stderr)
 
-    def _read(self, prompt: str) -> str | None:
-        """Return the next line, None at the end of input."""
+    def _typed(self) -> str | None:
+        """Return the next line of a person, None at the end of input."""
         while True:
             try:
-                return input(prompt)
+                return input("> ")
             except EOFError:
                 return None
             except UnicodeDecodeError as error:
                 raise ConfigError(f"standard input is not UTF-8 text: {error}") from error
             except KeyboardInterrupt:
-                if not prompt:
-                    raise
                 self._console.print("\nCtrl-D or /exit leaves", style="dim")
 
     def command(self, name: str, argument: str) -> bool:
@@ -243,3 +242,18 @@ class Chat:
         self._console.print(
             f"Saved in {path}", style="dim", markup=False, highlight=False, soft_wrap=True
         )
+
+
+def _piped() -> bytes | None:
+    """Return the next line of a pipe as it is, None at the end."""
+    return sys.stdin.buffer.readline() or None
+
+
+def _decoded(line: str | bytes) -> str:
+    """Return a line as text, without its end."""
+    if isinstance(line, str):
+        return line
+    try:
+        return line.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"a line is not UTF-8 text: {error}") from error

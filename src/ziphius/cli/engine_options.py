@@ -215,10 +215,11 @@ def open_session(loaded: "Loaded", options: EngineOptions, max_num_seqs: int) ->
         draft_model=draft,
     )
     with ExitStack() as stack:
-        stack.callback(engine.close)
         if options.verbose:
             _say(f"runner: {runner_line(engine)}")
+            # Behind the end of the engine, which writes to the disk cache most of all.
             stack.callback(lambda: _say(*_figures(engine.metrics())))
+        stack.callback(engine.close)
         yield Session(loaded, engine, stack.enter_context(RequestMaker(loaded.tokenizer)))
 
 
@@ -247,7 +248,22 @@ def _figures(metrics: dict[str, Any]) -> Iterator[str]:
     queries, hits = metrics["prefix_cache_queries"], metrics["prefix_cache_hits"]
     yield f"prompts: {queries:,} tokens, {hits:,} of them found in the cache"
     if "disk_cache_loaded_blocks" in metrics:
-        yield f"disk cache: {metrics['disk_cache_loaded_blocks']:,} blocks read"
+        yield (
+            f"disk cache: {metrics['disk_cache_loaded_blocks']:,} blocks read, "
+            f"{metrics['disk_cache_stored_blocks']:,} written, "
+            f"{metrics['disk_cache_dropped_blocks']:,} given up as the disk was behind, "
+            f"{metrics['disk_cache_failures']:,} failures of the disk"
+        )
+    if "expert_cache_queries" in metrics:
+        queries, hits = metrics["expert_cache_queries"], metrics["expert_cache_hits"]
+        share = f", {hits / queries:.0%}" if queries else ""
+        yield (
+            f"expert cache: {queries:,} experts asked for, "
+            f"{hits:,} of them found in memory{share}; "
+            f"{metrics['expert_cache_bytes']:,} of {metrics['expert_cache_limit_bytes']:,} bytes "
+            f"used, {metrics['expert_cache_read_bytes']:,} read, "
+            f"{metrics['expert_cache_wait_ms']:,} ms waited for them"
+        )
     if "spec_decode_num_draft_tokens" in metrics:
         guessed = metrics["spec_decode_num_draft_tokens"]
         kept = metrics["spec_decode_num_accepted_tokens"]

@@ -1,7 +1,6 @@
 """From the rows of prompts to what the engine is asked, with the options of `generate`."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,10 +51,13 @@ class Questions:
     def __init__(
         self, options: QuestionOptions, loaded: "Loaded", rows: Sequence[PromptRow]
     ) -> None:
+        from ziphius.engine.requests import first_sequence_ids
+
         self._options, self._loaded = options, loaded
         self.chat_format = chat_format_of(options, loaded)
         self._common = options.params(1, n=options.n, logprobs=options.logprobs or 0).model_dump()
-        self._first_numbers = self._numbered(rows)
+        numbers = first_sequence_ids((self._key(row), self.completions(row)) for row in rows)
+        self._first_numbers = dict(zip((row.number for row in rows), numbers, strict=True))
 
     def of(self, row: PromptRow) -> "Question":
         """Return what a row asks.
@@ -92,21 +94,11 @@ class Questions:
         is_one = isinstance(count, int) and 0 < count <= MAX_COMPLETIONS
         return count if is_one and row.problem is None else 0
 
-    def _numbered(self, rows: Iterable[PromptRow]) -> dict[int, int]:
-        """Number the samples of equal prompts under one seed, so that no two of them are the same.
-
-        A row with a seed of its own is asked as if it were alone.
-        """
-        asked: Counter[str] = Counter()
-        numbers: dict[int, int] = {}
-        for row in rows:
-            if "seed" in row.params:
-                numbers[row.number] = 0
-                continue
-            key = json.dumps([row.text, repr(row.messages), row.adapter])
-            numbers[row.number] = asked[key]
-            asked[key] += self.completions(row)
-        return numbers
+    def _key(self, row: PromptRow) -> str | None:
+        """Return what rows of equal prompts share; None for one with a seed of its own."""
+        if "seed" in row.params:
+            return None
+        return json.dumps([row.text, repr(row.messages), row.adapter])
 
     def _prompt(self, row: PromptRow) -> "Prompt":
         from ziphius.engine.answer import chat_prompt, raw_prompt

@@ -137,9 +137,7 @@ class Engine:
             QueueFullError: too many wait already.
         """
         try:
-            check_request(request, self._limits)
-            self._check_room(request)
-            adapter_id = self._adapter_id(request.adapter)
+            adapter_id = self.check_request(request)
         except ConfigError:
             self._metrics.admission_rejections["invalid"] += 1
             raise
@@ -157,6 +155,16 @@ class Engine:
         self._requests[request_id] = sequences
         self._lead(sequences)
         return request_id
+
+    def check_request(self, request: Request) -> str:
+        """Refuse what `add` would refuse at any time; return the id of the adapter it names.
+
+        Raises:
+            ConfigError: it can never work; the message says why.
+        """
+        check_request(request, self._limits)
+        self._check_room(request)
+        return self._adapter_id(request.adapter)
 
     def _check_room(self, request: Request) -> None:
         length, new = len(request.prompt_ids), request.max_new_tokens
@@ -230,7 +238,6 @@ class Engine:
             for block, key in self._pool.known():
                 self._tier.store(block, key, wait=True)
             self._tier.close()
-            self.figures.remove(self._tier.metrics)
             self._scheduler.tier = self._tier = self._pool.on_evict = None
 
     def reset_prefix_cache(self) -> None:

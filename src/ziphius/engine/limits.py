@@ -36,8 +36,8 @@ def check_request(request: Request, limits: Limits, name: str = "the prompt") ->
     if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
         wrong = next(i for i in request.prompt_ids if not 0 <= i < limits.vocab_size)
         raise ConfigError(
-            f"{name} holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: the "
-            "tokenizer does not belong to this model"
+            f"{name} holds token {wrong}, but the model knows 0 to {limits.vocab_size - 1}: give "
+            "ids of its own tokenizer"
         )
     _check_numbers(request, limits, name)
     if new < 1 and not (new == 0 and request.prompt_logprobs is not None and request.n == 1):

@@ -7,28 +7,36 @@ Example:
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from ziphius.core.closing import Closing
-from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.core.errors import ChatError, CheckpointError, ConfigError
+from ziphius.data.messages import messages_of
 from ziphius.engine.adapters import AdapterStore
 from ziphius.engine.answer import Prompt, chat_prompt, raw_prompt
 from ziphius.engine.build import build_engine
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.load import Loaded, load_for_inference
 from ziphius.engine.prompt_scores import TokenScore
-from ziphius.engine.requests import RequestMaker
+from ziphius.engine.requests import RequestMaker, first_sequence_ids
 from ziphius.engine.sampler import TopLogprobs
-from ziphius.engine.sampling_params import SamplingParams
+from ziphius.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from ziphius.engine.sequence import FinishReason, Request
 from ziphius.engine.text import Ask, TextPiece, stream_text
 from ziphius.text.chat import Message, get_chat_format
 
-PromptLike = str | Sequence[int] | Sequence[Message]
-"""A text to go on with, its token ids, or a conversation to answer in the model's chat format."""
+Ids = np.ndarray[Any, Any] | Tensor
+Turn = Message | Mapping[str, Any]
+PromptLike = str | Sequence[int] | Ids | Sequence[Turn]
+"""A text to go on with, its token ids, or a conversation to answer in the model's chat format, of
+`Message`s or of the dicts that stand for them in OpenAI's API."""
 
 
 @dataclass
@@ -94,6 +102,8 @@ class LLM(Closing):
         device: a word that `resolve_device` knows; not with a loaded model.
         dtype: a word that `resolve_dtype` knows; not with a loaded model.
         adapters: folders of adapters by the name that `generate` is given.
+        draft_model: that guesses, of the same kinds as `model`; given exactly where the method of
+            `config.speculation` is `model`. A name is loaded to where the model is.
     """
 
     def __init__(
@@ -104,11 +114,15 @@ class LLM(Closing):
         device: str = "auto",
         dtype: str = "auto",
         adapters: Mapping[str, Path | str] | None = None,
+        draft_model: str | Loaded | None = None,
     ) -> None:
         if isinstance(model, str):
             model = load_for_inference(model, device=device, dtype=dtype)
         elif (device, dtype) != ("auto", "auto"):
             raise ConfigError("device and dtype have no effect on a model that is loaded already")
+        if isinstance(draft_model, str):
+            place = str(model.model.model.embed_tokens.weight.device)
+            draft_model = load_for_inference(draft_model, device=place, dtype=dtype)
         self.loaded = model
         self.tokenizer = model.tokenizer
         config = config or EngineConfig()
@@ -119,7 +133,11 @@ class LLM(Closing):
             for name, folder in adapters.items():
                 self.adapters.add(name, Path(folder))
         self.engine = build_engine(
-            model.model, config, vocab_limit=self.tokenizer.vocab_size, adapters=self.adapters
+            model.model,
+            config,
+            vocab_limit=self.tokenizer.vocab_size,
+            adapters=self.adapters,
+            draft_model=None if draft_model is None else draft_model.model,
         )
 
     def close(self) -> None:
@@ -135,24 +153,36 @@ class LLM(Closing):
     ) -> list[RequestOutput]:
         """Complete prompts; return the completions of each, in order.
 
+        Equal prompts get answers of their own, as if they were samples of one; only one whose own
+        params name a seed is answered as if it were alone.
+
         Args:
-            prompts: one, or a list of them.
+            prompts: one, or a list of them, which may be empty.
             params: for all prompts, or for each its own; by default `SamplingParams()`.
             adapter: name of an adapter for all prompts, or for each its own; empty is none.
+
+        Raises:
+            ConfigError: a prompt that cannot be answered, before anything is computed.
         """
-        asked = [self._prompt(prompt) for prompt in _listed(prompts)]
+        asked = self._prompts(prompts)
         each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
         if len(each) != len(asked):
             raise ConfigError(f"{len(asked)} prompts and {len(each)} params: give one for each")
         names = [adapter] * len(asked) if isinstance(adapter, str) else adapter
         if len(names) != len(asked):
             raise ConfigError(f"{len(asked)} prompts and {len(names)} adapters: give one for each")
-        for one in each:
-            _refuse_unsupported(one)
-        wanted = [
-            self._maker.ask(prompt, one, adapter=name)
-            for prompt, one, name in zip(asked, each, names, strict=True)
-        ]
+        own = isinstance(params, Sequence)
+        numbers = first_sequence_ids(
+            (None if own and "seed" in one.model_fields_set else (name, *p.ids), one.completions)
+            for p, one, name in zip(asked, each, names, strict=True)
+        )
+        wanted = []
+        for row, (prompt, one, name, number) in enumerate(
+            zip(asked, each, names, numbers, strict=True)
+        ):
+            with _naming(row):
+                _refuse_unsupported(one)
+                wanted.append(self._maker.ask(prompt, one, adapter=name, sequence_id=number))
         answered = [
             RequestOutput(list(prompt.ids), [CompletionOutput(i) for i in range(one.completions)])
             for prompt, one in zip(asked, each, strict=True)
@@ -163,12 +193,14 @@ class LLM(Closing):
         return answered
 
     def _run(self, asked: Sequence[Ask], answered: Sequence[RequestOutput]) -> None:
+        for row, ask in enumerate(asked):
+            with _naming(row):
+                self.engine.check_request(ask.request)
         steps = stream_text(self.engine, self.tokenizer, asked, keep_errors=True)
         with closing(steps):
             for step in steps:
                 for piece in step:
-                    if piece.output is None:
-                        raise ConfigError(f"prompt {piece.row}: {piece.error}")
+                    assert piece.output is not None, "a request that was checked is refused"
                     output = answered[piece.row]
                     output.outputs[piece.sample].add(piece)
                     if piece.output.prompt_scores is not None:
@@ -181,27 +213,40 @@ class LLM(Closing):
 
         Args:
             prompts: one, or a list of them.
-            logprobs: most likely tokens to return beside each.
+            logprobs: most likely tokens to return beside each, at most 20.
+
+        Raises:
+            ConfigError: a prompt that cannot be scored, before anything is computed.
+            CheckpointError: the model fails on a prompt.
         """
-        asked = [self._prompt(prompt) for prompt in _listed(prompts)]
-        scores: list[Sequence[TokenScore]] = []
-        for prompt in asked:
-            self.engine.add(Request(prompt.ids, 0, prompt_logprobs=logprobs))
-            while self.engine.has_work:
-                for output in self.engine.step():
-                    if output.error is not None:
-                        raise CheckpointError(output.error)
-                    scores.append(output.prompt_scores or ())
-        return scores
+        if not 0 <= logprobs <= MAX_LOGPROBS:
+            raise ConfigError(f"logprobs is {logprobs}; it must be from 0 to {MAX_LOGPROBS}")
+        asked = self._prompts(prompts)
+        answered = [RequestOutput(list(prompt.ids), [CompletionOutput(0)]) for prompt in asked]
+        requests = [Request(prompt.ids, 0, prompt_logprobs=logprobs) for prompt in asked]
+        self._run([Ask(request) for request in requests], answered)
+        for row, output in enumerate(answered):
+            if (error := output.outputs[0].error) is not None:
+                raise CheckpointError(f"prompt {row}: {error}")
+        return [output.prompt_scores or () for output in answered]
+
+    def _prompts(self, prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
+        asked = []
+        for row, prompt in enumerate(_listed(prompts)):
+            with _naming(row):
+                asked.append(self._prompt(prompt))
+        return asked
 
     def _prompt(self, prompt: PromptLike) -> Prompt:
         if isinstance(prompt, str):
             return raw_prompt(prompt, self.tokenizer)
-        if all(isinstance(part, int) for part in prompt):
-            ids = [part for part in prompt if isinstance(part, int)]
-            return Prompt(ids, self.tokenizer.eos_ids, None)
-        messages = [part for part in prompt if isinstance(part, Message)]
-        if len(messages) != len(prompt):
+        parts = _plain(prompt)
+        if all(isinstance(part, int | np.integer) for part in parts):
+            return Prompt([int(part) for part in parts], self.tokenizer.eos_ids, None)
+        if all(isinstance(part, Mapping) for part in parts):
+            parts = messages_of(parts)
+        messages = [part for part in parts if isinstance(part, Message)]
+        if len(messages) != len(parts):
             raise ConfigError("a prompt is a text, token ids, or Messages")
         if self.tokenizer.chat_format is None:
             raise ConfigError(
@@ -211,11 +256,31 @@ class LLM(Closing):
         return chat_prompt(messages, self.tokenizer, get_chat_format(self.tokenizer.chat_format))
 
 
-def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Say which prompt is wrong."""
+    try:
+        yield
+    except (ChatError, ConfigError) as error:
+        raise type(error)(f"prompt {row}: {error}") from error
+
+
+def _listed(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[Any]:
     """Make a list of prompts of a single one."""
-    if isinstance(prompts, str) or not prompts or isinstance(prompts[0], int | Message):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
+    if isinstance(prompts, str):
+        return [prompts]
+    parts = _plain(prompts)
+    is_one = len(parts) > 0 and isinstance(parts[0], int | np.integer | Message | Mapping)
+    return [parts] if is_one else parts
+
+
+def _plain(parts: Any) -> Sequence[Any]:
+    """Make a sequence of an array or tensor too."""
+    if isinstance(parts, np.ndarray | Tensor):
+        parts = parts.tolist()
+    if not isinstance(parts, Sequence):
+        raise ConfigError(f"prompts are a sequence, not {type(parts).__name__}")
+    return parts
 
 
 def _refuse_unsupported(params: SamplingParams) -> None:

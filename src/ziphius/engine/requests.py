@@ -1,6 +1,7 @@
 """From a prompt and what is wanted of its answer to a request of the engine."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from ziphius.core.closing import Closing
 from ziphius.core.errors import ConfigError
@@ -11,6 +12,25 @@ from ziphius.engine.sampling_params import SamplingParams
 from ziphius.engine.sequence import Request
 from ziphius.engine.text import Ask
 from ziphius.text.tokenizer import Tokenizer
+
+
+def first_sequence_ids(asked: Iterable[tuple[Hashable, int]]) -> Iterator[int]:
+    """Number the samples of equal prompts under one seed, so that no two of them are the same.
+
+    Args:
+        asked: of each prompt, in order, what equals that of an equal prompt, and its samples; None
+            is asked as if it were alone, as what has a seed of its own.
+
+    Yields:
+        The `Request.sequence_id` of each prompt's first sample.
+    """
+    numbered: Counter[Hashable] = Counter()
+    for key, samples in asked:
+        if key is None:
+            yield 0
+            continue
+        yield numbered[key]
+        numbered[key] += samples
 
 
 class RequestMaker(Closing):
@@ -41,10 +61,12 @@ class RequestMaker(Closing):
             sequence_id: of the first completion; see `Request.sequence_id`.
 
         Raises:
-            ConfigError: a setting that has no effect on this prompt, or a grammar that is none.
+            ConfigError: a setting that has no effect on this prompt, a token that the tokenizer
+                does not have, or a grammar that is none.
         """
         if params.max_tokens == 0 and params.completions > 1:
             raise ConfigError("max_tokens is 0: a prompt is scored once, so set n to 1")
+        self._check_ids(params)
         stop_ids = (*(() if params.ignore_eos else prompt.stop_ids), *params.stop_token_ids)
         request = Request(
             prompt.ids,
@@ -59,6 +81,18 @@ class RequestMaker(Closing):
             processors=self._processors(prompt, params, stop_ids),
         )
         return Ask(request, params.stop, params.min_tokens)
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        """Raise for a setting that names a token which is never drawn."""
+        named = {
+            "stop_token_ids": params.stop_token_ids,
+            "bad_words": [token_id for word in params.bad_words for token_id in word],
+            "logit_bias": [token_id for token_id, _ in params.logit_bias],
+        }
+        most = self._tokenizer.vocab_size - 1
+        for name, ids in named.items():
+            if ids and max(ids) > most:
+                raise ConfigError(f"{name} names token {max(ids)}, but the ids are 0 to {most}")
 
     def _processors(
         self, prompt: Prompt, params: SamplingParams, stop_ids: tuple[int, ...]

@@ -3,6 +3,7 @@
 Names, ranges and formulas are those of vLLM and of OpenAI's API.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -14,6 +15,7 @@ from ziphius.core.errors import ConfigError
 MAX_LOGIT_BIASES = 1024
 """Tokens that one request may bias."""
 _MIN_TEMPERATURE = 0.01
+_ID = re.compile("[0-9]{1,10}")
 _FILTERS_OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 _PENALTIES_OFF = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 
@@ -50,8 +52,13 @@ class SamplingConfig(Config):
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
-        """Take a mapping too, as the APIs have it."""
-        return tuple(value.items()) if isinstance(value, Mapping) else value
+        """Take a mapping too, as the APIs have it; JSON writes its ids as strings."""
+        if not isinstance(value, Mapping):
+            return value
+        return tuple(
+            (int(key) if isinstance(key, str) and _ID.fullmatch(key) else key, bias)
+            for key, bias in value.items()
+        )
 
     @model_validator(mode="after")
     def _check_effect(self) -> Self:

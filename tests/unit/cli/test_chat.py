@@ -52,6 +52,10 @@ class Script:
             raise KeyboardInterrupt
 
 
+def pipe(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8")
+
+
 @pytest.fixture
 def script(loaded, monkeypatch) -> Script:
     script = Script(loaded)
@@ -64,7 +68,7 @@ def script(loaded, monkeypatch) -> Script:
 def talk(script, monkeypatch, capsys):
     def talk(lines: list[str], answers: list[str], **options) -> str:
         script.answers = answers
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        monkeypatch.setattr("sys.stdin", pipe("".join(line + "\n" for line in lines).encode()))
         chat(ChatConfig(model="v3-tiny", **options))
         return capsys.readouterr().out
 
@@ -242,6 +246,20 @@ def test_an_error_costs_its_line_alone(talk, type_, script, capsys):
     assert "no command /nonsense" in out
 
 
+def test_a_line_that_is_no_text_costs_itself_alone(script, monkeypatch, capsys):
+    script.answers = ["a", "b"]
+    monkeypatch.setattr(
+        "sys.stdin", pipe("Où\r\nbad \xff\n".encode("latin-1") + "Où\r\nWal".encode())
+    )
+    with pytest.raises(SystemExit) as ended:
+        chat(ChatConfig(model="v3-tiny"))
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    assert err.count("ziphius: error: a line is not UTF-8 text: ") == 2
+    assert out.count("to the first token") == 2
+    assert "Où<" in script.prompts[0]
+
+
 def test_ctrl_c_at_the_prompt_asks_and_ctrl_d_leaves(type_):
     assert "Ctrl-D or /exit leaves" in type_([KeyboardInterrupt, EOFError, "Hi"], [])
 
@@ -254,7 +272,7 @@ def test_an_adapter_of_a_chat_has_no_name():
 def test_later_turns_find_the_earlier_ones_in_the_cache(loaded, monkeypatch, capsys):
     monkeypatch.setattr("ziphius.engine.load.load_for_inference", lambda name, **options: loaded)
     lines = "word " * 40 + "\nAnd?\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    monkeypatch.setattr("sys.stdin", pipe(lines.encode()))
     chat(ChatConfig(model="v3-tiny", max_new_tokens=4))
     out = capsys.readouterr().out
     first, second = (line for line in out.splitlines() if "to the first token" in line)

@@ -1,6 +1,8 @@
 """`cli/engine_options.py`: from options to an engine that is closed however it is left."""
 
+import errno
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ziphius.cli.engine_options import EngineOptions, open_session
+from ziphius.cli.engine_options import EngineOptions, load_model, open_session
 from ziphius.cli.options import parse_options
-from ziphius.core.errors import CheckpointError, ConfigError
+from ziphius.core.errors import CheckpointError, ConfigError, OutputError
 from ziphius.engine.answer import raw_prompt
 from ziphius.engine.answering import Question
 from ziphius.engine.config import EngineConfig
@@ -22,6 +24,7 @@ from ziphius.models.lora import adapted_layers, add_adapters
 from ziphius.models.lora_config import LoraConfig
 from ziphius.models.model import Model
 from ziphius.models.presets import derive, get_preset
+from ziphius.models.weights import save
 from ziphius.models.weights.adapters import save_adapters
 
 
@@ -123,6 +126,39 @@ def test_the_disk_cache_is_found_by_the_next_command(
     told = capsys.readouterr().err
     assert "disk cache: " in told
     assert "disk cache: 0 blocks" not in told
+
+
+def test_verbose_tells_of_a_disk_that_is_full(
+    loaded: Loaded,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_full(*given: object, **others: object) -> None:
+        raise OutputError("Cannot write.") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ziphius.engine.disk_tier.write_file", is_full)
+    tokens(loaded, options("--disk-cache", str(tmp_path / "cache"), "--verbose"), "word " * 60)
+    found = re.search(
+        r"disk cache: 0 blocks read, 0 written, 0 given up as the disk was behind, "
+        r"(\d+) failures of the disk\n",
+        capsys.readouterr().err,
+    )
+    assert found is not None
+    assert int(found[1]) > 0
+
+
+def test_verbose_tells_what_the_expert_cache_was_good_for(
+    loaded: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(loaded.model, tmp_path / "model", loaded.tokenizer)
+    given = options("--expert-cache", "4MiB", "--verbose")
+    tokens(load_model(str(tmp_path / "model"), given), given)
+    assert re.search(
+        r"expert cache: [\d,]+ experts asked for, [\d,]+ of them found in memory, \d+%; "
+        r"[\d,]+ of 294,912 bytes used, [1-9][\d,]* read, [\d,]+ ms waited for them\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_verbose_says_what_runs_the_model(

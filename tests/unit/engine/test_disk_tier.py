@@ -79,7 +79,7 @@ def test_blocks_are_found_after_a_restart(tmp_path):
     assert again.runner.calls[0] == [1]
     assert again.metrics()["disk_cache_loaded_blocks"] == 6 * 6
     again.close()
-    assert again.metrics().get("disk_cache_bytes") is None
+    assert again.metrics()["disk_cache_bytes"] > 0
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from ziphius.core.errors import ConfigError
+from ziphius.core.errors import ChatError, ConfigError
 from ziphius.engine.config import EngineConfig
 from ziphius.engine.generate import Request, generate
 from ziphius.engine.llm import LLM
@@ -14,6 +15,7 @@ from ziphius.engine.load import load_preset
 from ziphius.engine.processors.processor import ProcessorError
 from ziphius.engine.requests import RequestMaker
 from ziphius.engine.sampling_params import SamplingParams, StructuredOutputs
+from ziphius.engine.speculation_config import SpeculationConfig
 from ziphius.text.chat import Message
 
 
@@ -53,6 +55,19 @@ def test_a_single_prompt_and_params_of_its_own(llm):
     )
     assert len(first.outputs[0].token_ids) == 1
     assert len(second.outputs[0].token_ids) == 3
+
+
+def test_equal_prompts_are_answered_apart_as_samples_of_one_are(llm):
+    params = SamplingParams(max_tokens=6)
+    answers = [o.outputs[0].token_ids for o in llm.generate(["Whale", "Seal", "Whale"], params)]
+    [samples] = llm.generate("Whale", SamplingParams(max_tokens=6, n=2))
+    assert [answers[0], answers[2]] == [one.token_ids for one in samples.outputs]
+    assert answers[0] != answers[2]
+    [alone] = llm.generate("Whale", params)
+    assert alone.outputs[0].token_ids == answers[0]
+    seeded = SamplingParams(max_tokens=6, seed=0)
+    own = [one.outputs[0].token_ids for one in llm.generate(["Whale"] * 2, [params, seeded])]
+    assert own == [answers[0]] * 2
 
 
 def test_best_of_keeps_the_likeliest(llm):
@@ -96,6 +111,55 @@ def test_scores_are_the_logprobs_of_a_forward_pass_whatever_the_chunks(llm):
         assert output.prompt_scores[0].top.ids == ()
 
 
+def test_no_prompts_have_no_answers(llm):
+    assert llm.generate([]) == []
+    assert llm.score([]) == []
+
+
+def test_ids_may_come_from_arrays_and_tensors(llm):
+    params = SamplingParams(max_tokens=3)
+    expected = llm.generate([5, 6, 7], params)
+    ids = [np.array([5, 6, 7]), torch.tensor([5, 6, 7]), [np.int32(5), np.int32(6), np.int32(7)]]
+    for one in ids:
+        assert llm.generate(one, params) == expected
+        assert llm.generate([one], params) == expected
+    for wrong in (np.array([5.0]), [torch.tensor(5)], iter([5]), {"role": "user"}, [None]):
+        with pytest.raises(ConfigError, match=r"a prompt is a text|prompts are a sequence"):
+            llm.generate(wrong, params)
+
+
+def test_dicts_are_messages(llm):
+    params = SamplingParams(max_tokens=3)
+    said = {"role": "user", "content": "Hi"}
+    expected = llm.generate([Message("user", "Hi")], params)
+    assert llm.generate([said], params) == expected
+    assert llm.generate([[said]], params) == expected
+    with pytest.raises(ChatError, match=r"prompt 1: .*role"):
+        llm.generate([[said], [{"content": "Hi"}]], params)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"bad_words": ((5, 2**30),)}, {"stop_token_ids": (2**30,)}, {"logit_bias": {2**30: 1.0}}],
+)
+def test_settings_name_tokens_that_there_are(llm, setting):
+    words = rf"prompt 0: {next(iter(setting))} names token 1073741824, but the ids are 0 to "
+    with pytest.raises(ConfigError, match=words):
+        llm.generate("a", SamplingParams(**setting))
+    with pytest.raises(ConfigError, match=r"holds token -1, but the model knows 0 to \d+: give"):
+        llm.generate([-1, 2])
+
+
+def test_a_smaller_model_guesses(llm):
+    config = EngineConfig(num_blocks=64, speculation=SpeculationConfig(method="model"))
+    params = SamplingParams(max_tokens=8, temperature=0)
+    with LLM(llm.loaded, config, draft_model="v3-tiny") as guessing:
+        [found] = guessing.generate([[5, 6, 7]], params)
+        assert guessing.engine.metrics()["spec_decode_num_accepted_tokens"] > 0
+    [plain] = llm.generate([[5, 6, 7]], params)
+    assert found.outputs[0].token_ids == plain.outputs[0].token_ids
+
+
 def test_what_cannot_work_says_why(llm):
     cases = [
         (["a", "b"], [SamplingParams()], "2 prompts and 1 params"),
@@ -107,6 +171,31 @@ def test_what_cannot_work_says_why(llm):
             llm.generate(prompts, params)
     with pytest.raises(ConfigError, match="loaded already"):
         LLM(llm.loaded, device="cpu")
+
+
+@pytest.mark.parametrize("ask", [LLM.generate, LLM.score])
+def test_a_prompt_that_cannot_work_is_named_before_anything_is_computed(llm, ask):
+    steps = llm.engine.metrics()["num_steps"]
+    with pytest.raises(ConfigError, match=r"prompt 7: .*context"):
+        ask(llm, [[5, 6]] * 7 + [[5] * 100_000])
+    assert llm.engine.metrics()["num_steps"] == steps
+    llm.engine.check()
+
+
+def test_prompts_are_scored_together(llm):
+    prompts = [[place, 5, 6] for place in range(20, 23)]
+    steps = llm.engine.metrics()["num_steps"]
+    together = llm.score(prompts, logprobs=2)
+    assert llm.engine.metrics()["num_steps"] == steps + 1
+    for prompt, found in zip(prompts, together, strict=True):
+        [alone] = llm.score([prompt], logprobs=2)
+        assert [s.logprob for s in found] == pytest.approx([s.logprob for s in alone], abs=1e-5)
+
+
+@pytest.mark.parametrize("logprobs", [-1, 21, 10**9])
+def test_scores_have_a_number_of_alternatives(llm, logprobs):
+    with pytest.raises(ConfigError, match=r"logprobs is -?[0-9]+; it must be from 0 to 20"):
+        llm.score([[1, 2]], logprobs)
 
 
 def test_the_likeliest_tokens_are_returned_beside_greedy_ones(llm):

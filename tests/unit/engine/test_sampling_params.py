@@ -116,3 +116,10 @@ def test_processors_are_what_was_asked_for() -> None:
     ]
     with pytest.raises(ConfigError, match="thinking_token_budget has no effect"):
         of_params(asked, stop_ids=[1])
+
+
+def test_a_bias_out_of_json_has_its_ids_as_strings() -> None:
+    assert SamplingParams(logit_bias={"99999": 1}).logit_bias == ((99999, 1.0),)
+    for wrong in ("a", "-1", "1.0", "9" * 5000, "\u0663"):
+        with pytest.raises(ValidationError, match="logit_bias"):
+            SamplingParams(logit_bias={wrong: 1})
