@@ -72,8 +72,10 @@ class Static:
             self.long[prompt] = cache = DynamicCache(config=self.model.config)
             for piece_BT in ids_BT.split(CHUNK_TOKENS, dim=1):
                 self.model(piece_BT, past_key_values=cache, logits_to_keep=1)
-        self.long[prompt].crop(len(prompt))
-        return self.long[prompt]
+        cache = self.long[prompt]
+        if behind := cache.get_seq_length() - len(prompt):
+            cache.crop(-behind)
+        return cache
 
     def _next(self, logits_BW: Tensor) -> Tensor:
         temperature = self.rows[0][1].temperature
