@@ -249,7 +249,7 @@ def test_an_error_costs_its_line_alone(talk, type_, script, capsys):
 def test_a_line_that_is_no_text_costs_itself_alone(script, monkeypatch, capsys):
     script.answers = ["a", "b"]
     monkeypatch.setattr(
-        "sys.stdin", pipe("Où\r\nbad \xff\n".encode("latin-1") + "Où\r\nWal".encode())
+        "sys.stdin", pipe("O\xf9\r\nbad \xff\n".encode("latin-1") + "O\xf9\r\nWal".encode())
     )
     with pytest.raises(SystemExit) as ended:
         chat(ChatConfig(model="v3-tiny"))
@@ -257,7 +257,7 @@ def test_a_line_that_is_no_text_costs_itself_alone(script, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert err.count("ziphius: error: a line is not UTF-8 text: ") == 2
     assert out.count("to the first token") == 2
-    assert "Où<" in script.prompts[0]
+    assert "O\xf9<" in script.prompts[0]
 
 
 def test_ctrl_c_at_the_prompt_asks_and_ctrl_d_leaves(type_):
