@@ -71,13 +71,19 @@ def test_closed_input_is_empty_input(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "locale"),
-    [("chat v3-tiny", "C"), ("chat v3-tiny", ""), ("generate v3-tiny -", "C")],
+    ("command", "locale", "code", "complaint"),
+    [
+        ("chat v3-tiny", "C", 1, "a line is not UTF-8 text"),
+        ("chat v3-tiny", "", 1, "a line is not UTF-8 text"),
+        ("generate v3-tiny -", "C", 2, "standard input is not UTF-8 text"),
+    ],
 )
-def test_input_is_utf8_in_every_locale(command: str, locale: str) -> None:
+def test_input_is_utf8_in_every_locale(
+    command: str, locale: str, code: int, complaint: str
+) -> None:
     result = shell(f"printf '\\xff\\xfe\\n' | z {command}", LC_ALL=locale)
-    assert result.returncode == 2
-    assert "standard input is not UTF-8 text" in result.stderr
+    assert result.returncode == code
+    assert complaint in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -401,7 +401,7 @@ def test_cpu_time_and_memory_are_told_apart(
     ):
         script.write_text(real.replace("    matcher = ", f"    {endless}\n    matcher = ", 1))
         with (
-            GrammarCompiler(tokenizer, tokenizer.eos_ids, Limits(1, memory=2**29)) as compiler,
+            GrammarCompiler(tokenizer, tokenizer.eos_ids, Limits(1, 300.0, 2**29)) as compiler,
             pytest.raises(ConfigError, match=complaint),
         ):
             compiler.compile(StructuredOutputs(regex="a"))
