@@ -127,7 +127,7 @@ def measure(arm: str, folder: Path, dtype: Asked) -> dict[str, Any]:
     serving = model_cost(config, context=PROMPT + ANSWER, dtype=word).memory
     said = {
         "load": serving.weights,
-        "generate": serving.serve,
+        "generate": serving.serve + serving.packed,
         "lora": adapter_memory(config, tokens=SEQ_LEN, dtype=word, rank=RANK).train,
     }[arm]
     wide = [tensor for tensor in model_tensors(model).values() if tensor.dtype == torch.float32]

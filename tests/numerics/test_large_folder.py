@@ -30,8 +30,9 @@ def test_a_bfloat16_folder_is_used_without_a_float32_copy(tmp_path: Path) -> Non
         # A process holds 50 MiB of libraries more than it did after its imports, which counts in
         # so small a model: 1.2 for loading, 1.0 for training.
         assert 0.9 < figures["ratio"] < 1.4, (arm, figures)
-        if arm != "lora":  # a float32 copy would be twice the model, which is 2 bytes a number
-            assert figures["peak"] < 3 * numbers, (arm, figures)
+    # A float32 copy would be twice the model, which is 2 bytes a number; a program has a copy too.
+    assert arms["load"]["peak"] < 3 * numbers, arms["load"]
+    assert arms["generate"]["peak"] < 5 * numbers, arms["generate"]
     assert arms["load"]["float32_numbers"] == arms["generate"]["float32_numbers"] == 0
     adapters = arms["lora"]["numbers"] - numbers
     assert arms["lora"]["float32_numbers"] == adapters < 0.02 * numbers

@@ -205,6 +205,7 @@ def _memory_table(result: ModelCost, adapters: AdapterMemory) -> Table:
         ("  weights", memory.weights),
         ("  cache", memory.cache),
         ("  working set of a prefill", memory.working),
+        ("  on a CPU besides, packed", memory.packed),
         ("train with AdamW", memory.train),
         ("  float32 masters and copies", memory.masters),
         ("  gradients", memory.gradients),

@@ -93,6 +93,8 @@ class Memory:
     cache: int
     working: int
     serve: int
+    packed: int
+    """On a CPU besides, while a native program runs it: its own copy of all matrices."""
     masters: int
     gradients: int
     moments: int
@@ -299,6 +301,8 @@ def _memory(
         "cache": sum(spec.numbers for spec in cache_specs(config)) * size * tokens,
         "working": _working_bytes(config, tokens, batch, size),
     }
+    # Embeddings are read where they lie, but multiplied by as a head.
+    looked_up = 0 if config.tie_word_embeddings else parameters.embedding
     training = {
         # Float32 masters; autocast keeps a copy of a matrix in the smaller dtype beside them,
         # except of routed experts, whose kernel reads the masters.
@@ -310,7 +314,13 @@ def _memory(
         + 8 * config.vocab_size * config.hidden_size
         + int(HOLES * tokens * activation_bytes(config, size)),
     }
-    return Memory(**serving, serve=sum(serving.values()), **training, train=sum(training.values()))
+    return Memory(
+        **serving,
+        serve=sum(serving.values()),
+        packed=(parameters.main - looked_up) * size,
+        **training,
+        train=sum(training.values()),
+    )
 
 
 def _working_bytes(config: ModelConfig, tokens: int, batch: int, size: int) -> int:
