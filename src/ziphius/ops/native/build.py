@@ -111,7 +111,7 @@ def _build(sources: Sequence[Path], compiler: str, flags: Sequence[str], path: P
     Returns:
         Why it failed, or None.
     """
-    print("Compiling kernels for this CPU: some 10 seconds, once.", file=sys.stderr)
+    print("Compiling kernels for this CPU: some 15 seconds, once.", file=sys.stderr)
     # Those with the most headers take the longest: they go first, so that none is left alone.
     order = sorted(sources, key=lambda source: -source.read_text().count('#include "'))
     with TemporaryDirectory(prefix="ziphius-") as folder, ThreadPoolExecutor(_cores()) as pool:
